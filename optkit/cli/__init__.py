@@ -1,0 +1,103 @@
+"""The command line: one click command per file, imported when it is invoked, so that `optkit --help` loads only click."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+_COMMANDS = {
+    "convert": "Make every artifact of a recipe, and prove each one.",
+    "plan": "Draw what a recipe would do; runs nothing.",
+    "init": "Look at a model and write a recipe for it.",
+    "check": "Compare two artifacts on data.",
+    "verify": "Prove delivered folders again, on this machine.",
+    "inspect": "Say what is in a model file.",
+    "passes": "List the passes, or explain one.",
+    "schema": "Print the JSON Schema of a recipe.",
+    "doctor": "Say what is installed here, and what is broken.",
+    "replay": "Run one recorded step again.",
+    "completion": "Print a shell completion script.",
+}
+"""Every command and its one line of help: the files are opened only when a command is invoked."""
+
+
+class Commands(click.Group):
+    """A group whose commands live in `optkit.cli.NAME` as `command`; its `main` never shows a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands, in the order in which one meets them."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, or None."""
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"optkit.cli.{cmd_name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, with the nearest name where there is none of that name."""
+        if args[0] not in _COMMANDS and not args[0].startswith("-"):
+            from optkit.errors import UserError, did_you_mean
+
+            raise UserError(f"there is no command {args[0]!r}", hint=did_you_mean(args[0], _COMMANDS))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table of commands, from the short texts alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        """Run a command line and exit with its code; every error is drawn here."""
+        try:
+            code = super().main(args, prog_name or "optkit", complete_var, standalone_mode=False, **extra)
+            sys.stdout.flush()
+        except SystemExit:
+            raise
+        except BaseException as error:
+            from optkit.cli.failure import show
+
+            sys.exit(show(error, list(sys.argv[1:] if args is None else args)))
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from optkit.doctor import optkit_version
+
+        click.echo(f"optkit {optkit_version()}")
+        ctx.exit()
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version."
+)
+def cli() -> None:
+    """Convert, optimise and quantise trained models, and prove every step against the source model.
+
+    \b
+    Start:       optkit init MODEL, then optkit plan recipe.yaml, then optkit convert recipe.yaml
+    Exit codes:  0 all held, 1 a check did not hold, 2 wrong recipe or command, 3 a step failed,
+                 4 something is not installed, 70 a bug in optkit, 130 interrupted
+    """
+
+
+def main() -> NoReturn:
+    """The console script `optkit`."""
+    cli.main()

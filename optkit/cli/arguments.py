@@ -1,0 +1,200 @@
+"""The command line without a recipe: a model and some flags, made into the recipe they stand for."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optkit.errors import UserError
+
+RECIPE_SUFFIXES = (".yaml", ".yml")
+_INPUT_FORM = "NAME:dtype[dims], for example --input image:float32[batch,3,224,224]"
+
+
+def is_recipe(text: str) -> bool:
+    """Whether an argument names a recipe, not a model."""
+    return text.lower().endswith(RECIPE_SUFFIXES)
+
+
+def recipe_data(
+    model: str,
+    to: Sequence[str],
+    inputs: Sequence[str] = (),
+    dims: Sequence[str] = (),
+    data: str | None = None,
+    weights: str | None = None,
+) -> dict[str, Any]:
+    """The recipe that a model and flags stand for, as plain data; paths start from the working directory.
+
+    Raises UserError that names the flag to add or correct.
+    """
+    section = model_section(model, weights)
+    if not to:
+        from optkit.registry import formats
+
+        raise UserError("nothing says what to make of the model",
+                        hint=f"add --to FORMAT; one of: {', '.join(f for f in formats() if f != 'torch')}")
+    specs = dict(parse_input(text) for text in inputs)
+    if "torch" in section and not specs:
+        raise UserError("a torch model does not say what goes into it", hint=example_flags(section["torch"]))
+    ranges = dict(parse_dim(text) for text in dims)
+    named = list(dict.fromkeys(d for spec in specs.values() for d in spec["shape"] if isinstance(d, str)))
+    if missing := [name for name in named if name not in ranges]:
+        raise UserError(f"nothing says which sizes {', '.join(missing)} may take",
+                        hint=" ".join(f"--dim {name}=1:8:64" for name in missing) + " (smallest:typical:largest)")
+    recipe: dict[str, Any] = {
+        "version": 1,
+        "name": re.sub(r"[^A-Za-z0-9._-]+", "-", model_name(model)).strip("-.") or "model",
+        "model": section,
+        "data": {"judge": data_section(data, section)},
+        "check_on": "judge",
+        "steps": [{"id": target, "to": target} for target in dict.fromkeys(to)],
+        "deliver": list(dict.fromkeys(to)),
+    }
+    return recipe | ({"inputs": specs} if specs else {}) | ({"dims": ranges} if ranges else {})
+
+
+def model_name(model: str) -> str:
+    """What to call a model by its path or callable."""
+    place, colon, _ = model.rpartition(":")
+    if colon and (place.endswith(".py") or not Path(model).exists()):
+        return Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
+    return Path(model).absolute().stem
+
+
+def model_section(model: str, weights: str | None = None) -> dict[str, Any]:
+    """The `model:` section for a path or a callable. Raises UserError for what is no model optkit reads."""
+    place, colon, name = model.rpartition(":")
+    if colon and name.isidentifier() and (place.endswith(".py") or re.fullmatch(r"[A-Za-z_][\w.]*", place)):
+        return {"torch": model} | ({"weights": weights} if weights else {})
+    if weights:
+        raise UserError(f"--weights goes with FILE.py:NAME, and {model} is a file with weights of its own",
+                        hint="leave --weights out")
+    path = Path(model)
+    if not path.exists():
+        from optkit.errors import did_you_mean
+
+        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"there is no {model}", hint=did_you_mean(path.name, near, listing=False) or
+                        "name a recipe (.yaml), a model file, a Hugging Face folder or FILE.py:NAME")
+    if path.is_dir():
+        return _folder(path)
+    suffix = path.suffix.lower()
+    if suffix == ".py":
+        raise UserError(f"{model} does not say which callable returns the model", hint=f"{model}:build")
+    if kind := {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}.get(suffix):
+        return {kind: model}
+    if suffix in (".pt", ".pth") and _is_torchscript(path):
+        return {"torchscript": model}
+    if suffix in (".pt", ".pth", ".bin", ".safetensors"):
+        raise UserError(f"{model} holds weights or a pickled module, not a network that can be run as it is",
+                        hint=f"optkit convert FILE.py:build --weights {model}, FILE.py holding the code that builds it")
+    raise UserError(f"{model} is of no kind optkit reads",
+                    hint="a recipe (.yaml), .onnx, .xml, .pt2, a Hugging Face folder or FILE.py:NAME")
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    for name, kind in (("model.onnx", "onnx"), ("model.xml", "openvino")):
+        if (path / name).is_file():
+            return {kind: str(path / name)}
+    if (path / "config.json").is_file():
+        return {"huggingface": str(path)}
+    raise UserError(f"the folder {path} holds no model optkit knows",
+                    hint="a Hugging Face folder has a config.json; otherwise name the model's file")
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def parse_input(text: str) -> tuple[str, dict[str, Any]]:
+    """("image", {"shape": ["batch", 3, 224, 224], "dtype": "float32"}) of "image:float32[batch,3,224,224]"."""
+    from optkit.artifact import DTYPES
+    from optkit.errors import did_you_mean
+
+    match = re.fullmatch(r"\s*([^\[\]]+?)\s*\[([^\[\]]*)\]\s*", text)
+    if match is None:
+        raise UserError(f"--input {text}: this is no input", hint=_INPUT_FORM)
+    name, colon, dtype = match[1].rpartition(":")
+    if not colon:
+        name, dtype = match[1], "float32"
+    if dtype not in DTYPES:
+        raise UserError(f"--input {text}: there is no dtype {dtype!r}", hint=did_you_mean(dtype, DTYPES))
+    words = [word.strip() for word in match[2].split(",")] if match[2].strip() else []
+    if bad := [w for w in words if not (w.isdigit() or re.fullmatch(r"[A-Za-z_]\w*", w))]:
+        raise UserError(f"--input {text}: {bad[0]!r} is neither a size nor the name of a dim", hint=_INPUT_FORM)
+    return name.strip(), {"shape": [int(w) if w.isdigit() else w for w in words], "dtype": dtype}
+
+
+def parse_dim(text: str) -> tuple[str, dict[str, int]]:
+    """("batch", {"min": 1, "opt": 8, "max": 64}) of "batch=1:8:64"; "batch=1:64" leaves opt to optkit."""
+    match = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*=\s*(\d+)(?::(\d+))?(?::(\d+))?\s*", text)
+    if match is None:
+        raise UserError(f"--dim {text}: this is no range", hint="NAME=MIN:OPT:MAX, for example --dim batch=1:8:64")
+    name, *found = match.groups()
+    sizes = [int(n) for n in found if n is not None]
+    if sizes != sorted(sizes) or sizes[0] < 1:
+        raise UserError(f"--dim {text}: needs 1 <= smallest <= typical <= largest", hint=f"--dim {name}=1:8:64")
+    return name, {"min": sizes[0], "max": sizes[-1]} | ({"opt": sizes[1]} if len(sizes) == 3 else {})
+
+
+def data_section(spec: str | None, model: Mapping[str, Any] | None = None, samples: int = 32) -> dict[str, Any]:
+    """A dataset from one word: FILE.npz, FILE.jsonl, a folder of images, FILE.py:NAME, random:N; None is random.
+
+    A .jsonl is tokenised with the tokenizer of a Hugging Face `model`; its text is under the key "text".
+    """
+    kind, _, number = (spec or "random").partition(":")
+    if kind == "random" and (not number or number.isdigit()):
+        return {"random": int(number or samples)}
+    assert spec is not None
+    place, colon, name = spec.rpartition(":")
+    if colon and name.isidentifier() and not Path(spec).exists():
+        return {"python": spec}
+    path = Path(spec)
+    if path.is_dir():
+        return {"images": spec}
+    if path.suffix == ".npz":
+        return {"npz": spec}
+    if path.suffix == ".jsonl":
+        folder = (model or {}).get("huggingface")
+        if folder is None:
+            raise UserError(f"--data {spec}: texts need a tokenizer, and this model brings none",
+                            hint="write a recipe: data: {judge: {jsonl: FILE, tokenizer: FOLDER, text: text, max_length: 128}}")
+        return {"jsonl": spec, "tokenizer": folder, "text": "text", "max_length": 128}
+    raise UserError(f"--data {spec}: this is no data optkit reads",
+                    hint="FILE.npz, FILE.jsonl, a folder of images, FILE.py:NAME or random:32")
+
+
+def example_flags(factory: str) -> str:
+    """The flags a torch model needs, with its own argument names where its source file shows them."""
+    place = Path(factory.rpartition(":")[0])
+    names = forward_names(place, factory.rpartition(":")[2]) if place.suffix == ".py" else []
+    flags = " ".join(f"--input '{name}:float32[batch,3,224,224]'" for name in names or ["NAME"])
+    return f"add {flags} --dim batch=1:8:64, with the model's own dtypes and shapes"
+
+
+def forward_names(file: Path, factory: str) -> list[str]:
+    """The arguments of the model's `forward`, read from the source text; nothing is imported. [] when in doubt."""
+    import ast
+
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return []
+    forwards = {
+        item.name: [a.arg for a in method.args.args[1 : len(method.args.args) - len(method.args.defaults)]]
+        for item in ast.walk(tree) if isinstance(item, ast.ClassDef)
+        for method in item.body if isinstance(method, ast.FunctionDef) and method.name == "forward"
+    }  # fmt: skip
+    made = [
+        node.func.id for item in ast.walk(tree) if isinstance(item, ast.FunctionDef) and item.name == factory
+        for node in ast.walk(item) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]  # fmt: skip
+    used = [name for name in dict.fromkeys([*made, factory]) if name in forwards]
+    return forwards[used[0]] if len(used) == 1 else []

@@ -1,0 +1,64 @@
+"""What several commands share: reading a recipe into a plan, and options with one meaning everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from optkit.errors import OptkitError
+    from optkit.planning import Plan
+    from optkit.recipe import Recipe
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def overrides(command: F) -> F:
+    """The options that change what a recipe says."""
+    command = click.option("--only", multiple=True, metavar="STEP",
+                           help="Only this step and what it needs; repeatable.")(command)
+    return click.option("--set", "sets", multiple=True, metavar="KEY=VALUE",
+                        help="Override a value, such as steps.int8.with.per_channel=false; repeatable.")(command)
+
+
+def cache_option(command: F) -> F:
+    """Where results are kept."""
+    return click.option("--cache", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+                        help="The cache; default $OPTKIT_CACHE or ~/.cache/optkit.")(command)
+
+
+def json_option(command: F) -> F:
+    """Machine-readable output."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")(command)
+
+
+def quiet_option(command: F) -> F:
+    """No progress and no tables."""
+    return click.option("--quiet", "-q", is_flag=True, help="Print errors only.")(command)
+
+
+def read_plan(path: str, sets: Sequence[str], only: Sequence[str]) -> Plan:
+    """The plan of a recipe file, overridden and cut. Raises RecipeError or UserError."""
+    from optkit.planning import make_plan
+    from optkit.recipe import load_recipe
+
+    plan = make_plan(load_recipe(path, sets))
+    return plan.only(only) if only else plan
+
+
+def placed(error: OptkitError, recipe: Recipe) -> OptkitError:
+    """The error with its place in the recipe's file, where it names a key and not yet a place."""
+    if error.where is None and error.subject:
+        error.where = recipe.place_of(error.subject)
+    return error
+
+
+def relative(path: Path) -> str:
+    """The path as one would type it from the working directory."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd().resolve()))
+    except ValueError:
+        return str(path)

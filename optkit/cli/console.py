@@ -1,0 +1,183 @@
+"""Draws what is happening on standard error: a live display on a terminal, one plain line per event elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
+
+from optkit.cli.text import clean, has_colour, is_terminal, paint, seconds, width
+from optkit.events import Event, RunFinished, RunStarted, StepFinished, StepProgress, StepStarted
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+REFRESH_PER_SECOND = 8
+SAME_TEXT_SECONDS = 10.0  # without a terminal, a sentence that only counts on is repeated no more often
+
+STYLES = {"passed": "good", "failed": "bad", "error": "bad", "blocked": "warn", "waived": "warn", "deferred": "warn",
+          "skipped": "dim"}  # fmt: skip
+_PHASES = {"source": "reading the model", "data": "reading the data", "record": "running the source model",
+           "run": "running", "check": "checking"}  # fmt: skip
+
+
+@dataclass
+class _Running:
+    since: float
+    text: str
+    fraction: float | None = None
+
+
+@dataclass
+class Console:
+    """A listener for one run; use it as a context manager. Events may come from any thread.
+
+    passes: step id to the name of its pass, shown as it starts.
+    quiet: draw nothing at all. terminal: None looks at the stream.
+    """
+
+    stream: IO[str] = field(default_factory=lambda: sys.stderr)
+    quiet: bool = False
+    terminal: bool | None = None
+    passes: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._terminal = is_terminal(self.stream) if self.terminal is None else self.terminal
+        self._colour = has_colour(self.stream)
+        self._lock = threading.RLock()
+        self._start = time.monotonic()
+        self._running: dict[str, _Running] = {}
+        self._told: dict[str, tuple[str, float]] = {}
+        self._column = 6
+        self._done = self._total = 0
+        self._live: Any = None
+
+    def __enter__(self) -> Console:
+        if self._terminal and not self.quiet:
+            self._live = _live(self)
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        with self._lock:
+            self._running.clear()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def __call__(self, event: Event) -> None:
+        """Draw one event."""
+        if self.quiet:
+            return
+        with self._lock:
+            if isinstance(event, RunStarted):
+                self._total = len(event.steps)
+                self._column = min(24, max([6, *(width(clean(s)) for s in event.steps)]))
+                self._line("", f"{clean(event.name)}: {count(self._total, 'step')}")
+            elif isinstance(event, StepStarted):
+                self._started(event)
+            elif isinstance(event, StepProgress):
+                self._progress(event)
+            elif isinstance(event, StepFinished):
+                self._finished(event)
+            elif isinstance(event, RunFinished):
+                self._running.clear()
+
+    def _started(self, event: StepStarted) -> None:
+        text = _PHASES.get(event.phase, event.phase)
+        if event.phase == "run" and event.step in self.passes:
+            text = f"running {self.passes[event.step]}"
+        if event.phase == "check":
+            self._running.pop("source", None)  # checks start when the source model's answers are there
+        self._running[event.step] = _Running(time.monotonic(), clean(text))
+        if self._live is None:
+            self._line(event.step, f"{clean(text)} ...")
+
+    def _progress(self, event: StepProgress) -> None:
+        running = self._running.setdefault(event.step, _Running(time.monotonic(), ""))
+        running.text, running.fraction = clean(event.text), event.fraction
+        if self._live is not None:
+            return
+        now = time.monotonic()
+        told, when = self._told.get(event.step, ("", 0.0))
+        if told != running.text or now - when >= SAME_TEXT_SECONDS:
+            self._told[event.step] = (running.text, now)
+            self._line(event.step, running.text + percent(event.fraction))
+
+    def _finished(self, event: StepFinished) -> None:
+        self._running.pop(event.step, None)
+        self._done += 1
+        how = "cached" if event.cached else seconds(event.seconds)
+        text = f": {clean(why(event))}" if why(event) else ""
+        self._line(event.step, f"{paint(event.status, STYLES.get(event.status, ''), self._colour)}, {how}{text}")
+
+    def _line(self, step: str, text: str) -> None:
+        name = clean(step)
+        body = f"{name}{' ' * (self._column - width(name))}  {text}" if name else text
+        elapsed = time.monotonic() - self._start
+        line = f"[{elapsed:6.1f}s] {body}"
+        if self._live is not None:
+            from rich.text import Text
+
+            self._live.console.print(Text.from_ansi(line), soft_wrap=True)
+        else:
+            self.stream.write(line + "\n")
+            self.stream.flush()
+
+    def frame(self) -> Text:
+        """The live display's present content: each running step with the time it has taken so far."""
+        from rich.text import Text
+
+        now = time.monotonic()
+        out = Text(no_wrap=True, overflow="ellipsis")
+        with self._lock:
+            for step, running in self._running.items():
+                name = clean(step)
+                out.append(f"{now - running.since:7.1f}s  ", "dim")
+                out.append(f"{name}{' ' * (self._column - width(name))}  ", "cyan")
+                out.append(running.text + percent(running.fraction) + "\n")
+            out.append(f"{self._done} of {count(self._total, 'step')}, {seconds(now - self._start)}", "dim")
+        return out
+
+
+def why(event: StepFinished) -> str:
+    """The reason of a status in one line: the error, the first bound that does not hold, or the step it waits for."""
+    if event.status == "failed":
+        from optkit.reports.rows import broken
+
+        return next((f"{case['name']}: {reason}" for case, reason in broken(event.data)), event.text)
+    if event.status == "blocked" and event.text:
+        return f"{event.text} did not succeed"
+    return event.text.partition("\n")[0]
+
+
+class _Frame:
+    """What rich asks for a new picture, some times a second."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def __rich__(self) -> Text:
+        return self._console.frame()
+
+
+def _live(console: Console) -> Any:
+    from rich.console import Console as RichConsole
+    from rich.live import Live
+
+    drawn_on = RichConsole(file=console.stream, force_terminal=True, highlight=False, markup=False, emoji=False)
+    return Live(_Frame(console), console=drawn_on, refresh_per_second=REFRESH_PER_SECOND, transient=True,
+                redirect_stdout=False, redirect_stderr=False)  # fmt: skip
+
+
+def percent(fraction: float | None) -> str:
+    """ " 40%" of 0.4, "" of None."""
+    return "" if fraction is None else f" {min(max(fraction, 0.0), 1.0):.0%}"
+
+
+def count(number: int, word: str) -> str:
+    """ "1 step", "2 steps"."""
+    return f"{number} {word}" + ("" if number == 1 else "s")

@@ -1,0 +1,118 @@
+"""`optkit convert`: run a recipe, or what a model and flags stand for; deliver what was proven."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from optkit.cli.common import cache_option, json_option, overrides, placed, quiet_option, relative
+
+if TYPE_CHECKING:
+    from optkit.planning import Plan
+    from optkit.report import Report
+
+
+@click.command("convert")
+@click.argument("model", metavar="RECIPE|MODEL")
+@click.option("--to", multiple=True, metavar="FORMAT", help="Without a recipe: a format to make; repeatable.")
+@click.option("--input", "inputs", multiple=True, metavar="NAME:DTYPE[DIMS]",
+              help="Without a recipe: an input, such as image:float32[batch,3,224,224]; repeatable.")
+@click.option("--dim", "dims", multiple=True, metavar="NAME=MIN:OPT:MAX",
+              help="Without a recipe: the sizes of a named dim, such as batch=1:8:64; repeatable.")
+@click.option("--data", metavar="SPEC",
+              help="Without a recipe: samples to judge on: FILE.npz, FILE.jsonl, a folder of images, FILE.py:NAME or "
+                   "random:32 (the default, which proves little).")
+@click.option("--weights", metavar="FILE", help="Without a recipe: the weights of FILE.py:NAME.")
+@overrides
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+              help="Where deliveries go; default: build/NAME.")
+@cache_option
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Steps at a time; default: one per core, at most 4.")
+@json_option
+@quiet_option
+def command(
+    model: str, to: tuple[str, ...], inputs: tuple[str, ...], dims: tuple[str, ...], data: str | None,
+    weights: str | None, sets: tuple[str, ...], only: tuple[str, ...], out: Path | None, cache: Path | None,
+    jobs: int | None, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    r"""Make every artifact of a recipe, prove each against the source model, and deliver those that hold.
+
+    \b
+    optkit convert recipe.yaml
+    optkit convert model.onnx --to openvino --data samples.npz
+    optkit convert net.py:build --weights net.safetensors --to onnx --to openvino \
+        --input image:float32[batch,3,224,224] --dim batch=1:8:64 --data samples.npz
+
+    Writes DIR/STEP for each delivery, DIR/report.json and DIR/report.md. With --json the report goes to standard output.
+    """
+    flags = {"to": to, "inputs": inputs, "dims": dims, "data": data, "weights": weights}
+    plan = make(model, flags, sets, only)
+    out = out or Path("build") / plan.recipe.name
+    report = run(plan, out, cache, jobs, quiet)
+    if as_json:
+        click.echo(report.to_json(), nl=False)
+    summarise(report, out, quiet)
+    if report.exit_code:
+        raise click.exceptions.Exit(report.exit_code)
+
+
+def make(model: str, flags: Mapping[str, Any], sets: tuple[str, ...], only: tuple[str, ...]) -> Plan:
+    """The plan of a recipe file, or of a model and the flags that stand for one. Raises UserError."""
+    from optkit.cli.arguments import is_recipe, recipe_data
+    from optkit.cli.common import read_plan
+    from optkit.errors import UserError
+    from optkit.planning import make_plan
+    from optkit.recipe import recipe_of
+    from optkit.yamlread import Document, set_value
+
+    if is_recipe(model):
+        if given := [f"--{name.removesuffix('s') if name in ('inputs', 'dims') else name}"
+                     for name, value in flags.items() if value]:
+            raise UserError(f"{', '.join(given)} has no place beside a recipe, which says it itself",
+                            hint="change the recipe, or override a value with --set")
+        return read_plan(model, sets, only)
+    document = Document(recipe_data(model, **flags), None)
+    for assignment in sets:
+        set_value(document, assignment)
+    plan = make_plan(recipe_of(document, Path.cwd()))
+    return plan.only(only) if only else plan
+
+
+def run(plan: Plan, out: Path, cache: Path | None, jobs: int | None, quiet: bool) -> Report:
+    """Execute a plan under a console, and write its report.md beside its report.json."""
+    from optkit.cache import Cache
+    from optkit.cli.console import Console
+    from optkit.errors import OptkitError
+    from optkit.execute import execute
+    from optkit.report import write_atomically
+    from optkit.reports.markdown import render
+
+    try:
+        with Console(quiet=quiet, passes={s.id: s.use.name for s in plan.steps}) as console:
+            report = execute(plan, out=out, cache=Cache(cache), jobs=jobs, listen=console)
+    except OptkitError as error:
+        raise placed(error, plan.recipe) from None
+    write_atomically(out / "report.md", render(report.data))
+    return report
+
+
+def summarise(report: Report, out: Path, quiet: bool) -> None:
+    """Print on standard error what was delivered, what went wrong and where the reports are; errors only if `quiet`."""
+    from optkit.cli.summary import deliveries_table, synthetic_note, verdict_line, wrongs
+
+    if not quiet:
+        click.echo("\n" + verdict_line(report.data, sys.stderr), err=True)
+        if drawn := deliveries_table(report.data, sys.stderr):
+            click.echo("\n" + drawn, err=True)
+    for text in wrongs(report.data, sys.stderr):
+        click.echo("\n" + text if not quiet else text, err=True)
+    if not quiet:
+        if note := synthetic_note(report.data):
+            click.echo("\n" + note, err=True)
+        click.echo(f"\nreport: {relative(out / 'report.md')}, {relative(out / 'report.json')}", err=True)
+    if report.exit_code == 130:
+        click.echo("interrupted", err=True)

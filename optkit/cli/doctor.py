@@ -1,0 +1,84 @@
+"""`optkit doctor`: what is installed here, what is broken, and what it can run on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from optkit.cli.text import Cell, clean, is_terminal, size, table
+
+_STYLES = {"ok": "good", "other version": "warn", "broken": "bad", "not installed": "dim"}
+
+
+@click.command("doctor")
+@click.option(
+    "--require",
+    "required",
+    multiple=True,
+    metavar="NAME",
+    help="Exit 4 unless this package, or all of this extra, works; repeatable.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(required: tuple[str, ...], as_json: bool) -> None:
+    """Say what is installed here, and what is broken.
+
+    Imports each package in a child process. Exits 0 when optkit's own needs are met; a backend is needed only by who
+    uses it, so name those you need with --require.
+    """
+    import json
+
+    from optkit.doctor import examine, unmet
+
+    live = is_terminal(sys.stderr)
+
+    def tell(name: str) -> None:
+        if live:
+            click.echo(f"\r\x1b[Kimporting {name} ...", err=True, nl=False)
+
+    try:
+        report = examine(tell)
+    finally:
+        if live:
+            click.echo("\r\x1b[K", err=True, nl=False)
+    problems = [*report["problems"], *unmet(report, required)]
+    click.echo(json.dumps({**report, "problems": problems, "ok": not problems}, indent=1) if as_json else draw(report))
+    if problems:
+        click.echo("\n".join(f"problem: {clean(p)}" for p in problems), err=True)
+        raise click.exceptions.Exit(4)
+
+
+def draw(report: Mapping[str, Any]) -> str:
+    """The report of `optkit.doctor.examine` as text."""
+    python, machine, cache = report["python"], report["machine"], report["cache"]
+    facts = [
+        ("optkit", report["optkit"]),
+        ("Python", f"{python['version']} ({python['executable']}), needs {python['expected']}"),
+        ("machine", f"{machine['processor']}, {machine['cores']} cores, {size(machine['memory_bytes'])} memory"),
+        ("system", machine["platform"]),
+        ("cache", f"{cache['path']}, {size(cache['free_bytes'])} free"),
+        *((f"on {p['name']}", devices(p["devices"])) for p in report["packages"] if p["devices"] is not None),
+    ]
+    rows = [
+        (p["name"], ", ".join(p["extras"]) or ("optkit itself" if p["base"] else "-"), p["version"] or "-",
+         p["expected"] or "any", Cell(p["status"], _STYLES[p["status"]]), said(p))
+        for p in report["packages"]
+    ]  # fmt: skip
+    head = ("package", "extra", "installed", "expected", "status", "")
+    return f"{table((), facts, sys.stdout)}\n\n{table(head, rows, sys.stdout)}"
+
+
+def said(package: Mapping[str, Any]) -> str:
+    """What is wrong with a package and what puts it right; "" when nothing is."""
+    if package["status"] == "other version":
+        return f"works; optkit is tested with {package['expected'].removeprefix('==')}"
+    return "; ".join(text for text in (package["error"], package["install"]) if text)
+
+
+def devices(found: Any) -> str:
+    """The devices a package named, in one line."""
+    if isinstance(found, dict):
+        return ", ".join(f"{name} ({full})" for name, full in found.items()) or "no device"
+    return ", ".join(map(str, found)) or "no CUDA device"

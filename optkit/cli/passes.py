@@ -1,0 +1,113 @@
+"""`optkit passes`: every pass there is, or one with its options and an example."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from optkit.cli.common import json_option
+from optkit.cli.text import Cell, clean, has_colour, paint, table
+
+if TYPE_CHECKING:
+    from optkit.plugin import Pass
+
+
+@click.command("passes")
+@click.argument("name", required=False)
+@json_option
+def command(name: str | None, as_json: bool) -> None:
+    """List the passes, or explain the one called NAME: its options, and a step that uses it."""
+    import json
+
+    from optkit.registry import get_pass, passes
+
+    if name is not None:
+        found = get_pass(name)
+        click.echo(json.dumps(as_data(found), indent=1) if as_json else explain(found))
+    elif as_json:
+        click.echo(json.dumps([as_data(p) for p in passes().values()], indent=1))
+    else:
+        rows = [(p.name, f"{p.source} -> {p.target}", Cell(p.fidelity, "warn" if p.fidelity == "lossy" else ""),
+                 data_text(p), p.summary) for p in passes().values()]
+        click.echo(table(("pass", "turns", "fidelity", "data", ""), rows, sys.stdout))
+        click.echo("\noptkit passes NAME explains one; `to: FORMAT` in a recipe finds conversions by itself")
+
+
+def data_text(use: Pass) -> str:
+    """Whether a pass is fitted on data."""
+    return "depends" if callable(use.needs_data) else "needed" if use.needs_data else ""
+
+
+def as_data(use: Pass) -> dict[str, Any]:
+    """A pass as JSON data, its options as JSON Schema."""
+    needs = "depends on its options" if callable(use.needs_data) else use.needs_data
+    return {
+        "name": use.name, "version": use.version, "source": use.source, "target": use.target, "summary": use.summary,
+        "fidelity": use.fidelity, "precision": use.precision, "needs_data": needs, "tools": list(use.tools),
+        "timeout_seconds": use.timeout_seconds, "options": use.options.model_json_schema(by_alias=True),
+    }  # fmt: skip
+
+
+def explain(use: Pass) -> str:
+    """A pass, its options and an example step, as text."""
+    facts = [("turns", f"{use.source} into {use.target}"), ("fidelity", use.fidelity)]
+    if use.precision:
+        facts.append(("computes in", use.precision))
+    if use.needs_data:
+        facts.append(("fits on data", "depends on its options" if callable(use.needs_data) else "yes, name it with data:"))
+    facts.append(("needs", ", ".join(use.tools) or "nothing but optkit"))
+    parts = [f"{paint(use.name, 'bold', has_colour(sys.stdout))}: {clean(use.summary)}",
+             table((), facts, sys.stdout, indent=2)]
+    rows = option_rows(use)
+    parts.append(table(("option", "type", "default", "meaning"), rows, sys.stdout, indent=2) if rows
+                 else "  It has no options.")
+    return "\n\n".join([*parts, example(use)])
+
+
+def option_rows(use: Pass) -> list[tuple[str, str, str, str]]:
+    """Name, type, default and meaning of each option."""
+    import json
+
+    schema = use.options.model_json_schema(by_alias=True)
+    required = schema.get("required", [])
+    return [
+        (name, type_text(field, schema), "required" if name in required else json.dumps(field.get("default")),
+         field.get("description", ""))
+        for name, field in schema.get("properties", {}).items()
+    ]  # fmt: skip
+
+
+def type_text(field: dict[str, Any], root: dict[str, Any]) -> str:
+    """A JSON Schema type in words: "integer >= 1", "minmax | entropy", "list of text"."""
+    if "$ref" in field:
+        return type_text(root["$defs"][field["$ref"].rpartition("/")[2]], root)
+    if "enum" in field or "const" in field:
+        return " | ".join(str(v) for v in field.get("enum", [field.get("const")]))
+    if choices := field.get("anyOf") or field.get("oneOf"):
+        return " | ".join(dict.fromkeys(type_text(c, root) for c in choices))
+    kind = field.get("type")
+    limits = "".join(f" {sign} {field[key]:g}" for key, sign in (
+        ("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<")) if key in field)
+    if kind == "array":
+        items = field.get("items") or next(iter(field.get("prefixItems", [])), {})
+        return f"list of {type_text(items, root)}"
+    return {"string": "text", "object": "mapping", "boolean": "true | false"}.get(str(kind), str(kind or "any")) + limits
+
+
+def example(use: Pass) -> str:
+    """A step of a recipe that uses the pass."""
+    import json
+
+    parent = "source" if use.source == "torch" else f"STEP_THAT_GIVES_{use.source.upper()}"
+    lines = ["steps:", f"  - id: {use.name.rpartition('.')[2].removeprefix('to_')}", f"    from: {parent}",
+             f"    use: {use.name}"]
+    if use.needs_data:
+        lines.append("    data: fit" + ("  # where its options need it" if callable(use.needs_data) else ""))
+    if use.fidelity == "lossy":
+        lines.append('    check: ["cosine >= 0.99"]')
+    schema = use.options.model_json_schema(by_alias=True)
+    for name, field in list(schema.get("properties", {}).items())[:1]:
+        lines.append(f"    with: {{{name}: {json.dumps(field['default']) if 'default' in field else '...'}}}")
+    return "\n".join(lines)

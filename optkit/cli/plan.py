@@ -1,0 +1,125 @@
+"""`optkit plan`: what a recipe would do, drawn as a tree. Opens no model and imports no backend."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from optkit.cli.common import cache_option, json_option, overrides, read_plan
+from optkit.cli.text import Cell, can_draw, clean, table
+
+if TYPE_CHECKING:
+    from optkit.planning import Check, Plan, Step
+
+_FIDELITY = {"exact": "", "rounding": "", "lossy": "warn"}
+_LINES, _ASCII = ("├─ ", "└─ ", "│  ", "   "), ("|- ", "`- ", "|  ", "   ")
+
+
+@click.command("plan")
+@click.argument("recipe", metavar="RECIPE")
+@overrides
+@cache_option
+@json_option
+def command(recipe: str, sets: tuple[str, ...], only: tuple[str, ...], cache: Path | None, as_json: bool) -> None:
+    """Draw what a recipe would do: its steps, what each is judged by, and what the cache has.
+
+    Finds every mistake that can be found without opening the model. Runs nothing.
+    """
+    import json
+
+    plan = read_plan(recipe, sets, only)
+    known = cached(plan, cache)
+    click.echo(json.dumps(as_data(plan, known), indent=1, ensure_ascii=False) if as_json else draw(plan, known))
+
+
+def cached(plan: Plan, root: Path | None) -> Mapping[str, bool | None]:
+    """Per step whether its result is in the cache; a cache that is not there is not made."""
+    from optkit.cache import Cache, default_root
+
+    root = root or default_root()
+    if not (root / "entries").is_dir():
+        return {step.id: False for step in plan.steps}
+    from optkit.execute import cached_steps
+
+    return cached_steps(plan, Cache(root))
+
+
+def draw(plan: Plan, known: Mapping[str, bool | None]) -> str:
+    """The plan as a tree with its source at the root."""
+    recipe = plan.recipe
+    marks = _LINES if can_draw(sys.stdout, "".join(_LINES)) else _ASCII
+    rows: list[list[str | Cell]] = [["source", recipe.source_format, "", "", "", "", source_text(plan)]]
+    for step, branch in walk(plan, "source", "", marks):
+        rows.append([
+            branch + clean(step.id),
+            step.use.name,
+            Cell(step.use.fidelity, _FIDELITY[step.use.fidelity]),
+            step.data or "",
+            Cell("deliver", "name") if step.id in plan.deliver else "",
+            {True: Cell("cached", "good"), False: "to run", None: "unknown"}[known.get(step.id)],
+            check_text(step),
+        ])  # fmt: skip
+    delivered, run = len(plan.deliver), sum(not known.get(s.id) for s in plan.steps)
+    foot = (f"{clean(recipe.name)}: {len(plan.steps)} steps, {run} to run, {delivered} to deliver; "
+            f"checks run on {clean(recipe.check_on)}")
+    head = ("step", "pass", "fidelity", "fit on", "", "", "check")
+    return f"{table(head, rows, sys.stdout)}\n\n{foot}"
+
+
+def walk(plan: Plan, parent: str, prefix: str, marks: tuple[str, ...]) -> Iterator[tuple[Step, str]]:
+    """Every step below `parent`, depth first, with the branches drawn before its name."""
+    children = plan.children(parent)
+    for number, step in enumerate(children):
+        last = number == len(children) - 1
+        yield step, prefix + marks[1 if last else 0]
+        yield from walk(plan, step.id, prefix + marks[3 if last else 2], marks)
+
+
+def source_text(plan: Plan) -> str:
+    """What the source is and what goes into it."""
+    model = plan.recipe.model.model_dump(by_alias=True)
+    inputs = ", ".join(map(str, plan.recipe.inputs))
+    return str(next(iter(model.values()))) + (f"; {inputs}" if inputs else "")
+
+
+def check_text(step: Step) -> str:
+    """What a step is judged by, in one line."""
+    if step.check.waived:
+        return f"waived: {step.check.waived}"
+    return bounds_text(step.check, step.id) + (", on the target" if step.on_target else "")
+
+
+def bounds_text(check: Check, step_id: str) -> str:
+    """The bounds, each inherited one with the step that stated it."""
+    if not check.bounds:
+        return f"default for {check.precision}"
+    return ", ".join(f"{bound}" + (f" (from {by})" if by != step_id else "")
+                     for bound, by in zip(check.bounds, check.stated_by, strict=True))
+
+
+def as_data(plan: Plan, known: Mapping[str, bool | None]) -> dict[str, Any]:
+    """The plan as JSON data."""
+    recipe = plan.recipe
+    return {
+        "name": recipe.name,
+        "source": {"format": recipe.source_format, "model": recipe.model.model_dump(mode="json", by_alias=True),
+                   "inputs": [t.to_json() for t in recipe.inputs]},
+        "dims": {name: dim.to_json() for name, dim in recipe.dims.items()},
+        "check_on": recipe.check_on,
+        "steps": [
+            {
+                "id": s.id, "pass": s.use.name, "parent": s.parent, "target": s.use.target, "fidelity": s.use.fidelity,
+                "implied": s.implied, "options": s.options_json(), "data": s.data, "on_target": s.on_target,
+                "timeout_seconds": s.timeout_seconds, "python": s.python, "cached": known.get(s.id),
+                "where": str(s.where) if s.where else None,
+                "check": {"bounds": [str(b) for b in s.check.bounds], "stated_by": list(s.check.stated_by),
+                          "precision": s.check.precision, "lossy": s.check.lossy, "waived": s.check.waived},
+            }
+            for s in plan.steps
+        ],
+        "deliver": list(plan.deliver),
+    }  # fmt: skip

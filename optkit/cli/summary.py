@@ -1,0 +1,93 @@
+"""A finished run in a few lines: its verdict, its deliveries, and what went wrong with one thing to try."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from optkit.cli.common import relative
+from optkit.cli.console import STYLES
+from optkit.cli.failure import remedy as remedy_lines
+from optkit.cli.text import Cell, clean, has_colour, paint, seconds, size, table
+from optkit.reports.rows import broken, cost, deliveries, remedy, verdict
+
+MOST_REASONS = 5  # of a failed check; the report has them all
+
+Data = Mapping[str, Any]
+
+
+def verdict_line(report: Data, stream: IO[str]) -> str:
+    """ "digits: all 4 deliveries hold (12.3 s)"."""
+    style = "good" if report["exit_code"] == 0 else "bad"
+    return f"{paint(clean(verdict(report)), style, has_colour(stream))} ({seconds(report.get('seconds'))})"
+
+
+def deliveries_table(report: Data, stream: IO[str]) -> str:
+    """The deliveries, one per line; "" when there are none."""
+    rows = [
+        (d.step, d.format, size(d.size_bytes), Cell(d.status, STYLES.get(d.status, "")), d.parity or "-",
+         seconds(d.seconds) if not d.cached else "cached", relative(Path(d.path)) if d.path else "-")
+        for d in deliveries(report)
+    ]  # fmt: skip
+    return table(("delivery", "format", "size", "status", "worst parity", "time", "folder"), rows, stream) if rows else ""
+
+
+def synthetic_note(report: Data) -> str:
+    """A warning where the checks ran on synthetic samples; "" otherwise."""
+    made_up = [name for name, info in (report.get("data") or {}).items() if info.get("synthetic")]
+    if not made_up:
+        return ""
+    return (f"note: {clean(', '.join(made_up))} is random data, so this proves that the model runs and converts, not how "
+            "accurate it is;\n      judge on real samples with --data FILE.npz, or data: in a recipe")
+
+
+def wrongs(report: Data, stream: IO[str]) -> Iterator[str]:
+    """A few lines for each step that failed, and one for those that wait for it."""
+    steps = report.get("steps", [])
+    colour = has_colour(stream)
+    for step in steps:
+        if step["status"] == "error":
+            yield error_text(step, colour)
+        elif step["status"] == "failed":
+            yield failed_text(step, report, colour)
+        elif step["status"] == "deferred" and not step.get("on_target"):
+            yield head(step, "deferred, this machine cannot run its check", colour) + (
+                "\n  try: on_target: true on the step if that is meant, then optkit verify on the target")
+    blocked: dict[str, list[str]] = {}
+    for step in steps:
+        if step["status"] == "blocked":
+            blocked.setdefault(step.get("blocked_by") or "?", []).append(step["id"])
+    for cause, ids in blocked.items():
+        yield f"{paint('blocked', 'warn', colour)}: {clean(', '.join(ids))}, because {clean(cause)} did not succeed"
+
+
+def head(step: Data, what: str, colour: bool) -> str:
+    """The first lines about a step: what happened to it, and where it stands in the recipe."""
+    error = step.get("error") or {}
+    where = error.get("where") or step.get("where")
+    return (f"{paint(clean(step['id']), 'bold', colour)} {paint(what, 'bad', colour)}"
+            + (f"\n  at {clean(where)}" if where else ""))
+
+
+def error_text(step: Data, colour: bool) -> str:
+    """What stopped a step."""
+    error = step.get("error") or {}
+    doing = {"check": "could not be checked", "run": f"failed in {clean(step.get('pass'))}"}
+    first, *rest = clean(error.get("what", "no reason was given"), lines=True).splitlines() or [""]
+    lines = [head(step, doing.get(error.get("phase", ""), "failed"), colour), f"  {first}", *(f"  {x}" for x in rest)]
+    lines += [f"  {line}" for line in remedy_lines(error.get("hint", ""))]
+    if step.get("replay"):
+        lines.append(f"  again, alone: optkit replay {clean(relative(Path(step['replay'])))}")
+    return "\n".join(lines)
+
+
+def failed_text(step: Data, report: Data, colour: bool) -> str:
+    """Why a step's check does not hold."""
+    reasons = [f"{clean(case['name'])}: {clean(reason)}" for case, reason in broken(step)]
+    lines = [head(step, "failed its check", colour), *(f"  {r}" for r in reasons[:MOST_REASONS])]
+    if len(reasons) > MOST_REASONS:
+        lines.append(f"  and {len(reasons) - MOST_REASONS} more, in the report")
+    if lost := cost(step, report):
+        lines.append(f"  {clean(lost)}")
+    return "\n".join([*lines, f"  try: {clean(remedy(step))}"])

@@ -1,0 +1,116 @@
+"""Deliveries: a proven artifact in a folder of the user's, with the record that lets anyone prove it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optkit.artifact import Artifact, digest_file
+from optkit.errors import UserError
+from optkit.report import write_atomically
+
+RECORD = "optkit.json"
+VECTORS = "test-vectors.npz"
+SCHEMA = 1
+
+
+def prepare_folder(out: Path) -> None:
+    """Make `out`, or raise UserError when it cannot be written to."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".optkit-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"the output folder {out} cannot be written to: {error.strerror}",
+                        hint="name another with --out DIR") from error
+
+
+def clear(folder: Path) -> None:
+    """Remove an earlier delivery, so that nobody ships it for the one that failed. Others' folders are left alone."""
+    if (folder / RECORD).is_file():
+        shutil.rmtree(folder)
+
+
+def deliver(artifact: Artifact, folder: Path, *, step: Mapping[str, Any], chain: Sequence[Mapping[str, Any]],
+            run: Mapping[str, Any], vectors: Path | None) -> None:
+    """Copy a proven artifact to `folder` with its optkit.json and test vectors: whole, or not at all.
+
+    Files that are there already, unchanged since their delivery, are not copied again. Raises UserError when the folder
+    holds something that optkit did not put there.
+    """
+    record = {
+        "schema": SCHEMA,
+        "step": step["id"],
+        "format": artifact.format,
+        "main": artifact.path.name,
+        "digest": artifact.digest,
+        "signature": artifact.signature.to_json() if artifact.signature else None,
+        "preprocessing": {n: d.get("preprocessing") for n, d in run["data"].items()},
+        "status": step["status"],
+        "check": step["check"],
+        "vectors": VECTORS if vectors else None,
+        "provenance": {
+            "name": run["name"], "recipe": run["recipe"], "source": run["source"], "data": run["data"],
+            "environment": run["environment"],
+            "passes": [{"id": s["id"], "pass": s["pass"], "options": s["options"], "data": s["data"],
+                        "digest": s["artifact"]["digest"] if s["artifact"] else None} for s in chain],
+        },
+    }  # fmt: skip
+    sources = {name: artifact.path.parent / name for name in artifact.files}
+    if vectors:
+        sources[VECTORS] = vectors
+    if folder.exists() and not (folder / RECORD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is in the way: optkit did not make it", hint="move it, or name another --out DIR")
+    standing = _standing(folder, sources)
+    if standing is not None:
+        write_atomically(folder / RECORD, _text({**record, "files": standing}))
+        return
+    staged = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        staged.mkdir(parents=True)
+        files = {}
+        for name, path in sources.items():
+            target = staged / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+            shutil.copystat(path, target)
+            files[name] = {"size_bytes": target.stat().st_size, "mtime_ns": target.stat().st_mtime_ns,
+                           "sha256": digest_file(path)}
+        (staged / RECORD).write_text(_text({**record, "files": files}), encoding="utf-8")
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+            folder.rename(old)
+            staged.rename(folder)
+            shutil.rmtree(old)
+        else:
+            staged.rename(folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _standing(folder: Path, sources: Mapping[str, Path]) -> dict[str, Any] | None:
+    """The file records of a delivery whose files are copies of `sources` and unchanged, else None."""
+    try:
+        files = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
+        if set(files) != set(sources):
+            return None
+        for name, path in sources.items():
+            mine, theirs, was = (folder / name).stat(), path.stat(), files[name]
+            # copystat gave the copy its original's time stamp, so equal stamps and sizes tell an untouched copy.
+            if not mine.st_size == theirs.st_size == was["size_bytes"]:
+                return None
+            if not mine.st_mtime_ns == theirs.st_mtime_ns == was["mtime_ns"]:
+                return None
+        return dict(files)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _text(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n"

@@ -1,0 +1,339 @@
+"""What of optkit's environment is installed, what is broken, and what it can run on.
+
+Every package is imported in a child process of its own: a broken one may crash, hang or print.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+IMPORT_TIMEOUT_SECONDS = 120.0  # tensorflow's first import on a cold disk takes the better part of a minute
+
+# Where the import name is not the distribution's with "_" for "-".
+_MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
+
+# Not among optkit's extras, but used where they are there.
+_OTHERS = ("tensorflow", "tensorflow-cpu", "tensorrt")
+
+# What a package can say about the machine's devices: an expression over the imported module `m`.
+_DEVICES = {
+    "openvino": "{d: m.Core().get_property(d, 'FULL_DEVICE_NAME') for d in m.Core().available_devices}",
+    "onnxruntime": "m.get_available_providers()",
+    "torch": "[m.cuda.get_device_name(i) for i in range(m.cuda.device_count())] if m.cuda.is_available() else []",
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A distribution optkit knows. `spec`: the versions wanted, as in "==1.23.2".
+
+    extras: those of optkit's extras that bring it; empty for what optkit only uses where it is there. base: optkit
+    itself needs it.
+    """
+
+    name: str
+    spec: str
+    extras: tuple[str, ...] = ()
+    base: bool = False
+
+    @property
+    def module(self) -> str:
+        """The name to import."""
+        return _MODULES.get(self.name, self.name.replace("-", "_"))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A distribution as it was found.
+
+    status: "ok", "other version" (works, but optkit was tested with another), "broken" or "not installed".
+    devices: what the package says it can run on. install: the line that puts it right, "" where nothing is wrong.
+    """
+
+    name: str
+    extras: tuple[str, ...]
+    base: bool
+    expected: str
+    version: str | None
+    status: str
+    error: str = ""
+    install: str = ""
+    devices: Any = None
+
+
+def optkit_version() -> str:
+    """optkit's version, from its installed metadata or, in a checkout, from pyproject.toml."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("optkit")
+    except PackageNotFoundError:
+        return str(_pyproject().get("version", "unknown"))
+
+
+def _pyproject() -> dict[str, Any]:
+    import tomllib
+
+    file = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    try:
+        project: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+    except (OSError, KeyError, ValueError):
+        return {}
+    return project if project.get("name") == "optkit" else {}
+
+
+def requirements() -> tuple[list[str], str]:
+    """optkit's own requirements as PEP 508 lines, extras marked, and the Python versions it supports."""
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    try:
+        data = metadata("optkit")
+        return list(data.get_all("Requires-Dist") or []), str(data.get("Requires-Python") or "")
+    except PackageNotFoundError:
+        project = _pyproject()
+        lines = list(project.get("dependencies", []))
+        for extra, items in project.get("optional-dependencies", {}).items():
+            lines += [f'{item}; extra == "{extra}"' for item in items]
+        return lines, str(project.get("requires-python", ""))
+
+
+def wanted(lines: Iterable[str]) -> list[Wanted]:
+    """The distributions in requirement lines, base ones first; those of the extras `dev` and `demo` are left out."""
+    made: dict[str, Wanted] = {}
+    leave_out = ("dev", "demo", "all")
+    for line in lines:
+        match = re.fullmatch(r"\s*([A-Za-z0-9._-]+)\s*(?:\[[^]]*\])?\s*\(?([^;()]*)\)?\s*(?:;(.*))?", line)
+        if match is None:
+            continue
+        name, spec, marker = match[1].lower().replace("_", "-"), match[2].strip(), match[3] or ""
+        extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", marker)
+        in_extra = extra[1] if extra else ""
+        if name == "optkit" or in_extra in leave_out:
+            continue
+        if name in made:
+            made[name] = replace(made[name], extras=(*made[name].extras, in_extra))
+        else:
+            made[name] = Wanted(name, spec, (in_extra,) if in_extra else (), base=not in_extra)
+    return sorted(made.values(), key=lambda w: not w.base) + [Wanted(name, "") for name in _OTHERS]
+
+
+def meets(version: str, spec: str) -> bool:
+    """Whether a version is inside a specifier such as ">=2.10,<3"; a local part ("+cpu") does not count."""
+    mine = _numbers(version.partition("+")[0])
+    for part in filter(None, (p.strip() for p in spec.split(","))):
+        op, text = re.fullmatch(r"(==|>=|<=|<|>|!=|~=)?\s*(.*)", part).groups()  # type: ignore[union-attr]
+        other = _numbers(text)
+        held = {
+            "==": mine == other,
+            ">=": mine >= other,
+            "<=": mine <= other,
+            "<": mine < other,
+            ">": mine > other,
+            "!=": mine != other,
+            "~=": mine >= other and mine[: len(other) - 1] == other[:-1],
+        }
+        if not held[op or "=="]:
+            return False
+    return True
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    numbers = [int(n) for n in re.findall(r"\d+", text)]
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
+
+
+def look_at(want: Wanted, python: str = sys.executable, timeout: float = IMPORT_TIMEOUT_SECONDS) -> Found:
+    """Import one distribution in a child process and say how that went."""
+    devices = _DEVICES.get(want.name, "None")
+    code = (
+        f"import importlib.metadata as i, json\n"
+        f"try: v = i.version({want.name!r})\n"
+        f"except i.PackageNotFoundError: v = None\n"
+        f"print('OPTKIT ' + json.dumps(v), flush=True)\n"
+        f"if v is not None:\n"
+        f"    import {want.module} as m\n"
+        f"    print('OPTKIT ' + json.dumps({devices}), flush=True)\n"
+    )
+    try:
+        # -P: a file of the same name in the working directory is not what is meant.
+        child = subprocess.run(
+            [python, "-P", "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+        out, problem = child.stdout, _problem(child.returncode, child.stderr)
+    except subprocess.TimeoutExpired as late:
+        out = (late.stdout or b"").decode(errors="replace") if isinstance(late.stdout, bytes) else late.stdout or ""
+        problem = f"import {want.module} did not end within {timeout:g} s"
+    answers = [json.loads(line.removeprefix("OPTKIT ")) for line in out.splitlines() if line.startswith("OPTKIT ")]
+    version = answers[0] if answers else None
+    if version is None and not problem:
+        status = "not installed"
+    elif problem:
+        status = "broken"
+    else:
+        status = "ok" if meets(version, want.spec) else "other version"
+    return Found(
+        want.name,
+        want.extras,
+        want.base,
+        want.spec,
+        version,
+        status,
+        problem,
+        _remedy(want, status),
+        answers[1] if len(answers) > 1 else None,
+    )
+
+
+def _problem(code: int, stderr: str) -> str:
+    if code == 0:
+        return ""
+    last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "")
+    if code < 0:
+        import signal
+
+        return f"its import died of {signal.Signals(-code).name}" + (f": {last}" if last else "")
+    return last or f"its import ended with exit code {code}"
+
+
+def _remedy(want: Wanted, status: str) -> str:
+    if status == "ok":
+        return ""
+    if status == "broken":
+        exact = want.spec if want.spec.startswith("==") else ""
+        return f"pip install --force-reinstall {want.name}{exact}"
+    if not want.extras:
+        return f'pip install "{want.name}{want.spec}"' if want.spec else f"pip install {want.name}"
+    return f'pip install "optkit[{want.name if want.name in want.extras else want.extras[0]}]"'
+
+
+def examine(tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """The whole state as JSON data: {optkit, python, machine, cache, packages, problems, ok}.
+
+    `ok` is false, and `problems` says why, where something optkit itself needs is missing, broken or too old; a backend
+    is needed only by who uses it. `tell` is given the name of each package as it is looked at, from two threads.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from optkit.cache import default_root
+
+    lines, python_spec = requirements()
+    wants = wanted(lines)
+
+    def look(want: Wanted) -> Found:
+        tell(want.name)
+        return look_at(want)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(look, wants))
+    problems = [
+        f"{f.name} is {f.status}, optkit needs {f.expected}: {f.install}" for f in found if f.base and f.status != "ok"
+    ]
+    if python_spec and not meets(platform.python_version(), python_spec):
+        problems.append(f"Python {platform.python_version()} is outside {python_spec}")
+    if not lines:
+        problems.append("optkit's own metadata cannot be read: install it with pip")
+    problems += plugin_problems()
+    root = default_root()
+    held = next(p for p in (root, *root.absolute().parents) if p.exists())
+    return {
+        "optkit": optkit_version(),
+        "python": {"version": platform.python_version(), "executable": sys.executable, "expected": python_spec},
+        "machine": {"platform": platform.platform(), "processor": processor(), "cores": cores(), **memory()},
+        "cache": {"path": str(root), "free_bytes": shutil.disk_usage(held).free},
+        "packages": [asdict(f) for f in found],
+        "problems": problems,
+        "ok": not problems,
+    }
+
+
+def unmet(report: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """What is missing or broken of the distributions, or else the extras, in `names`, each with its remedy.
+
+    Raises UserError for a name optkit does not know.
+    """
+    from optkit.errors import UserError, did_you_mean
+
+    missing = []
+    for name in names:
+        wanted_name = name.lower().replace("_", "-")
+        chosen = [p for p in report["packages"] if p["name"] == wanted_name] or [
+            p for p in report["packages"] if wanted_name in p["extras"]
+        ]
+        if not chosen:
+            known = {word for p in report["packages"] for word in (p["name"], *p["extras"])}
+            raise UserError(f"--require: optkit knows no package {name!r}", hint=did_you_mean(name, known))
+        missing += [
+            f"{p['name']} is {p['status']}" + (f" ({p['error']})" if p["error"] else "") + f": {p['install']}"
+            for p in chosen
+            if p["status"] in ("broken", "not installed")
+        ]
+    return missing
+
+
+def plugin_problems() -> list[str]:
+    """What is wrong with installed plug-ins; empty when every pass and runner loads."""
+    from optkit.errors import OptkitError
+    from optkit.registry import passes, runners
+
+    found = []
+    for load in (passes, runners):
+        try:
+            load()
+        except OptkitError as error:
+            found.append(f"{error.what}: {error.hint}")
+    return found
+
+
+def cores() -> int:
+    """Cores this process may use, a container's quota included."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup("cpu.max").split()
+    if len(quota) == 2 and quota[0].isdigit():
+        allowed = min(allowed, max(1, int(quota[0]) // int(quota[1])))
+    return allowed
+
+
+def memory() -> dict[str, int | None]:
+    """{memory_bytes}: what this process may use, a container's limit included; None where it cannot be told."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return {"memory_bytes": None}
+    limit = _cgroup("memory.max").strip()
+    return {"memory_bytes": min(total, int(limit)) if limit.isdigit() else total}
+
+
+def processor() -> str:
+    """The processor's name, as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _cgroup(name: str) -> str:
+    try:
+        return Path("/sys/fs/cgroup", name).read_text(encoding="ascii")
+    except OSError:
+        return ""

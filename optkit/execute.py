@@ -1,0 +1,480 @@
+"""Run a Plan: hand tasks to workers as their inputs are proven, ask the cache first, judge what comes back."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from optkit import keys
+from optkit.artifact import Artifact, Signature, digest_of
+from optkit.cache import Cache, Entry
+from optkit.deliver import clear, deliver, prepare_folder
+from optkit.errors import OptkitError, UnavailableError, from_json
+from optkit.events import Listener, RunFinished, RunStarted, StepFinished, StepProgress, StepStarted, ignore
+from optkit.judging import judge_case
+from optkit.parity.cases import Case, make_cases
+from optkit.planning import Plan, Step
+from optkit.pool import Message, Pool
+from optkit.recipe import SOURCE
+from optkit.registry import get_runner
+from optkit.report import SCHEMA, Report, exit_code_of
+from optkit.sources import source_artifact
+
+_SETUP_LIMIT_SECONDS = 3600.0
+
+
+@dataclass
+class _State:
+    """Where a step has got to. `phase`: waiting, running, made, checking, done."""
+
+    step: Step
+    phase: str = "waiting"
+    status: str = "skipped"
+    key: str = ""
+    artifact: Artifact | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: {"run": 0.0, "check": 0.0})
+    cached: dict[str, bool] = field(default_factory=lambda: {"run": False, "check": False})
+    peak_bytes: int | None = None
+    error: dict[str, Any] | None = None
+    blocked_by: str | None = None
+    check: dict[str, Any] | None = None
+    vectors: Path | None = None
+    replay: str | None = None
+    staged: Path | None = None
+
+    @property
+    def proven(self) -> bool:
+        return self.status in ("passed", "waived")
+
+
+def execute(plan: Plan, *, out: Path, cache: Cache | None = None, jobs: int | None = None,
+            listen: Listener = ignore) -> Report:
+    """Run a plan; deliver what was proven to `out`/STEP, and write `out`/report.json. Returns the report.
+
+    jobs: workers at a time; default: one per core, at most 4. A step's failure is in the report. Raised are errors
+    that concern the whole run: UserError for a source or a dataset that is not as the recipe says or an unusable
+    `out`, UnavailableError for what is not installed. An interrupt gives a report with exit code 130; finished steps
+    stay in the cache.
+    """
+    cache = cache or Cache()
+    keys.require_tools(plan)
+    prepare_folder(out)
+    jobs = jobs or min(4, keys.cores())
+    with tempfile.TemporaryDirectory(prefix="optkit-run-") as scratch, Pool(jobs, out / "logs") as pool:
+        run = _Run(plan, out, cache, pool, listen, Path(scratch))
+        try:
+            return run.perform()
+        except OSError as error:
+            raise _disk_error(error) from error
+
+
+def cached_steps(plan: Plan, cache: Cache) -> dict[str, bool | None]:
+    """Which steps have their output in the cache; None where telling would mean reading a big file."""
+    found: dict[str, bool | None] = dict.fromkeys((s.id for s in plan.steps), None)
+    try:
+        source = source_artifact(plan.recipe, cache, known_only=True)
+    except OptkitError:
+        source = None
+    if source is None:
+        return found
+    entry = cache.get(keys.describe_key(plan.recipe, source))
+    if entry is None:
+        return dict.fromkeys(found, False)
+    made: dict[str, Artifact] = {SOURCE: source.with_signature(Signature.from_json(entry.data["signature"]))}
+    for step in plan.steps:
+        parent = made.get(step.parent)
+        data = keys.data_key(plan.recipe, step.data, cache, known_only=True) if step.data else None
+        if parent is None or (step.data and data is None):
+            found[step.id] = None if found.get(step.parent, True) is None else False
+            continue
+        entry = cache.get(keys.step_key(plan, step, parent, data))
+        found[step.id] = entry is not None
+        if entry is not None:
+            made[step.id] = _artifact_in(entry)
+    return found
+
+
+def _artifact_in(entry: Entry) -> Artifact:
+    data = dict(entry.data["artifact"])
+    return Artifact.from_json({**data, "path": str(entry.folder / Path(data["path"]).name)})
+
+
+class _Run:
+    """One run of a plan. `perform` loops: advance what can be advanced, then take one message from a worker."""
+
+    def __init__(self, plan: Plan, out: Path, cache: Cache, pool: Pool, listen: Listener, scratch: Path) -> None:
+        self.plan, self.recipe, self.out, self.cache, self.pool, self.listen = plan, plan.recipe, out, cache, pool, listen
+        self.scratch = scratch
+        self.states = {s.id: _State(s) for s in plan.steps}
+        self.started = time.perf_counter()
+        self.began = datetime.now(UTC)
+        self.source: Artifact | None = None
+        self.source_seconds = 0.0
+        self.data_keys: dict[str, str] = {}
+        self.data_info: Mapping[str, Any] | None = None
+        self.record: Entry | None = None
+        self.cases: tuple[Case, ...] = ()
+        self.dims = dict(plan.recipe.dims)
+        self.threads = plan.recipe.threads or keys.cores()
+        self.busy: set[str] = set()
+        self.began_at: dict[str, float] = {}
+        self.staging: dict[str, Path] = {}
+        self.warmed = 0
+
+    def perform(self) -> Report:
+        self.listen(RunStarted(self.recipe.name, tuple(self.states)))
+        code = None
+        try:
+            artifact = source_artifact(self.recipe, self.cache)
+            assert artifact is not None
+            self.unsigned = artifact
+            wanted = [self.recipe.check_on, *keys.fitted(self.plan)]
+            for name in dict.fromkeys(wanted):
+                key = keys.data_key(self.recipe, name, self.cache)
+                assert key is not None
+                self.data_keys[name] = key
+            while True:
+                self.advance()
+                if not self.busy and all(s.phase == "done" for s in self.states.values()):
+                    break
+                message = self.pool.wait(0.1)
+                if message is not None:
+                    self.take(message)
+        except KeyboardInterrupt:
+            code = 130
+        finally:
+            for folder in self.staging.values():
+                shutil.rmtree(folder, ignore_errors=True)
+        report = self.report(code)
+        report.write(self.out / "report.json")
+        self.listen(RunFinished(report.exit_code, report.data["seconds"]))
+        return report
+
+    # --- what can be done now
+
+    def advance(self) -> None:
+        """Settle all that the cache knows, then fill the free workers."""
+        if self.source is None:
+            self.find_source()
+        if self.source is not None and self.data_info is None:
+            self.find_data()
+        if self.source is not None and self.data_info is not None and self.record is None:
+            self.find_record()
+        moved = True
+        while moved:
+            moved = False
+            for state in self.states.values():
+                before = (state.phase, state.status)
+                self.advance_step(state)
+                moved |= before != (state.phase, state.status)
+        self.warm()
+
+    def can_start(self, task: str) -> bool:
+        return task not in self.busy and self.pool.free > 0
+
+    def find_source(self) -> None:
+        key = keys.describe_key(self.recipe, self.unsigned)
+        entry = self.cache.get(key)
+        if entry is not None:
+            self.set_source(entry)
+        elif self.can_start("source"):
+            self.submit("source", {"task": "source", "artifact": self.unsigned.to_json()}, self.source_modules())
+
+    def set_source(self, entry: Entry) -> None:
+        signature = Signature.from_json(entry.data["signature"])
+        self.source = self.unsigned.with_signature(signature)
+        self.source_seconds = entry.data.get("seconds", 0.0)
+        from optkit.artifact import Dim
+
+        for name in signature.dynamic:  # a file's own dynamic dims, which the recipe does not mention
+            self.dims.setdefault(name, Dim(1, 2, 4))
+        self.cases = make_cases(signature.inputs, self.dims)
+
+    def find_data(self) -> None:
+        assert self.source is not None
+        entry = self.cache.get(keys.datasets_key(self.plan, self.data_keys, self.source))
+        if entry is not None:
+            self.data_info = entry.data["datasets"]
+        elif self.can_start("data"):
+            self.submit("data", {"task": "data", "check_on": self.recipe.check_on, "fitted": keys.fitted(self.plan)},
+                        {"numpy"})
+
+    def find_record(self) -> None:
+        assert self.source is not None
+        entry = self.cache.get(keys.record_key(self.recipe, self.source, self.judge_key, self.cases))
+        if entry is not None:
+            self.record = entry
+        elif self.can_start("record"):
+            self.submit("record", {"task": "record", "artifact": self.source.to_json(), "check_on": self.recipe.check_on,
+                                   "cases": [c.to_json() for c in self.cases],
+                                   "out": str(self.stage("record"))}, self.source_modules())
+
+    @property
+    def judge_key(self) -> str:
+        return self.data_keys[self.recipe.check_on]
+
+    def advance_step(self, state: _State) -> None:
+        if state.phase == "waiting":
+            self.start_step(state)
+        if state.phase == "made":
+            self.start_check(state)
+
+    def start_step(self, state: _State) -> None:
+        step = state.step
+        parent = self.states.get(step.parent)
+        if parent is not None and parent.phase == "done" and not parent.proven:
+            state.blocked_by = parent.blocked_by or parent.step.id
+            self.finish(state, "blocked")
+            return
+        made = self.artifact_of(step.parent)
+        if made is None or (parent is not None and not parent.proven) or (step.data and self.data_info is None):
+            return
+        if not state.key:
+            state.key = keys.step_key(self.plan, step, made, self.data_keys.get(step.data or ""))
+            entry = self.cache.get(state.key)
+            if entry is not None:
+                state.cached["run"] = True
+                self.set_made(state, entry)
+                return
+        if self.can_start(f"run:{step.id}"):
+            self.submit(f"run:{step.id}", {
+                "task": "run", "pass": step.use.name, "options": step.options_json(), "artifact": made.to_json(),
+                "data": step.data, "out": str(self.stage(f"run:{step.id}")),
+            }, {*step.use.modules}, step.timeout_seconds, step.python)  # fmt: skip
+            state.phase = "running"
+
+    def set_made(self, state: _State, entry: Entry) -> None:
+        state.artifact = _artifact_in(entry)
+        state.notes = entry.data["notes"]
+        state.peak_bytes = entry.data.get("peak_bytes")
+        state.phase = "made"
+
+    def start_check(self, state: _State) -> None:
+        step = state.step
+        assert state.artifact is not None
+        if step.check.waived is not None:
+            state.check = self.check_json(state, [], None)
+            self.finish(state, "waived")
+            return
+        if self.record is None or self.source is None:
+            return
+        parent = self.artifact_of(step.parent) if step.parent != SOURCE else None
+        key = keys.check_key(self.recipe, state.artifact, self.source, parent, self.judge_key, self.cases)
+        entry = self.cache.get(key)
+        if entry is not None:
+            state.cached["check"] = True
+            self.set_checked(state, entry)
+        elif self.can_start(f"check:{step.id}"):
+            references = {"source": {"artifact": self.source.to_json(), "tape": str(self.record.folder)}}
+            if parent is not None:
+                references["parent"] = {"artifact": parent.to_json(), "tape": str(self.tape(step.parent))}
+            self.submit(f"check:{step.id}", {
+                "task": "check", "artifact": state.artifact.to_json(), "references": references,
+                "check_on": self.recipe.check_on, "cases": [c.to_json() for c in self.cases],
+                "tape": str(self.tape(step.id)) if self.plan.children(step.id) else None,
+                "out": str(self.stage(f"check:{step.id}")),
+            }, get_runner(state.artifact.format).modules, step.timeout_seconds)  # fmt: skip
+            state.phase = "checking"
+
+    def tape(self, step_id: str) -> Path:
+        return self.scratch / "tapes" / digest_of(step_id)[:16]
+
+    def artifact_of(self, step_id: str) -> Artifact | None:
+        return self.source if step_id == SOURCE else self.states[step_id].artifact
+
+    def set_checked(self, state: _State, entry: Entry) -> None:
+        assert self.record is not None
+        assert state.artifact is not None
+        noise = self.record.data.get("noise")
+        cases = [judge_case(case, state.step.check, noise, state.artifact.signature) for case in entry.data["cases"]]
+        state.check = self.check_json(state, cases, entry.data["provider"])
+        vectors = entry.folder / "vectors.npz"
+        state.vectors = vectors if vectors.is_file() else None
+        self.finish(state, "passed" if state.check["held"] else "failed")
+
+    def check_json(self, state: _State, cases: list[dict[str, Any]], provider: str | None) -> dict[str, Any]:
+        check = state.step.check
+        return {"against": SOURCE, "data": self.recipe.check_on, "precision": check.precision, "lossy": check.lossy,
+                "waived": check.waived, "provider": provider, "held": bool(cases) and all(c["held"] for c in cases),
+                "cases": cases}
+
+    def source_modules(self) -> set[str]:
+        return set(get_runner(self.recipe.source_format).modules)
+
+    def warm(self) -> None:
+        """Let workers that would idle import what the coming steps need."""
+        if not self.busy:
+            return
+        coming: dict[str, None] = {}
+        for state in self.states.values():
+            if state.phase == "waiting":
+                coming |= dict.fromkeys(state.step.use.modules)
+            if state.phase != "done":
+                coming |= dict.fromkeys(get_runner(state.step.use.target).modules)
+        while self.pool.free:
+            self.pool.start()
+            module = self.pool.cold(coming)
+            if module is None:
+                return
+            task = f"warm:{self.warmed}"
+            self.warmed += 1
+            self.pool.warm(task, module, self.scratch / f"warm-{self.warmed}")
+            self.busy.add(task)
+
+    # --- tasks and what becomes of them
+
+    def stage(self, task: str) -> Path:
+        self.staging[task] = self.cache.stage()
+        return self.staging[task]
+
+    def submit(self, task: str, step: dict[str, Any], loads: Any, limit: float = _SETUP_LIMIT_SECONDS,
+               python: str | None = None) -> None:
+        signature = self.source.signature if self.source else None
+        recipe = self.recipe
+        common = {
+            "inputs": [t.to_json() for t in (signature.inputs if signature else recipe.inputs)],
+            "outputs": [t.name for t in signature.outputs] if signature else list(recipe.outputs),
+            "dims": keys.dims_json(self.dims), "base": str(recipe.base), "seed": recipe.seed, "device": recipe.device,
+            "threads": self.threads,
+            "datasets": {name: spec.model_dump(mode="json", exclude_unset=True) for name, spec in recipe.data.items()
+                         if name in self.data_keys},
+        }  # fmt: skip
+        phase, _, step_id = task.partition(":")
+        folder = self.out / "logs" / task.replace(":", "-")
+        self.listen(StepStarted(step_id or SOURCE, phase))
+        self.pool.submit(task, {**common, **step}, folder, limit, python, loads)
+        self.busy.add(task)
+        self.began_at[task] = time.perf_counter()
+
+    def take(self, message: Message) -> None:
+        phase, _, step_id = message.task.partition(":")
+        if message.kind == "progress":
+            self.listen(StepProgress(step_id or SOURCE, message.data["progress"], message.data["fraction"]))
+            return
+        self.busy.discard(message.task)
+        result, staged = message.data, self.staging.pop(message.task, None)
+        try:
+            if phase == "warm":
+                return
+            if phase in ("run", "check"):
+                self.take_step(self.states[step_id], phase, result, staged)
+            elif not result["ok"]:
+                raise self.located(from_json(result["error"]))
+            else:
+                self.take_setup(phase, result, staged)
+        finally:
+            if staged is not None and staged.exists():
+                shutil.rmtree(staged, ignore_errors=True)
+
+    def take_setup(self, phase: str, result: Mapping[str, Any], staged: Path | None) -> None:
+        if phase == "source":
+            key = keys.describe_key(self.recipe, self.unsigned)
+            self.set_source(self.cache.put(key, {"signature": result["signature"], "seconds": result["seconds"]}))
+            return
+        assert self.source is not None
+        if phase == "data":
+            key = keys.datasets_key(self.plan, self.data_keys, self.source)
+            self.data_info = self.cache.put(key, {"datasets": result["datasets"]}).data["datasets"]
+        else:
+            key = keys.record_key(self.recipe, self.source, self.judge_key, self.cases)
+            self.record = self.cache.put(key, {"noise": result["noise"], "provider": result["provider"],
+                                               "seconds": result["seconds"]}, staged)
+
+    def take_step(self, state: _State, phase: str, result: Mapping[str, Any], staged: Path | None) -> None:
+        state.seconds[phase] = result["seconds"]
+        state.replay = str(self.out / "logs" / f"{phase}-{state.step.id}" / "step.json")
+        if not result["ok"]:
+            error = self.located(from_json(result["error"]), state.step)
+            state.error = {**error.to_json(), "phase": phase}
+            self.finish(state, "error")
+        elif phase == "run":
+            data = {k: result[k] for k in ("artifact", "notes", "seconds", "peak_bytes")}
+            self.set_made(state, self.cache.put(state.key, data, staged, result["digests"]))
+        else:
+            assert state.artifact is not None
+            assert self.source is not None
+            parent = self.artifact_of(state.step.parent) if state.step.parent != SOURCE else None
+            key = keys.check_key(self.recipe, state.artifact, self.source, parent, self.judge_key, self.cases)
+            self.set_checked(state, self.cache.put(key, {"cases": result["cases"], "provider": result["provider"]},
+                                                   staged))
+
+    def located(self, error: OptkitError, step: Step | None = None) -> OptkitError:
+        """The error with the place in the recipe that it is about."""
+        subject = error.subject
+        if step and (not subject or subject.startswith(("with", "data"))) and subject != f"data.{step.data}":
+            subject = f"steps.{step.id}" + (f".{subject}" if subject else "")
+        error.where = self.recipe.place_of(subject) if subject else None
+        return error
+
+    def finish(self, state: _State, status: str) -> None:
+        state.phase, state.status = "done", status
+        seconds = sum(state.seconds.values())
+        text = state.blocked_by or (state.error or {}).get("what", "")
+        cached = state.cached["run"] and (state.cached["check"] or status == "waived")
+        self.listen(StepFinished(state.step.id, status, seconds, cached, text, self.step_json(state)))  # type: ignore[arg-type]
+
+    # --- the report
+
+    def step_json(self, state: _State) -> dict[str, Any]:
+        step, artifact = state.step, state.artifact
+        return {
+            "id": step.id, "pass": step.use.name, "options": step.options_json(), "parent": step.parent,
+            "implied": step.implied, "fidelity": step.use.fidelity, "target": step.use.target,
+            "on_target": step.on_target, "data": step.data, "status": state.status, "seconds": state.seconds,
+            "cached": state.cached, "peak_bytes": state.peak_bytes, "where": str(step.where) if step.where else None,
+            "artifact": {"format": artifact.format, "digest": artifact.digest, "size_bytes": artifact.size_bytes,
+                         "path": str(artifact.path), "files": list(artifact.files),
+                         "signature": artifact.signature.to_json() if artifact.signature else None}
+            if artifact else None,
+            "notes": state.notes, "error": state.error, "blocked_by": state.blocked_by, "check": state.check,
+            "replay": state.replay,
+        }  # fmt: skip
+
+    def report(self, code: int | None) -> Report:
+        source = self.source
+        steps = [self.step_json(s) for s in self.states.values()]
+        data: dict[str, Any] = {
+            "schema": SCHEMA, "optkit": keys.optkit.__version__, "name": self.recipe.name,
+            "recipe": {"path": str(self.recipe.document.file) if self.recipe.document.file else None,
+                       "digest": digest_of(self.recipe.document.data)},
+            "started": self.began.isoformat(timespec="seconds"), "seconds": 0.0,
+            "environment": keys.environment(self.plan),
+            "source": {"format": self.recipe.source_format, "digest": self.unsigned.digest,
+                       "signature": source.signature.to_json() if source and source.signature else None,
+                       "noise": self.record.data.get("noise") if self.record else None,
+                       "provider": self.record.data.get("provider") if self.record else None},
+            "data": self.data_info or {}, "steps": steps, "deliver": [],
+            "exit_code": code if code is not None else exit_code_of(steps),
+        }  # fmt: skip
+        for step_id in self.plan.deliver:
+            data["deliver"].append(self.hand_over(self.states[step_id], data))
+        data["seconds"] = round(time.perf_counter() - self.started, 3)
+        return Report(data)
+
+    def hand_over(self, state: _State, run: Mapping[str, Any]) -> dict[str, Any]:
+        step_id = state.step.id
+        folder = self.out / step_id
+        row = {"step": step_id, "status": state.status, "format": state.step.use.target, "path": None,
+               "size_bytes": None}
+        if not state.proven or state.artifact is None:
+            clear(folder)
+            return row
+        chain = [self.step_json(self.states[a]) for a in self.plan.ancestors(step_id)]
+        deliver(state.artifact, folder, step=self.step_json(state), chain=chain, run=run, vectors=state.vectors)
+        return {**row, "path": str(folder), "size_bytes": state.artifact.size_bytes}
+
+
+def _disk_error(error: OSError) -> OptkitError:
+    import errno
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UnavailableError("no space left on the disk" + (f" (writing {error.filename})" if error.filename else ""),
+                                hint="free space, or put the cache elsewhere with --cache DIR; finished steps are kept")
+    return UnavailableError(f"{type(error).__name__}: {error}", hint="check the folder and its permissions")

@@ -1,0 +1,132 @@
+"""Opening an ONNX model in onnxruntime, with its errors told apart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from optkit.errors import OptkitError, SourceError, StepError, UnavailableError
+from optkit.plugin import need
+
+CPU = "CPUExecutionProvider"
+
+
+def open_session(
+    model: Path | bytes,
+    *,
+    threads: int = 1,
+    providers: Sequence[Any] = (CPU,),
+    folder: Path | None = None,
+    optimise: bool = True,
+    prepack: bool = True,
+) -> Any:
+    """An InferenceSession over a file, or over bytes whose references are relative to `folder`.
+
+    threads: of one operator; operators run one after another. prepack: keep a copy of weights in the layout that the
+    kernels like best, which costs the memory of the model once more.
+    Raises UnavailableError where the first of `providers` is not there or did not start, SourceError where the model
+    is broken or too new, StepError where onnxruntime has no kernel for it.
+    """
+    ort = need("onnxruntime")
+    wanted = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
+    there = ort.get_available_providers()
+    if wanted not in there:
+        raise UnavailableError(
+            f"onnxruntime {ort.__version__} has no {wanted} here; it has {', '.join(there)}",
+            hint="install the onnxruntime build for that device, or use device cpu",
+        )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # errors come as exceptions; warnings concern choices made on purpose
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    name = model.name if isinstance(model, Path) else "the model"
+    with ort_errors(name):
+        session = ort.InferenceSession(
+            str(model) if isinstance(model, Path) else model, options, providers=list(providers)
+        )
+    session.disable_fallback()
+    if wanted not in session.get_providers():
+        raise UnavailableError(
+            f"onnxruntime did not start {wanted} for {name}; it uses {', '.join(session.get_providers())}",
+            hint="see optkit doctor for the device's driver",
+        )
+    return session
+
+
+@contextmanager
+def ort_errors(name: str) -> Iterator[None]:
+    """Turn onnxruntime's exceptions about the model `name` into optkit's."""
+    try:
+        yield
+    except OptkitError:
+        raise
+    except Exception as error:
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        raise _translated(error, name) from error
+
+
+def _translated(error: Exception, name: str) -> OptkitError:
+    # [ONNXRuntimeError] : 1 : FAIL : /onnxruntime_src/.../model.cc:256 onnxruntime::Model::Model(...) text
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).strip()
+    text = re.sub(r"/onnxruntime_src/\S+ [^\n]*?\) (?=[A-Z])", "", text)
+    kind, details = type(error).__name__, str(error)
+    if found := re.search(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)", text):
+        return SourceError(
+            f"{name} has IR version {found[1]}, and the installed onnxruntime takes up to {found[2]}",
+            hint=f"pip install -U onnxruntime, or export with ir_version {found[2]} or lower",
+            subject="model",
+            details=details,
+        )
+    if found := re.search(r"Opset (\d+) is under development.*till opset (\d+)", text, re.DOTALL):
+        return SourceError(
+            f"{name} uses opset {found[1]}, and the installed onnxruntime takes up to {found[2]}",
+            hint=f"pip install -U onnxruntime, or export with opset {found[2]} or lower",
+            subject="model",
+            details=details,
+        )
+    if kind == "NoSuchFile" or "External data path" in text or "External initializer" in text:
+        return SourceError(
+            f"{name}: a file of the model is missing ({text})",
+            subject="model",
+            details=details,
+            hint="a model is its whole folder: look for external data left behind or renamed",
+        )
+    if kind == "InvalidProtobuf":
+        return SourceError(
+            f"{name} is not an ONNX model or is damaged", hint="export it again", subject="model", details=details
+        )
+    if kind == "NotImplemented":
+        return StepError(
+            f"onnxruntime has no kernel for {name}: {text}",
+            details=details,
+            hint="keep that operator in float32, or run the model on another device",
+        )
+    if kind == "InvalidGraph" or "Type Error" in text or "type inference failed" in text.lower():
+        return SourceError(
+            f"onnxruntime refuses the graph of {name}: {text}",
+            subject="model",
+            details=details,
+            hint="onnx.checker.check_model(path, full_check=True) names the first bad node",
+        )
+    if kind == "InvalidArgument":
+        return StepError(
+            f"onnxruntime refuses the input of {name}: {text}",
+            details=details,
+            hint="compare the shapes with optkit inspect",
+        )
+    memory = "allocate" in text.lower() or "memory" in text.lower()
+    return StepError(
+        f"onnxruntime failed on {name}: {text}",
+        details=details,
+        hint="use smaller batches" if memory else "run onnx.simplify first, or try another opset",
+    )

@@ -1,0 +1,175 @@
+"""What decides a result: tool versions, datasets, and the cache keys made of them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache as memoise
+from pathlib import Path
+from typing import Any
+
+import optkit
+from optkit.artifact import Artifact, digest_of
+from optkit.cache import Cache
+from optkit.dataspec import ImageData, content_key, image_classes, image_files, resolve_path, tools
+from optkit.dataspec import files as data_files
+from optkit.errors import UnavailableError
+from optkit.parity.cases import Case
+from optkit.planning import Plan, Step
+from optkit.plugin import install_line
+from optkit.recipe import HuggingFaceSource, Recipe, TorchSource
+from optkit.registry import get_runner
+
+
+@memoise
+def version_of(tool: str) -> str | None:
+    """The installed version of a distribution in this environment, or None."""
+    try:
+        return importlib.metadata.version(tool)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@memoise
+def _versions_in(python: str, tools: tuple[str, ...]) -> tuple[str | None, ...]:
+    code = ("import importlib.metadata as m, json, sys\n"
+            "def v(n):\n try: return m.version(n)\n except m.PackageNotFoundError: return None\n"
+            "print(json.dumps([v(n) for n in sys.argv[1:]]))")
+    try:
+        done = subprocess.run([python, "-c", code, *tools], capture_output=True, text=True, timeout=60, check=True)
+        return tuple(json.loads(done.stdout))
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise UnavailableError(f"the interpreter {python} cannot be used: {error}",
+                               hint="check `python:` on the step") from error
+
+
+def versions(tools: Iterable[str], python: str | None = None) -> dict[str, str | None]:
+    """Versions by distribution, in this environment or another interpreter's."""
+    names = tuple(dict.fromkeys(tools))
+    if python is None or python == sys.executable:
+        return {name: version_of(name) for name in names}
+    return dict(zip(names, _versions_in(python, names), strict=True))
+
+
+def source_tools(recipe: Recipe) -> tuple[str, ...]:
+    """The distributions that load and run the source model."""
+    extra: tuple[str, ...] = ()
+    if isinstance(recipe.model, HuggingFaceSource):
+        extra = ("transformers", "safetensors")
+    elif isinstance(recipe.model, TorchSource) and (recipe.model.weights or "").endswith(".safetensors"):
+        extra = ("safetensors",)
+    return (*get_runner(recipe.source_format).tools, *extra)
+
+
+def require_tools(plan: Plan) -> None:
+    """Raise UnavailableError, naming every distribution the plan needs and this environment lacks."""
+    needed: dict[str, str] = {tool: "the source model" for tool in source_tools(plan.recipe)}
+    for name, spec in plan.recipe.data.items():
+        needed |= {tool: f"the dataset {name}" for tool in tools(spec)}
+    for step in plan.steps:
+        for tool, version in versions(step.use.tools, step.python).items():
+            if version is None:
+                needed.setdefault(tool, f"step {step.id}")
+        for tool in get_runner(step.use.target).tools:
+            needed.setdefault(tool, f"the check of step {step.id}")
+    missing = [tool for tool in needed if version_of(tool) is None]
+    if missing:
+        what = ", ".join(f"{tool} (for {needed[tool]})" for tool in missing)
+        raise UnavailableError(f"not installed: {what}",
+                               hint=" && ".join(dict.fromkeys(install_line(tool) for tool in missing)))
+
+
+def data_key(recipe: Recipe, name: str, cache: Cache, *, known_only: bool = False) -> str | None:
+    """The digest of all that decides a dataset's samples; reads no sample. None as in `Cache.digest`."""
+    spec = recipe.data[name]
+    digests = [cache.digest(path, known_only=known_only) for path in data_files(spec, recipe.base, name)]
+    if None in digests:
+        return None
+    key: list[Any] = [content_key(spec), digests, [t.to_json() for t in recipe.inputs], dims_json(recipe.dims),
+                      versions(tools(spec))]
+    if isinstance(spec, ImageData) and spec.label:
+        folder = resolve_path(spec.images, recipe.base)
+        key += [image_classes(folder), [p.relative_to(folder).as_posix() for p in image_files(spec, recipe.base, name)]]
+    return digest_of(key)
+
+
+def dims_json(dims: Mapping[str, Any]) -> dict[str, Any]:
+    """Dim ranges as JSON data."""
+    return {name: dim.to_json() for name, dim in dims.items()}
+
+
+def describe_key(recipe: Recipe, artifact: Artifact) -> str:
+    """The key of the source model's signature."""
+    return digest_of(["source", optkit.__version__, artifact.format, artifact.digest,
+                      [t.to_json() for t in recipe.inputs], list(recipe.outputs), dims_json(recipe.dims),
+                      versions(source_tools(recipe))])
+
+
+def datasets_key(plan: Plan, keys: Mapping[str, str], artifact: Artifact) -> str:
+    """The key of the datasets' counts and their test for overlap."""
+    signature = artifact.signature
+    return digest_of(["data", optkit.__version__, dict(keys), fitted(plan), plan.recipe.check_on,
+                      [t.to_json() for t in signature.inputs] if signature else None])
+
+
+def fitted(plan: Plan) -> dict[str, list[str]]:
+    """Fitting datasets and the steps fitted on each."""
+    users: dict[str, list[str]] = {}
+    for step in plan.steps:
+        if step.data:
+            users.setdefault(step.data, []).append(step.id)
+    return users
+
+
+def step_key(plan: Plan, step: Step, parent: Artifact, data: str | None) -> str:
+    """The key of a step's output."""
+    recipe, signature = plan.recipe, parent.signature
+    tools = step.use.tools if parent.format != "torch" else (*step.use.tools, *source_tools(recipe))
+    return digest_of(["step", step.use.name, step.use.version, step.options_json(), parent.digest,
+                      [t.to_json() for t in signature.inputs] if signature else None, dims_json(recipe.dims), data,
+                      recipe.seed, versions(tools, step.python)])
+
+
+def record_key(recipe: Recipe, source: Artifact, data: str, cases: Sequence[Case]) -> str:
+    """The key of the source model's recorded answers."""
+    return digest_of(["record", optkit.__version__, source.digest, data, [c.to_json() for c in cases],
+                      get_runner(source.format).version, versions(source_tools(recipe)), recipe.device])
+
+
+def check_key(recipe: Recipe, artifact: Artifact, source: Artifact, parent: Artifact | None, data: str,
+              cases: Sequence[Case]) -> str:
+    """The key of a check's metrics. Bounds are no part of it: changing one runs no model again."""
+    runner = get_runner(artifact.format)
+    return digest_of(["check", optkit.__version__, artifact.digest, source.digest, parent.digest if parent else None,
+                      data, [c.to_json() for c in cases], runner.version,
+                      versions([*runner.tools, *source_tools(recipe)]), recipe.device])
+
+
+def environment(plan: Plan) -> dict[str, Any]:
+    """Versions and hardware, for the report."""
+    tools = dict.fromkeys([*source_tools(plan.recipe), "numpy"])
+    for step in plan.steps:
+        tools |= dict.fromkeys([*step.use.tools, *get_runner(step.use.target).tools])
+    return {"optkit": optkit.__version__, "python": platform.python_version(), "os": f"{platform.system()} "
+            f"{platform.release()}", "machine": platform.machine(), "cpu": _cpu(), "cores": cores(),
+            "tools": {k: v for k, v in versions(tools).items() if v}}
+
+
+def cores() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor()

@@ -1,0 +1,1 @@
+"""Numerical parity: what a conversion is measured by (`metrics`) and what it must hold (`bounds`)."""

@@ -1,0 +1,79 @@
+"""What a model answered, kept on disk, so that a reference runs once however many artifacts are compared with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from optkit.plugin import Session, Tensors
+
+LIMIT_BYTES = 4 << 30
+"""A tape stops recording here; what is not on it is computed again by whoever needs it."""
+
+
+class Tape:
+    """Outputs per case and batch, as FOLDER/CASE/BATCH.npz. Memory holds one batch at a time."""
+
+    def __init__(self, folder: Path, limit_bytes: int = LIMIT_BYTES) -> None:
+        self.folder = folder
+        self.left_bytes = limit_bytes
+
+    def _path(self, case: int, batch: int) -> Path:
+        return self.folder / str(case) / f"{batch}.npz"
+
+    def write(self, case: int, batch: int, outputs: Tensors) -> None:
+        """Keep the outputs of one batch, while the limit allows."""
+        import numpy as np
+
+        self.left_bytes -= sum(t.nbytes for t in outputs.values())
+        if self.left_bytes < 0:
+            return
+        path = self._path(case, batch)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Output names may hold any character, a file name may not: they go in as positions plus a list of names.
+        plain = {str(i): t for i, t in enumerate(outputs.values())}
+        np.savez(path, names=np.array(list(outputs)), **plain)  # type: ignore[arg-type]
+
+    def read(self, case: int, batch: int) -> Tensors | None:
+        """The outputs of one batch, or None when they are not on the tape."""
+        import numpy as np
+
+        path = self._path(case, batch)
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as stored:
+            return {str(name): stored[str(i)] for i, name in enumerate(stored["names"])}
+
+
+class Reference:
+    """A model's answers: from its tape, or by running it when the tape lacks them.
+
+    `open_session` gives the context manager of a Session; it is entered at most once, on the first miss.
+    """
+
+    def __init__(self, tape: Tape, open_session: Callable[[], AbstractContextManager[Session]],
+                 adapt: Callable[[Mapping[str, object]], Tensors]) -> None:
+        self._tape = tape
+        self._open = open_session
+        self._adapt = adapt
+        self._stack = ExitStack()
+        self._session: Session | None = None
+
+    def __enter__(self) -> Reference:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+    def outputs(self, case: int, batch: int, tensors: Tensors) -> Tensors:
+        """What the model answers to batch number `batch` of a case, whose inputs are `tensors`."""
+        known = self._tape.read(case, batch)
+        if known is not None:
+            return known
+        if self._session is None:
+            self._session = self._stack.enter_context(self._open())
+        return self._session.infer(self._adapt(tensors))

@@ -1,0 +1,1 @@
+"""One pass per file; `optkit.registry` has the table."""

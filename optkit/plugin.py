@@ -1,0 +1,188 @@
+"""All that a pass or a runner imports, ours or a third party's.
+
+A pass is data plus functions; so is a runner. Neither is subclassed. See `optkit.testing` for the contract tests.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from optkit.artifact import Artifact, Dim, Signature, TensorSpec
+from optkit.errors import UnavailableError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Tensors = dict[str, NDArray[np.generic]]
+
+Fidelity = Literal["exact", "rounding", "lossy"]
+
+
+class Options(BaseModel):
+    """Base of a pass's typed options: frozen, and an unknown key is an error. Describe each with `Field`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Samples(Protocol):
+    """A dataset as a pass sees it: streamed, never held whole."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Tensors]:
+        """One sample at a time: input name to array without the batch axis."""
+        ...
+
+    def feeds(self, batch: int) -> Iterator[Tensors]:
+        """Up to `batch` samples stacked along axis 0, in the signature's dtypes.
+
+        Samples of unequal size along a dynamic axis are padded to the longest of their batch.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a pass may know about the run it is part of.
+
+    inputs: the source model's inputs, with named dynamic dims. outputs: its outputs' names, in order.
+    dims: the declared range of each dynamic dim.
+    data: the samples the step was given with `data:`, or None.
+    scratch: an empty folder that is thrown away afterwards.
+    progress: tell the user a sentence, and how much is done (0 to 1) where that is known.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...]
+    dims: Mapping[str, Dim]
+    scratch: Path
+    data: Samples | None = None
+    seed: int = 0
+    threads: int = 1
+    device: str = "cpu"
+    progress: Callable[[str, float | None], None] = lambda text, fraction: None
+
+
+Run = Callable[[Artifact, Path, Any, Context], Mapping[str, Any]]
+Confirm = Callable[[Artifact, Artifact, Any, Context], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One kind of step.
+
+    name: both ends for a conversion ("torch.to_onnx"), format and verb otherwise ("onnx.quantize").
+    version: raise it when the same input and options give another output; it is part of the cache key.
+    run(artifact, out_dir, options, context) -> notes: writes the new model into the empty `out_dir`, under the file
+        name its format prescribes, and returns JSON data worth reporting. Raises `StepError` or a `UserError`.
+    confirm(parent, artifact, options, context) -> complaints: re-reads what `run` wrote and says what was not done
+        as asked (opset, precision, operators). Names, dtypes and dims are compared for every pass without it.
+    fidelity: "exact" (same arithmetic), "rounding" (another kernel), "lossy" (quantise, prune, distil).
+    precision: the coarsest floating-point type the output computes in; None keeps the parent's.
+    keeps: what of the parent's signature holds in the output; a pass that changes dtypes drops "dtypes".
+    tools: distributions whose versions decide the output; part of the cache key.
+    needs_data: the step must name a dataset; a callable decides from the options.
+    modules: what an idle worker may import ahead of the pass, to save its time.
+    """
+
+    name: str
+    version: int
+    source: str
+    target: str
+    summary: str
+    run: Run
+    confirm: Confirm | None = None
+    options: type[Options] = Options
+    fidelity: Fidelity = "rounding"
+    precision: str | None = None
+    keeps: frozenset[str] = frozenset({"names", "dtypes", "dims"})
+    tools: tuple[str, ...] = ()
+    needs_data: bool | Callable[[Any], bool] = False
+    modules: tuple[str, ...] = ()
+    timeout_seconds: float = 1800.0
+
+    def wants_data(self, options: Options) -> bool:
+        """Whether a step with these options must name a dataset."""
+        return self.needs_data(options) if callable(self.needs_data) else self.needs_data
+
+
+class Session(Protocol):
+    """An open model. `provider` is what really runs it ("CPUExecutionProvider", "CPU f32"), asserted, not assumed."""
+
+    @property
+    def provider(self) -> str: ...
+
+    def infer(self, tensors: Tensors) -> Tensors:
+        """Named inputs to named outputs. Raises on a missing or unknown name and on a wrong dtype or rank."""
+        ...
+
+
+Open = Callable[..., AbstractContextManager[Session]]
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs artifacts of one format.
+
+    describe(path, meta) -> Signature: reads the file, without running it where the format allows.
+    open(artifact, device="cpu", threads=1, precision=None) -> context manager yielding a Session. `precision` asks for
+        another arithmetic than the file's own where `precisions` lists it ("float64" for a reference).
+    main: the file name the format prescribes inside an artifact's folder.
+    suffixes: file endings by which a user's file of this format is known.
+    inspect(path) -> JSON data for `optkit inspect`: opset, operator counts, parameter and byte counts, precision.
+    """
+
+    format: str
+    version: int
+    main: str
+    suffixes: tuple[str, ...]
+    describe: Callable[[Path, Mapping[str, Any]], Signature]
+    open: Open
+    inspect: Callable[[Path], Mapping[str, Any]]
+    tools: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    precisions: frozenset[str] = field(default_factory=frozenset)
+
+
+# Which extra brings which distribution: the install line of an error is made from this.
+EXTRAS: dict[str, str] = {
+    "torch": "torch", "onnxscript": "torch", "safetensors": "torch", "transformers": "transformers",
+    "onnx": "onnx", "onnxruntime": "onnx", "onnxsim": "onnx", "onnx-ir": "onnx",
+    "openvino": "openvino", "nncf": "openvino", "tokenizers": "transformers", "pillow": "images",
+    "tensorrt_rtx": "tensorrt-rtx",
+}  # fmt: skip
+
+
+def install_line(tool: str) -> str:
+    """The command that installs a distribution the way optkit's extras pin it."""
+    extra = EXTRAS.get(tool)
+    return f'pip install "optkit[{extra}]"' if extra else f"pip install {tool}"
+
+
+def need(module: str, tool: str | None = None) -> ModuleType:
+    """Import a backend. Raises UnavailableError that tells apart "not installed" and "installed but broken"."""
+    tool = tool or module.split(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and module.split(".")[0] == error.name.split(".")[0]:
+            raise UnavailableError(f"{tool} is not installed", hint=install_line(tool)) from error
+        raise UnavailableError(f"{tool} is installed but broken: it needs {error.name!r}, which is missing",
+                               hint=install_line(tool)) from error
+    except Exception as error:  # a backend's import runs its own code and can fail in any way
+        raise UnavailableError(f"{tool} is installed but broken: import {module} failed with "
+                               f"{type(error).__name__}: {error}",
+                               hint=f"pip install --force-reinstall {tool}, then optkit doctor") from error
+
+
+__all__ = ["Artifact", "Confirm", "Context", "Dim", "Fidelity", "Options", "Pass", "Run", "Runner", "Samples",
+           "Session", "Signature", "TensorSpec", "UnavailableError", "install_line", "need"]

@@ -1,0 +1,106 @@
+"""What happened, as one JSON document; the terminal, Markdown and every other form are drawn from it alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optkit.artifact import canonical
+
+SCHEMA = 1
+
+# Worst first: the run's exit code is that of its worst step.
+_EXIT_CODES = {"error": 3, "blocked": 1, "failed": 1, "deferred": 1}
+
+
+@dataclass(frozen=True)
+class Report:
+    """The canonical JSON document of one run (`data`), and what a program asks of it.
+
+    Keys: schema, optkit, name, recipe, started, seconds, environment, source, data, steps, deliver, exit_code.
+    A step has: id, pass, options, parent, implied, fidelity, target, status, seconds {run, check}, cached {run, check},
+    artifact, notes, error, blocked_by, check, replay. A check has: against, data, precision, lossy, waived, provider,
+    held, cases; a case: name, kind, sizes, samples, source, parent (metric results), verdicts, held.
+    """
+
+    data: Mapping[str, Any]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every delivery was made and proven."""
+        return self.exit_code == 0
+
+    @property
+    def exit_code(self) -> int:
+        """0 all held, 1 a check did not hold, 2 wrong input, 3 a step failed, 4 unavailable, 130 interrupted."""
+        return int(self.data["exit_code"])
+
+    @property
+    def steps(self) -> list[Mapping[str, Any]]:
+        """The steps, in plan order."""
+        return list(self.data["steps"])
+
+    def step(self, step_id: str) -> Mapping[str, Any]:
+        """The step of that id. Raises KeyError."""
+        return {s["id"]: s for s in self.steps}[step_id]
+
+    def path(self, step_id: str) -> Path:
+        """The folder a delivered step lies in. Raises KeyError when it was not delivered."""
+        return Path(next(d["path"] for d in self.data["deliver"] if d["step"] == step_id and d["path"]))
+
+    def to_json(self) -> str:
+        """The document as text: indented, keys in a fixed order."""
+        return json.dumps(self.data, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+    def write(self, path: Path) -> None:
+        """Write the document, whole or not at all."""
+        write_atomically(path, self.to_json())
+
+    @staticmethod
+    def read(path: Path) -> Report:
+        """The report in a file. Raises UserError when it is none, or of another schema."""
+        from optkit.errors import UserError
+
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            schema = data["schema"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is no optkit report: {error}", hint="optkit convert writes report.json") from error
+        if schema != SCHEMA:
+            raise UserError(f"{path} has report schema {schema}; this optkit reads {SCHEMA}",
+                            hint="read it with the optkit that wrote it")
+        return Report(data)
+
+
+def exit_code_of(steps: list[Mapping[str, Any]]) -> int:
+    """The exit code a run deserves, from its steps' statuses and errors."""
+    code = 0
+    for step in steps:
+        error = step.get("error")
+        if step["status"] == "error":
+            mine = {"UserError": 2, "SourceError": 2, "DataError": 2, "UnavailableError": 4}.get(
+                error["class"] if error else "", 3)
+            code = max(code, mine) if code > 1 else mine
+        elif code == 0 and not (step["status"] == "deferred" and step.get("on_target")):
+            code = _EXIT_CODES.get(step["status"], 0)
+    return code
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file by way of a temporary neighbour, so that a reader sees the old or the new, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON data in its canonical spelling, whole or not at all."""
+    write_atomically(path, canonical(data))

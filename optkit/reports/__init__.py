@@ -1,0 +1,1 @@
+"""Reports for people and machines, each drawn from the report's JSON alone."""

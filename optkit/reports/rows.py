@@ -1,0 +1,148 @@
+"""What the terminal and the Markdown report both show, read out of a report's JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Data = Mapping[str, Any]
+
+_METRICS = ("cosine", "sqnr_db", "mismatch")  # shown of a case at a glance, where they were measured
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One delivery at a glance. size_bytes and path are None where nothing was delivered."""
+
+    step: str
+    format: str
+    size_bytes: int | None
+    status: str
+    parity: str
+    seconds: float | None
+    cached: bool
+    path: str | None
+
+
+def deliveries(report: Data) -> list[Delivery]:
+    """The report's deliveries, in its order."""
+    steps = {step["id"]: step for step in report.get("steps", [])}
+    made = []
+    for item in report.get("deliver", []):
+        step = steps.get(item["step"], {})
+        made.append(Delivery(
+            item["step"], step.get("target", "?"), item.get("size_bytes") or (step.get("artifact") or {}).get("size_bytes"),
+            step.get("status", "not run"), parity(step), seconds_of(step), cached(step), item.get("path"),
+        ))  # fmt: skip
+    return made
+
+
+def seconds_of(step: Data) -> float | None:
+    """Seconds of a step's pass and check together, or None where neither was reached."""
+    parts = [v for v in (step.get("seconds") or {}).values() if v is not None]
+    return sum(parts) if parts else None
+
+
+def cached(step: Data) -> bool:
+    """Whether a step's pass, and its check where it had one, came out of the cache."""
+    parts = [v for v in (step.get("cached") or {}).values() if v is not None]
+    return bool(parts) and all(parts)
+
+
+def parity(step: Data) -> str:
+    """A step's worst parity with the source on real samples: "cosine 0.9982, 34.2 dB"; "" where none was measured."""
+    result = next((c.get("source") for c in cases(step) if c.get("kind") == "samples"), None)
+    return ", ".join(spelt(name, value) for name, value in worst(result or {}).items())
+
+
+def cases(step: Data) -> list[Data]:
+    """The cases of a step's check; none where there was no check."""
+    return list((step.get("check") or {}).get("cases") or [])
+
+
+def worst(result: Data) -> dict[str, float]:
+    """The worst value over all outputs of each metric shown at a glance."""
+    found: dict[str, float] = {}
+    for output in (result.get("outputs") or {}).values():
+        for name in _METRICS:
+            value = (output.get(name) or {}).get("worst")
+            if value is not None:
+                pick = max if name == "mismatch" else min
+                found[name] = pick(found[name], value) if name in found else value
+    return found
+
+
+def spelt(metric: str, value: float) -> str:
+    """A metric for people: "cosine 0.99820", "34.2 dB", "equal to the last bit", "top1_agreement 98.7%"."""
+    if metric == "sqnr_db":
+        return "equal to the last bit" if value >= 300 else f"{value:.1f} dB"
+    if metric in ("mismatch", "accuracy", "accuracy_drop") or metric.endswith("_agreement"):
+        return f"{metric} {value:.2%}"
+    if metric.endswith("cosine"):
+        # Digits enough to tell 0.99998 from 1, and no more.
+        return f"{metric} {value:.5f}" if value > 0.999 else f"{metric} {value:.4f}"
+    return f"{metric} {value:.3g}"
+
+
+def broken(step: Data) -> Iterator[tuple[Data, str]]:
+    """Every reason why a step's check does not hold: the case, and the reason in one line."""
+    for case in cases(step):
+        reasons = [p["text"] if not p.get("output") else f"{p['output']}: {p['text']}"
+                   for p in (case.get("source") or {}).get("problems", [])]
+        reasons += [v["text"] for v in case.get("verdicts", []) if not v["held"]]
+        for reason in reasons:
+            yield case, reason
+
+
+def cost(step: Data, report: Data) -> str:
+    """What a step itself lost, by its parent's parity on real samples: the blame. "" where that cannot be said."""
+    parent = next((s for s in report.get("steps", []) if s["id"] == step.get("parent")), None)
+    mine, before = _sqnr(step, "source"), _sqnr(parent or {}, "source")
+    against = _sqnr(step, "parent")
+    if parent is None or mine is None:
+        return ""
+    name = parent["id"]
+    if against is not None and against >= 300:
+        return f"equal to its parent {name} to the last bit"
+    if before is None:
+        return "" if against is None else f"{against:.1f} dB against its parent {name}"
+    if before >= 300:
+        return f"this step lost all of it: its parent {name} equals the source to the last bit"
+    lost = before - mine
+    if lost < 0.5:
+        return f"this step cost nothing: its parent {name} has {before:.1f} dB too"
+    return f"this step cost {lost:.1f} dB: its parent {name} has {before:.1f} dB"
+
+
+def _sqnr(step: Data, role: str) -> float | None:
+    case = next((c for c in cases(step) if c.get("kind") == "samples"), {})
+    return worst(case.get(role) or {}).get("sqnr_db")
+
+
+def verdict(report: Data) -> str:
+    """The run's verdict in one line: "digits: all 4 deliveries hold"."""
+    made = deliveries(report)
+    name, total = report.get("name", "run"), len(made)
+    if report.get("exit_code") == 130:
+        return f"{name}: interrupted"
+    good = sum(d.status == "passed" for d in made)
+    if report.get("exit_code") == 0 and good == total:
+        return f"{name}: " + ("the delivery holds" if total == 1 else f"all {total} deliveries hold")
+    others: dict[str, list[str]] = {}
+    for item in made:
+        if item.status != "passed":
+            others.setdefault(item.status, []).append(item.step)
+    text = ", ".join(f"{status}: {' '.join(ids)}" for status, ids in others.items())
+    return f"{name}: {good} of {total} deliveries hold" + (f"; {text}" if text else "")
+
+
+def remedy(step: Data) -> str:
+    """One thing to try for a step whose check did not hold."""
+    lossy = step.get("fidelity") == "lossy"
+    kinds = {case.get("kind") for case, _ in broken(step)}
+    if kinds == {"dims"}:
+        return "the model takes another way at that size: export it without size-dependent control flow"
+    if lossy:
+        return f"other options (optkit passes {step.get('pass')}), more or better data to fit on, or a looser bound"
+    return "state bounds of your own with check: if this much deviation is expected, else look at the first step it cost"

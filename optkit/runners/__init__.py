@@ -1,0 +1,1 @@
+"""One runner per format and file; `optkit.registry` has the table."""

@@ -1,0 +1,110 @@
+"""The JSON Schema of a recipe, made from the models that read it and from the passes this environment knows."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from optkit.artifact import DTYPES
+from optkit.dataspec import KINDS, Preprocess
+from optkit.parity.bounds import METRICS
+from optkit.plugin import Options, Pass
+from optkit.recipe import MODEL_KINDS, DimSpec, InputSpec, StepSpec
+from optkit.registry import formats, passes
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+_NAME = r"^[A-Za-z0-9._\-]+$"
+
+Schema = dict[str, Any]
+
+
+def recipe_schema() -> Schema:
+    """JSON Schema (draft 2020-12) of a recipe, plug-ins' passes included; a recipe that loads is valid under it.
+
+    What a schema cannot say (files that exist, steps that fit together) is left to `optkit plan`.
+    """
+    known = passes()
+    models: list[type[BaseModel]] = [*MODEL_KINDS.values(), *KINDS.values(), InputSpec, DimSpec, StepSpec,
+                                     *{p.options for p in known.values()}]
+    refs, combined = models_json_schema([(m, "validation") for m in models], by_alias=True,
+                                        ref_template="#/$defs/{model}")
+    defs: dict[str, Schema] = combined["$defs"]
+
+    def ref(model: type[BaseModel]) -> Schema:
+        return {"$ref": refs[model, "validation"]["$ref"]}
+
+    def target(model: type[BaseModel]) -> Schema:
+        return defs[ref(model)["$ref"].rpartition("/")[2]]
+
+    target(InputSpec)["properties"]["dtype"]["enum"] = list(DTYPES)
+    if name := next((n for n, d in defs.items() if d.get("title") == Preprocess.__name__), None):
+        scale = defs[name]["properties"]["scale"]  # its validator reads "1/255" as well
+        scale["anyOf"] = [{"type": scale.pop("type")}, {"type": "string", "pattern": r"^[^/]+(/[^/]+)?$"}]
+    _complete_step(target(StepSpec), known, ref)
+    for section in defs.values():
+        section.pop("title", None)
+        for value in section.get("properties", {}).values():
+            value.pop("title", None)
+    names = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+    return {
+        "$schema": DRAFT,
+        "title": "optkit recipe",
+        "type": "object",
+        "required": ["version", "model", "steps"],
+        "additionalProperties": False,
+        "properties": {
+            "version": {"const": 1, "description": "version of the recipe's language"},
+            "name": {"type": "string", "pattern": _NAME, "description": "default: the file's name"},
+            "model": {"oneOf": [ref(m) for m in MODEL_KINDS.values()], "description": "the trained model to start from"},
+            "inputs": _mapping(ref(InputSpec), "the model's inputs, in its order; a model file may know its own"),
+            "outputs": {**names, "description": "names for the model's outputs, in its order"},
+            "dims": _mapping(ref(DimSpec), "the sizes each named dynamic dim may take"),
+            "data": _mapping({"oneOf": [ref(m) for m in KINDS.values()]}, "datasets by name"),
+            "check_on": {"type": "string", "description": "the dataset every check runs on"},
+            "steps": {"type": "array", "minItems": 1, "items": ref(StepSpec), "description": "what to do, step by step"},
+            "deliver": {**names, "description": "the steps to deliver; default: every step nothing follows"},
+            "seed": {"type": "integer", "minimum": 0, "default": 0},
+            "device": {"type": "string", "default": "cpu"},
+            "threads": {"type": ["integer", "null"], "minimum": 1, "description": "threads per running model"},
+        },
+        "$defs": defs,
+    }  # fmt: skip
+
+
+def _mapping(item: Schema, description: str) -> Schema:
+    return {"type": "object", "additionalProperties": item, "description": description}
+
+
+def _complete_step(step: Schema, known: dict[str, Pass], ref: Any) -> None:
+    """Add to a step's schema what depends on the passes there are: names, options, needed data and checks."""
+    properties = step["properties"]
+    properties["use"] = {**_texts(properties["use"]), "enum": [*known, None]}
+    properties["to"] = {**_texts(properties["to"]), "enum": [*formats(), None]}
+    properties["check"]["items"] = {"type": "string", "pattern": bound_pattern()}
+    step["oneOf"] = [{"required": ["to"]}, {"required": ["use"]}]
+    step["not"] = {"required": ["waive", "check"]}
+    step["allOf"] = []
+    for name, item in known.items():
+        then: Schema = {"properties": {"with": ref(item.options)} if item.options is not Options else
+                        {"with": {"type": "object", "maxProperties": 0}}}
+        if item.needs_data is True:
+            then["required"] = ["data"]
+        if item.fidelity == "lossy":
+            then["anyOf"] = [{"required": ["check"]}, {"required": ["waive"]}]
+        step["allOf"].append({"if": {"properties": {"use": {"const": name}}, "required": ["use"]}, "then": then})
+
+
+def _texts(field: Schema) -> Schema:
+    return {key: field[key] for key in ("description", "default") if key in field}
+
+
+def bound_pattern() -> str:
+    """A regular expression (ECMA 262) for bounds such as "logits.cosine >= 0.99", each metric in its own direction."""
+    def words(better: str) -> str:
+        return "|".join(re.escape(m.name) for m in METRICS.values() if m.better == better)
+
+    number = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*%?"
+    return rf"^\s*(.+\.)?(({words('higher')})\s*>=|({words('lower')})\s*<=)\s*{number}\s*$"

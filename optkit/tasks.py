@@ -1,0 +1,382 @@
+"""What a worker can be asked to do. Each task takes its step.json as data and returns JSON data.
+
+Common keys: `artifact` (what it works on), `inputs`, `outputs`, `dims`, `datasets` and `base` (specs, and the folder
+their paths start from), `seed`, `threads`, `device`, `out` (an empty folder for files).
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optkit.artifact import Artifact, Dim, Signature, TensorSpec, digest_file, digest_of
+from optkit.errors import DataError, SourceError, StepError, did_you_mean
+from optkit.parity.cases import Case, feeds
+from optkit.parity.tape import Reference, Tape
+from optkit.plugin import Context, Pass, Session
+from optkit.registry import get_pass, get_runner
+
+if TYPE_CHECKING:
+    from optkit.data import Dataset
+    from optkit.plugin import Tensors
+
+Say = Callable[[str, "float | None"], None]
+Data = dict[str, Any]
+
+NOISE_SAMPLES = 16
+"""Samples on which the source's own rounding error, float32 against float64, is measured."""
+
+VECTORS = 4
+"""Samples kept as test vectors beside a delivered artifact."""
+
+
+def warm(step: Data, say: Say) -> Data:
+    """Import modules ahead of the tasks that need them. A module that fails to import is left to its own task."""
+    for name in step["modules"]:
+        try:
+            importlib.import_module(name)
+        except Exception:  # reported, with a remedy, by the step that needs it
+            continue
+    return {}
+
+
+def source(step: Data, say: Say) -> Data:
+    """The source model's signature, with what the recipe declared checked against it and merged in."""
+    artifact = Artifact.from_json(step["artifact"])
+    found = get_runner(artifact.format).describe(artifact.path, {**artifact.meta, "dims": step["dims"]})
+    declared = tuple(TensorSpec.from_json(t) for t in step["inputs"])
+    return {"signature": merge(declared, found, step["outputs"]).to_json()}
+
+
+def merge(declared: Sequence[TensorSpec], found: Signature, outputs: Sequence[str]) -> Signature:
+    """The model's signature with declared layouts, ranges and dim names. Raises SourceError where they disagree."""
+    if not declared:
+        return found
+    names = [t.name for t in found.inputs]
+    for tensor in declared:
+        if tensor.name not in names:
+            raise SourceError(f"the model has no input {tensor.name!r}; it has {', '.join(names)}",
+                              subject=f"inputs.{tensor.name}", hint=did_you_mean(tensor.name, names))
+    by_name = {t.name: t for t in declared}
+    inputs = []
+    for tensor in found.inputs:
+        said = by_name.get(tensor.name)
+        if said is None:
+            raise SourceError(f"the model also has an input {tensor.name!r}, which the recipe does not declare",
+                              subject="inputs", hint=f"add it: {tensor.name}: {{shape: [...], dtype: {tensor.dtype}}}")
+        inputs.append(_merged(said, tensor))
+    known = [t.name for t in found.outputs]
+    if outputs and list(outputs) != known:
+        raise SourceError(f"the model's outputs are {', '.join(known)}, the recipe says {', '.join(outputs)}",
+                          subject="outputs", hint="name them as the model does, in its order")
+    return Signature(tuple(inputs), found.outputs)
+
+
+def _merged(said: TensorSpec, found: TensorSpec) -> TensorSpec:
+    subject = f"inputs.{said.name}"
+    if said.dtype != found.dtype:
+        raise SourceError(f"input {said.name} is {found.dtype}, the recipe says {said.dtype}", subject=subject,
+                          hint=f"dtype: {found.dtype}")
+    if found.shape is not None:
+        shape = f"[{', '.join(map(str, found.shape))}]"
+        if len(found.shape) != len(said.shape or ()):
+            raise SourceError(f"input {said.name} has {len(found.shape)} axes, {shape}; the recipe gives "
+                              f"{len(said.shape or ())}", subject=subject, hint=f"shape: {shape}")
+        for axis, (mine, theirs) in enumerate(zip(said.shape or (), found.shape, strict=True)):
+            if isinstance(theirs, int) and mine != theirs:
+                raise SourceError(f"input {said.name}, axis {axis}: the model is fixed at {theirs}, the recipe says "
+                                  f"{mine}", subject=subject, hint=f"shape: {shape}, or re-export the model")
+    return TensorSpec(said.name, said.dtype, said.shape, said.layout or found.layout, said.range)
+
+
+def data(step: Data, say: Say) -> Data:
+    """Every dataset read once: counts and digests; fitting sets must share no sample with the judging set."""
+    from optkit.data import overlap
+
+    found = {}
+    for name in step["datasets"]:
+        say(f"reading {name}", None)
+        dataset = _dataset(step, name)
+        found[name] = {"samples": len(dataset), "digest": dataset.digest(), "synthetic": dataset.synthetic,
+                       "preprocessing": dataset.preprocessing}
+    judge = _dataset(step, step["check_on"])
+    for name, users in step["fitted"].items():
+        pairs = overlap(_dataset(step, name), judge)
+        if pairs:
+            mine, theirs = pairs[0]
+            raise DataError(
+                f"{len(pairs)} samples of {name!r} are also in {step['check_on']!r}, which judges what is fitted on it "
+                f"({', '.join(users)}); the first is number {mine}, number {theirs} there",
+                subject=f"data.{name}", hint="take the shared samples out of one of them",
+            )
+    return {"datasets": found}
+
+
+def run(step: Data, say: Say) -> Data:
+    """One pass: its output artifact, re-read and compared with what was promised."""
+    use = get_pass(step["pass"])
+    options = use.options.model_validate(step["options"])
+    parent = Artifact.from_json(step["artifact"])
+    out = Path(step["out"])
+    with tempfile.TemporaryDirectory(prefix="optkit-", dir=step.get("scratch")) as scratch:
+        context = _context(step, Path(scratch), say)
+        notes = dict(use.run(parent, out, options, context))
+        artifact = reread(use, parent, out, context)
+        complaints = promised(use, parent, artifact)
+        if use.confirm is not None:
+            complaints += list(use.confirm(parent, artifact, options, context))
+    if complaints:
+        raise StepError(f"{use.name} finished, but what it wrote is not what was asked for: {complaints[0]}"
+                        + (f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""),
+                        details="\n".join(complaints), hint=f"optkit passes {use.name} lists the options")
+    return {"artifact": artifact.to_json(), "notes": notes,
+            "digests": {name: digest_file(out / name) for name in artifact.files}}
+
+
+def reread(use: Pass, parent: Artifact, out: Path, context: Context) -> Artifact:
+    """The artifact in `out`, described from its files. Raises StepError when the pass left none."""
+    runner = get_runner(use.target)
+    path = out / runner.main
+    if not path.is_file():
+        left = ", ".join(sorted(p.name for p in out.iterdir())) or "nothing"
+        raise StepError(f"{use.name} returned without writing {runner.main}; it left {left}",
+                        hint="this is a bug in the pass")
+    files = tuple(sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()))
+    meta: dict[str, Any] = {}
+    signature = runner.describe(path, {"dims": {k: d.to_json() for k, d in context.dims.items()}})
+    digest = digest_of([[name, digest_file(out / name)] for name in files])
+    return Artifact(use.target, path, digest, carried(signature, parent.signature), files, meta)
+
+
+def carried(signature: Signature, parent: Signature | None) -> Signature:
+    """The signature with the parent's layouts and ranges, which files seldom hold, where names and ranks agree."""
+    if parent is None:
+        return signature
+    known = {t.name: t for t in parent.inputs}
+    inputs = []
+    for tensor in signature.inputs:
+        was = known.get(tensor.name)
+        same = was and was.shape is not None and tensor.shape is not None and len(was.shape) == len(tensor.shape)
+        inputs.append(TensorSpec(tensor.name, tensor.dtype, tensor.shape, was.layout, was.range)
+                      if was and same else tensor)
+    return Signature(tuple(inputs), signature.outputs)
+
+
+def promised(use: Pass, parent: Artifact, artifact: Artifact) -> list[str]:
+    """What of the parent's signature a pass promised to keep and did not."""
+    before, after = parent.signature, artifact.signature
+    assert before is not None
+    assert after is not None
+    complaints: list[str] = []
+    for kind, old, new in (("input", before.inputs, after.inputs), ("output", before.outputs, after.outputs)):
+        if "names" in use.keeps and [t.name for t in old] != [t.name for t in new]:
+            complaints.append(f"{kind}s are called {', '.join(t.name for t in new)}, not "
+                              f"{', '.join(t.name for t in old)}")
+            continue
+        for was, now in zip(old, new, strict=False):
+            if "dtypes" in use.keeps and was.dtype != now.dtype:
+                complaints.append(f"{kind} {now.name} is {now.dtype}, not {was.dtype}")
+            if "dims" in use.keeps and was.shape is not None and now.shape is not None:
+                complaints += _dims_lost(kind, was, now)
+    return complaints
+
+
+def _dims_lost(kind: str, was: TensorSpec, now: TensorSpec) -> list[str]:
+    old, new = was.shape or (), now.shape or ()
+    if len(old) != len(new):
+        return [f"{kind} {now.name} has {len(new)} axes, not {len(old)}"]
+    lost = []
+    for axis, (mine, theirs) in enumerate(zip(old, new, strict=True)):
+        if isinstance(mine, str) and isinstance(theirs, int):
+            lost.append(f"{kind} {now.name}, axis {axis}: the dynamic dim {mine!r} came out fixed at {theirs}")
+        elif isinstance(mine, int) and isinstance(theirs, int) and mine != theirs:
+            lost.append(f"{kind} {now.name}, axis {axis} is {theirs}, not {mine}")
+        elif isinstance(mine, int) and isinstance(theirs, str) and kind == "input":
+            lost.append(f"{kind} {now.name}, axis {axis} came out dynamic, not fixed at {mine}")
+    return lost
+
+
+def record(step: Data, say: Say) -> Data:
+    """The source model's answers to every case, on a tape, and its own rounding error where that can be measured."""
+    from optkit.parity.metrics import Comparison
+
+    artifact = Artifact.from_json(step["artifact"])
+    runner = get_runner(artifact.format)
+    assert artifact.signature is not None
+    tape = Tape(Path(step["out"]))
+    dataset = _dataset(step, step["check_on"])
+    cases = [Case.from_json(c) for c in step["cases"]]
+    noise: dict[str, dict[str, float]] = {}
+    with ExitStack() as stack:
+        session = stack.enter_context(_open(step, artifact))
+        exact = None
+        if "float64" in runner.precisions and all(t.dtype == "float32" for t in artifact.signature.outputs
+                                                  if t.dtype.startswith("float")):
+            exact = stack.enter_context(_open(step, artifact, precision="float64"))
+        for number, case in enumerate(cases):
+            done = 0
+            comparison = Comparison()
+            for batch, (tensors, count, _) in enumerate(feeds(case, dataset, artifact.signature.inputs)):
+                outputs = session.infer(tensors)
+                tape.write(number, batch, outputs)
+                if exact and case.kind != "dims" and done < NOISE_SAMPLES:
+                    part = _first(tensors, NOISE_SAMPLES - done, count)
+                    rows = min(NOISE_SAMPLES - done, count)
+                    comparison.add(_plain(exact.infer(part)), _plain(_first(outputs, rows, count)), rows)
+                done += count
+                say(f"source model, {case.name}", min(1.0, done / max(1, len(dataset))))
+            if exact and case.kind != "dims":
+                result = comparison.result()
+                noise[case.name] = {name: metrics["rel_l2"]["worst"] for name, metrics in result["outputs"].items()
+                                    if "rel_l2" in metrics}
+        provider = session.provider
+    return {"noise": noise or None, "provider": provider}
+
+
+def _first(tensors: Tensors, rows: int, count: int) -> Tensors:
+    """The first rows of tensors whose axis 0 is the sample axis; others whole."""
+    return {name: t[:rows] if t.ndim and t.shape[0] == count else t for name, t in tensors.items()}
+
+
+def _plain(tensors: Tensors) -> Tensors:
+    import numpy as np
+
+    return {name: t.astype(np.float64) if t.dtype.kind == "f" else t for name, t in tensors.items()}
+
+
+def check(step: Data, say: Say) -> Data:
+    """The metrics of an artifact against the source and its parent, over every case; verdicts are made elsewhere."""
+    import numpy as np
+
+    from optkit.parity.metrics import Comparison
+
+    artifact = Artifact.from_json(step["artifact"])
+    assert artifact.signature is not None
+    dataset = _dataset(step, step["check_on"])
+    cases = [Case.from_json(c) for c in step["cases"]]
+    inputs = [TensorSpec.from_json(t) for t in step["inputs"]]
+    out = Path(step["out"])
+    own = Tape(Path(step["tape"])) if step.get("tape") else None
+    vectors: list[tuple[Tensors, Tensors, Tensors]] = []
+    results = []
+    with ExitStack() as stack:
+        references = {role: stack.enter_context(_reference(step, ref)) for role, ref in step["references"].items()}
+        session = stack.enter_context(_open(step, artifact))
+        for number, case in enumerate(cases):
+            compared = {role: Comparison() for role in references}
+            total = 0
+            for batch, (tensors, count, labels) in enumerate(feeds(case, dataset, inputs)):
+                answer = session.infer(adapted(tensors, artifact.signature))
+                if own:
+                    own.write(number, batch, answer)
+                for role, reference in references.items():
+                    expected = reference.outputs(number, batch, tensors)
+                    compared[role].add(_first(expected, count, _rows(tensors)), _first(answer, count, _rows(tensors)),
+                                       count or None, labels=labels if role == "source" else None)
+                    if role == "source" and case.kind == "samples" and len(vectors) < VECTORS:
+                        vectors += _rows_of(tensors, answer, expected, count, VECTORS - len(vectors))
+                total += count
+                say(f"checking, {case.name}", (number + min(1.0, total / max(1, len(dataset)))) / len(cases))
+            results.append({**case.to_json(), "samples": total,
+                            **{role: c.result() for role, c in compared.items()}})
+        provider = session.provider
+    if vectors:
+        arrays = {}
+        for group, position in (("input", 0), ("output", 1), ("source", 2)):
+            for row, row_tensors in enumerate(v[position] for v in vectors):
+                arrays.update({f"{row}/{group}/{name}": tensor for name, tensor in row_tensors.items()})
+        np.savez_compressed(out / "vectors.npz", **arrays)  # type: ignore[arg-type]
+    return {"cases": results, "provider": provider}
+
+
+def _rows(tensors: Tensors) -> int:
+    first = next(iter(tensors.values()))
+    return int(first.shape[0]) if first.ndim else 1
+
+
+def _rows_of(tensors: Tensors, answer: Tensors, expected: Tensors, count: int, limit: int) -> list[Any]:
+    """Single samples, each still with its batch axis, of a batch of inputs and two sets of outputs."""
+    def cut(group: Tensors, row: int) -> Tensors:
+        return {n: t[row : row + 1] if t.ndim and t.shape[0] == rows else t for n, t in group.items()}
+
+    rows = _rows(tensors)
+    if any(not t.ndim or t.shape[0] != rows for group in (tensors, answer, expected) for t in group.values()):
+        return [(tensors, answer, expected)][:limit]
+    return [(cut(tensors, r), cut(answer, r), cut(expected, r)) for r in range(min(count, limit))]
+
+
+def adapted(tensors: Mapping[str, Any], signature: Signature) -> Tensors:
+    """The tensors in the dtypes an artifact takes, where a pass changed them on request (float16 inputs)."""
+    import numpy as np
+
+    made: Tensors = {}
+    for spec in signature.inputs:
+        tensor = tensors[spec.name]
+        if spec.dtype not in (str(tensor.dtype), "bfloat16", "string"):
+            tensor = tensor.astype(np.dtype(spec.dtype))
+        made[spec.name] = tensor
+    return made
+
+
+def _reference(step: Data, ref: Data) -> Reference:
+    artifact = Artifact.from_json(ref["artifact"])
+    signature = artifact.signature
+    assert signature is not None
+    return Reference(Tape(Path(ref["tape"])), lambda: _open(step, artifact),
+                     lambda tensors: adapted(tensors, signature))
+
+
+def _open(step: Data, artifact: Artifact, precision: str | None = None) -> AbstractContextManager[Session]:
+    runner = get_runner(artifact.format)
+    # Only a torch source of the recipe has to run where the recipe says; the check's device is the session's.
+    return runner.open(artifact, device=step["device"], threads=step["threads"], precision=precision)
+
+
+def _dataset(step: Data, name: str) -> Dataset:
+    from optkit.data import open_dataset
+    from optkit.dataspec import parse_data
+
+    inputs = [TensorSpec.from_json(t) for t in step["inputs"]]
+    dims = {k: Dim(**d) for k, d in step["dims"].items()}
+    return open_dataset(parse_data(step["datasets"][name]), Path(step["base"]), inputs, dims, name)
+
+
+def _context(step: Data, scratch: Path, say: Say) -> Context:
+    inputs = tuple(TensorSpec.from_json(t) for t in step["inputs"])
+    dims = {k: Dim(**d) for k, d in step["dims"].items()}
+    samples = _dataset(step, step["data"]) if step.get("data") else None
+    return Context(inputs, tuple(step["outputs"]), dims, scratch, samples, step["seed"], step["threads"], step["device"],
+                   say)
+
+
+def verify(step: Data, say: Say) -> Data:
+    """A delivered artifact run on its own test vectors: metrics against its recorded answers and the source's."""
+    import numpy as np
+
+    from optkit.parity.metrics import Comparison
+
+    artifact = Artifact.from_json(step["artifact"])
+    signature = artifact.signature
+    assert signature is not None
+    compared = {"itself": Comparison(), "source": Comparison()}
+    with np.load(step["vectors"], allow_pickle=False) as stored:
+        rows = sorted({name.split("/", 1)[0] for name in stored.files}, key=int)
+        with _open(step, artifact) as session:
+            for row in rows:
+                group = {g: {n.split("/", 2)[2]: stored[n] for n in stored.files if n.startswith(f"{row}/{g}/")}
+                         for g in ("input", "output", "source")}
+                answer = session.infer(adapted(group["input"], signature))
+                compared["itself"].add(group["output"], answer, None)
+                compared["source"].add(group["source"], answer, None)
+            provider = session.provider
+    return {"cases": [{"name": "test vectors", "kind": "samples", "sizes": {}, "samples": len(rows),
+                       **{role: c.result() for role, c in compared.items()}}], "provider": provider}
+
+
+TASKS: dict[str, Callable[[Data, Say], Data]] = {
+    "warm": warm, "source": source, "data": data, "record": record, "run": run, "check": check, "verify": verify,
+}  # fmt: skip
