@@ -33,5 +33,16 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
 
 
-__all__ = ["CheckError", "Model", "OptkitError", "Report", "__version__", "compare", "convert", "load_recipe",
-           "open_artifact", "plan", "verify"]
+__all__ = [
+    "CheckError",
+    "Model",
+    "OptkitError",
+    "Report",
+    "__version__",
+    "compare",
+    "convert",
+    "load_recipe",
+    "open_artifact",
+    "plan",
+    "verify",
+]

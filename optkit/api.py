@@ -40,7 +40,8 @@ Data = str | Path | Mapping[str, Any] | Iterable[Arrays]
 def plan(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Plan:
     """What a recipe would do: its steps in order and the check on each. Opens no model.
 
-    recipe: a .yaml file, the same as plain data, or a Recipe. overrides: "steps.int8.with.per_channel=false" and the like.
+    recipe: a .yaml file, the same as plain data, or a Recipe. overrides: as in
+        "steps.int8.with.per_channel=false".
     Raises RecipeError with every mistake found.
     """
     if isinstance(recipe, Recipe):
@@ -73,12 +74,13 @@ def convert(
     to: target formats, each a step of that name. steps: more steps, as a recipe writes them (`{"id": "int8", "from":
         "onnx", "use": "onnx.quantize", "data": "fit", "check": [...]}`).
     example_inputs: for a live module: arrays or tensors by input name, or a tuple in forward()'s order, with the batch
-        axis. inputs: instead, or beside it, as a recipe's `inputs:`. dims: name -> (min, opt, max); where `inputs` names
-        no dim, each input's axis 0 becomes the dim "batch" if `dims` has one.
+        axis. inputs: instead, or beside it, as a recipe's `inputs:`. dims: name -> (min, opt, max); where `inputs`
+        names no dim, each input's axis 0 becomes the dim "batch" if `dims` has one.
     data: what results are judged on; fit: what lossy steps are fitted on: a file, a recipe's dataset entry, arrays by
         name (axis 0 counts samples), or an iterable of samples (arrays by name without the batch axis). Without `data`,
         faithful conversions are checked on random inputs, and the report says so.
-    out: folder of the deliveries, default build/NAME. raise_on_failure: raise CheckError (with `.report`) unless all held.
+    out: folder of the deliveries, default build/NAME. raise_on_failure: raise CheckError (with `.report`) unless all
+        held.
 
     Raises RecipeError, SourceError, DataError, UnavailableError for what concerns the whole run.
     """
@@ -89,7 +91,7 @@ def convert(
         else:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="optkit-live-")))
             if isinstance(model, str | Path):
-                section, specs, ranges = None, dict(inputs or {}), dict(dims or {})
+                specs, ranges = {k: dict(v) for k, v in (inputs or {}).items()}, dict(dims or {})
                 document = recipe_data(str(model), to or ["onnx"], [], [], None, inputs_given=bool(specs))
             else:
                 section, specs, ranges = capture(model, work, example_inputs, inputs, dims or {})
@@ -98,8 +100,11 @@ def convert(
             document["steps"] = [*({"id": t, "to": t} for t in to), *(dict(s) for s in steps)]
             document.pop("deliver", None)
             document |= {"inputs": specs} if specs else {}
-            document |= {"dims": {k: dict(zip(("min", "opt", "max"), v, strict=True)) for k, v in ranges.items()}} if (
-                ranges) else {}
+            document |= (
+                {"dims": {k: dict(zip(("min", "opt", "max"), v, strict=True)) for k, v in ranges.items()}}
+                if (ranges)
+                else {}
+            )
             document["data"] = {"judge": _data(data, work, "judge", document["model"])}
             document["check_on"] = "judge"
             if fit is not None:
@@ -124,8 +129,9 @@ def failure(report: Report) -> CheckError:
             lines.append(f"{step['id']}: {wrong[0] if wrong else 'its check did not hold'}")
         elif step["status"] == "blocked":
             lines.append(f"{step['id']}: blocked by {step['blocked_by']}")
-    error = CheckError("; ".join(lines) or "the run was interrupted",
-                       hint="the whole story is in error.report and in report.json")
+    error = CheckError(
+        "; ".join(lines) or "the run was interrupted", hint="the whole story is in error.report and in report.json"
+    )
     error.report = report
     return error
 
@@ -134,8 +140,11 @@ def _data(data: Data | None, work: Path, name: str, model: Mapping[str, Any]) ->
     if data is None or isinstance(data, str | Path):
         section = data_section(str(data) if data is not None else None, model)
         return {k: str(Path(v).absolute()) if k in ("npz", "images", "jsonl") else v for k, v in section.items()}
-    if isinstance(data, Mapping) and any(k in data for k in ("npz", "images", "jsonl", "python", "random")) and all(
-            not hasattr(v, "shape") for v in data.values()):
+    if (
+        isinstance(data, Mapping)
+        and any(k in data for k in ("npz", "images", "jsonl", "python", "random"))
+        and all(not hasattr(v, "shape") for v in data.values())
+    ):
         return data
     import numpy as np
 
@@ -143,14 +152,16 @@ def _data(data: Data | None, work: Path, name: str, model: Mapping[str, Any]) ->
     if isinstance(data, Mapping):
         arrays = {k: np.asarray(v) for k, v in data.items()}
     else:
-        samples = [{k: np.asarray(v) for k, v in sample.items()} for sample in data]  # type: ignore[union-attr]
+        samples = [{k: np.asarray(v) for k, v in sample.items()} for sample in data]
         if not samples:
             raise UserError(f"{name}: the data given holds no sample", hint="give arrays by input name")
         try:
             arrays = {k: np.stack([s[k] for s in samples]) for k in samples[0]}
         except (KeyError, ValueError) as error:
-            raise UserError(f"{name}: samples differ in inputs or shapes: {error}",
-                            hint="give a dataset entry with python: FILE.py:NAME for ragged samples") from error
+            raise UserError(
+                f"{name}: samples differ in inputs or shapes: {error}",
+                hint="give a dataset entry with python: FILE.py:NAME for ragged samples",
+            ) from error
     np.savez(path, **arrays)  # type: ignore[arg-type]
     return {"npz": str(path)}
 
@@ -163,8 +174,9 @@ class Model:
         self.artifact = artifact
         runner = get_runner(artifact.format)
         self.signature: Signature = artifact.signature or runner.describe(artifact.path, artifact.meta)
-        self._session = self._stack.enter_context(runner.open(artifact.with_signature(self.signature), device=device,
-                                                              threads=threads))
+        self._session = self._stack.enter_context(
+            runner.open(artifact.with_signature(self.signature), device=device, threads=threads)
+        )
 
     @property
     def provider(self) -> str:
@@ -182,8 +194,9 @@ class Model:
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -196,8 +209,9 @@ def open_artifact(path: str | Path, device: str = "cpu", threads: int | None = N
         return Model(artifact_at(str(path), None, None, Cache())[0], device, threads or keys.cores())
 
 
-def artifact_at(ref: str, inputs: Sequence[TensorSpec] | None, dims: Mapping[str, Dim] | None,
-                cache: Cache) -> tuple[Artifact, Recipe | None]:
+def artifact_at(
+    ref: str, inputs: Sequence[TensorSpec] | None, dims: Mapping[str, Dim] | None, cache: Cache
+) -> tuple[Artifact, Recipe | None]:
     """The artifact a path or callable stands for, and the recipe stub that loads it (None for a delivered folder).
 
     Raises UserError for what is no model.
@@ -206,9 +220,13 @@ def artifact_at(ref: str, inputs: Sequence[TensorSpec] | None, dims: Mapping[str
     if (folder / RECORD).is_file():
         return delivered(folder), None
     document = recipe_data(ref, ["onnx"], [], [], None, inputs_given=inputs is not None)
-    recipe = recipe_from({**document, "inputs": {
-        t.name: {k: v for k, v in t.to_json().items() if k != "name"} for t in inputs or ()},
-        "dims": {k: d.to_json() for k, d in (dims or {}).items()}})
+    recipe = recipe_from(
+        {
+            **document,
+            "inputs": {t.name: {k: v for k, v in t.to_json().items() if k != "name"} for t in inputs or ()},
+            "dims": {k: d.to_json() for k, d in (dims or {}).items()},
+        }
+    )
     artifact = source_artifact(recipe, cache)
     assert artifact is not None
     return artifact, recipe
@@ -219,12 +237,15 @@ def delivered(folder: Path) -> Artifact:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         files = tuple(n for n in record["files"] if n != record["vectors"])
-        return Artifact(record["format"], folder / record["main"], record["digest"],
-                        Signature.from_json(record["signature"]), files)
+        return Artifact(
+            record["format"], folder / record["main"], record["digest"], Signature.from_json(record["signature"]), files
+        )
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no {RECORD}", hint="name a folder that optkit convert delivered") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / RECORD} is damaged: {error}", hint="deliver it again with optkit convert") from error
+        raise UserError(
+            f"{folder / RECORD} is damaged: {error}", hint="deliver it again with optkit convert"
+        ) from error
 
 
 def compare(
@@ -239,15 +260,17 @@ def compare(
     threads: int | None = None,
     cache: Cache | None = None,
 ) -> dict[str, Any]:
-    """Parity of model `b` with model `a`, each a file, a delivered folder or a callable, on real data and over its dims.
+    """Parity of model `b` with model `a`, each a file, a delivered folder or a callable, over its data and dims.
 
     Returns {"a", "b", "cases": [...], "held", "provider"}; a case has the metrics ("source"), verdicts and `held`.
     Without `bounds` those of a faithful float32 conversion apply. Raises UserError for inputs that do not match.
     """
     cache = cache or Cache()
     stated = tuple(parse_bound(text) for text in bounds)
-    specs = [TensorSpec(n, s.get("dtype", "float32"), tuple(s["shape"]), s.get("layout"), s.get("range"))
-             for n, s in (inputs or {}).items()] or None
+    specs = [
+        TensorSpec(n, s.get("dtype", "float32"), tuple(s["shape"]), s.get("layout"), s.get("range"))
+        for n, s in (inputs or {}).items()
+    ] or None
     ranges = {k: Dim(*v) for k, v in (dims or {}).items()}
     with tempfile.TemporaryDirectory(prefix="optkit-check-") as temporary:
         work = Path(temporary)
@@ -255,17 +278,21 @@ def compare(
             "base": str(Path.cwd()), "seed": 0, "device": device, "threads": threads or keys.cores(), "outputs": [],
             "inputs": [t.to_json() for t in specs or ()], "dims": {k: d.to_json() for k, d in ranges.items()},
         }  # fmt: skip
-        pair = []
+        pair: list[Artifact] = []
         for ref in (a, b):
             artifact, _ = artifact_at(str(ref), specs, ranges, cache)
-            told = raise_if_failed(run_alone({**common, "task": "source", "artifact": artifact.to_json(), "inputs": []},
-                                             work / f"describe-{len(pair)}"))
+            told = raise_if_failed(
+                run_alone(
+                    {**common, "task": "source", "artifact": artifact.to_json(), "inputs": []},
+                    work / f"describe-{len(pair)}",
+                )
+            )
             pair.append(artifact.with_signature(Signature.from_json(told["signature"])))
         first, second = pair
         assert first.signature is not None
         assert second.signature is not None
         _same_inputs(first.signature, second.signature)
-        chosen = first.signature.inputs if first.format != "openvino" or specs else first.signature.inputs
+        chosen = first.signature.inputs
         for dim in dict.fromkeys(d for t in chosen for d in t.dynamic):
             ranges.setdefault(dim, Dim(1, 2, 4))
         cases = make_cases(chosen, ranges)
@@ -278,15 +305,23 @@ def compare(
         }, work / "check"))  # fmt: skip
     check = Check(stated, "float32", lossy=bool(stated), stated_by=tuple("--bound" for _ in stated))
     judged = [judge_case(case, check, None, second.signature) for case in done["cases"]]
-    return {"a": str(a), "b": str(b), "cases": judged, "held": all(c["held"] for c in judged),
-            "provider": done["provider"], "synthetic": "random" in section}
+    return {
+        "a": str(a),
+        "b": str(b),
+        "cases": judged,
+        "held": all(c["held"] for c in judged),
+        "provider": done["provider"],
+        "synthetic": "random" in section,
+    }
 
 
 def _same_inputs(first: Signature, second: Signature) -> None:
     one, two = [t.name for t in first.inputs], [t.name for t in second.inputs]
     if sorted(one) != sorted(two):
-        raise SourceError(f"the models take different inputs: {', '.join(one)} and {', '.join(two)}",
-                          hint="compare models of one signature; optkit inspect shows each")
+        raise SourceError(
+            f"the models take different inputs: {', '.join(one)} and {', '.join(two)}",
+            hint="compare models of one signature; optkit inspect shows each",
+        )
 
 
 def _made(folder: Path) -> Path:
@@ -297,8 +332,8 @@ def _made(folder: Path) -> Path:
 def verify(folder: str | Path, *, device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
     """A delivered artifact proven again: its files' digests, and its answers to the test vectors that lie beside it.
 
-    Returns {"artifact", "format", "held", "problems": [text], "cases": [...], "provider"}. Raises UserError for a folder
-    that is no delivery, UnavailableError when its runtime is not on this machine.
+    Returns {"artifact", "format", "held", "problems": [text], "cases": [...], "provider"}. Raises UserError for a
+    folder that is no delivery, UnavailableError when its runtime is not on this machine.
     """
     folder = Path(folder)
     artifact = delivered(folder)
@@ -313,8 +348,10 @@ def verify(folder: str | Path, *, device: str = "cpu", threads: int | None = Non
     cases: list[dict[str, Any]] = []
     provider = None
     if not record["vectors"]:
-        problems.append("no test vectors were delivered with it"
-                        + (f": its check was waived ({record['check']['waived']})" if record["status"] == "waived" else ""))
+        problems.append(
+            "no test vectors were delivered with it"
+            + (f": its check was waived ({record['check']['waived']})" if record["status"] == "waived" else "")
+        )
     elif not problems:
         done = raise_if_failed(run_alone({
             "task": "verify", "artifact": artifact.to_json(), "vectors": str((folder / record["vectors"]).absolute()),
@@ -323,21 +360,32 @@ def verify(folder: str | Path, *, device: str = "cpu", threads: int | None = Non
         provider = done["provider"]
         for case in done["cases"]:
             cases += _proven_again(case, record, artifact)
-    return {"artifact": str(folder), "format": artifact.format, "problems": problems, "cases": cases,
-            "provider": provider, "held": not problems and bool(cases) and all(c["held"] for c in cases)}
+    return {
+        "artifact": str(folder),
+        "format": artifact.format,
+        "problems": problems,
+        "cases": cases,
+        "provider": provider,
+        "held": not problems and bool(cases) and all(c["held"] for c in cases),
+    }
 
 
 def _proven_again(case: Mapping[str, Any], record: Mapping[str, Any], artifact: Artifact) -> list[dict[str, Any]]:
     """Two verdicts: against its own recorded answers (another machine's rounding allowed), and the source's."""
     before = record["check"]
-    own = judge_case({**case, "name": "against its own recorded answers", "source": case["itself"]},
-                     Check((), before["precision"], lossy=False, stated_by=()), None, artifact.signature)
+    own = judge_case(
+        {**case, "name": "against its own recorded answers", "source": case["itself"]},
+        Check((), before["precision"], lossy=False, stated_by=()),
+        None,
+        artifact.signature,
+    )
     samples = next((c for c in before["cases"] if c["kind"] == "samples"), None)
     texts = dict.fromkeys(v["bound"] for v in (samples or {"verdicts": []})["verdicts"] if v["bound"])
     per_sample = [parse_bound(t) for t in texts if not t.split(" ")[0].rpartition(".")[2].startswith("accuracy")]
-    source = judge_case({**case, "name": "against the source model's answers"},
-                        Check(tuple(per_sample), before["precision"], lossy=False, stated_by=tuple("" for _ in per_sample)),
-                        None, artifact.signature)
+    source = judge_case(
+        {**case, "name": "against the source model's answers"},
+        Check(tuple(per_sample), before["precision"], lossy=False, stated_by=tuple("" for _ in per_sample)),
+        None,
+        artifact.signature,
+    )
     return [own, source]
-
-

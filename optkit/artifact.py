@@ -36,8 +36,11 @@ class Dim:
         size, on 1, or on divisibility by a power of two.
         """
         named = [self.min, self.opt, self.max]
-        inside = [n for n in range(self.max - 1, self.min, -1) if n not in named] if self.max - self.min < 4096 else [
-            n for n in range(self.min + (self.max - self.min) // 2, self.min, -1) if n not in named]
+        inside = (
+            [n for n in range(self.max - 1, self.min, -1) if n not in named]
+            if self.max - self.min < 4096
+            else [n for n in range(self.min + (self.max - self.min) // 2, self.min, -1) if n not in named]
+        )
         middle = sorted(inside, key=lambda n: (n % 2 == 0, abs(n - (self.min + self.max) // 2)))
         return tuple(dict.fromkeys(named + middle[:1]))
 
@@ -67,8 +70,11 @@ class TensorSpec:
         return tuple(d if isinstance(d, int) else sizes[d] for d in self.shape or ())
 
     def to_json(self) -> dict[str, Any]:
-        data: dict[str, Any] = {"name": self.name, "dtype": self.dtype,
-                                "shape": list(self.shape) if self.shape is not None else None}
+        data: dict[str, Any] = {
+            "name": self.name,
+            "dtype": self.dtype,
+            "shape": list(self.shape) if self.shape is not None else None,
+        }
         if self.layout:
             data["layout"] = self.layout
         if self.range:
@@ -78,8 +84,13 @@ class TensorSpec:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> TensorSpec:
         shape = data["shape"]
-        return TensorSpec(data["name"], data["dtype"], None if shape is None else tuple(shape), data.get("layout"),
-                          tuple(data["range"]) if data.get("range") else None)
+        return TensorSpec(
+            data["name"],
+            data["dtype"],
+            None if shape is None else tuple(shape),
+            data.get("layout"),
+            tuple(data["range"]) if data.get("range") else None,
+        )
 
     def __str__(self) -> str:
         dims = "?" if self.shape is None else ", ".join(str(d) for d in self.shape)
@@ -106,8 +117,10 @@ class Signature:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Signature:
-        return Signature(tuple(TensorSpec.from_json(t) for t in data["inputs"]),
-                         tuple(TensorSpec.from_json(t) for t in data["outputs"]))
+        return Signature(
+            tuple(TensorSpec.from_json(t) for t in data["inputs"]),
+            tuple(TensorSpec.from_json(t) for t in data["outputs"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -148,9 +161,14 @@ class Artifact:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Artifact:
         signature = data.get("signature")
-        return Artifact(data["format"], Path(data["path"]), data["digest"],
-                        Signature.from_json(signature) if signature else None, tuple(data["files"]),
-                        data.get("meta") or {})
+        return Artifact(
+            data["format"],
+            Path(data["path"]),
+            data["digest"],
+            Signature.from_json(signature) if signature else None,
+            tuple(data["files"]),
+            data.get("meta") or {},
+        )
 
 
 def canonical(data: Any) -> str:

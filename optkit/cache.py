@@ -123,8 +123,9 @@ class Cache:
         With `known_only`, None instead of reading a file of over 64 MiB. Raises OSError when it cannot be read.
         """
         stat = path.stat()
-        mark = [str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
-        name = hashlib.sha256(mark[0].encode()).hexdigest()
+        place = str(path.absolute())
+        mark = [place, stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        name = hashlib.sha256(place.encode()).hexdigest()
         memo = self.root / "digests" / name[:2] / f"{name}.json"
         try:
             known = json.loads(memo.read_text(encoding="utf-8"))

@@ -21,8 +21,13 @@ MAX_REL_L2 = 1e-4
 """How far a captured program may be from the live module: float32 rounding, as between kernels."""
 
 
-def capture(model: Any, folder: Path, example_inputs: Any, inputs: Mapping[str, Mapping[str, Any]] | None,
-            dims: Mapping[str, tuple[int, int, int]]) -> tuple[dict[str, Any], Specs, Ranges]:
+def capture(
+    model: Any,
+    folder: Path,
+    example_inputs: Any,
+    inputs: Mapping[str, Mapping[str, Any]] | None,
+    dims: Mapping[str, tuple[int, int, int]],
+) -> tuple[dict[str, Any], Specs, Ranges]:
     """The recipe's `model:` section for a live object, its `inputs:` and its dims, with the model's file in `folder`.
 
     Raises UserError for an object of no known kind or missing inputs, SourceError when it cannot be captured, and
@@ -46,13 +51,17 @@ def capture(model: Any, folder: Path, example_inputs: Any, inputs: Mapping[str, 
     known = inputs or kind == "exported"
     tensors = _named(model, example_inputs) if example_inputs is not None else None
     if tensors is None and not known:
-        raise UserError("nothing says what goes into the model",
-                        hint='give example_inputs={"image": tensor}, or inputs={"image": {"shape": [...]}}')
-    specs = tuple(TensorSpec(name, str(spec.get("dtype", "float32")), tuple(spec["shape"]), spec.get("layout"),
-                             spec.get("range")) for name, spec in (inputs or {}).items())
+        raise UserError(
+            "nothing says what goes into the model",
+            hint='give example_inputs={"image": tensor}, or inputs={"image": {"shape": [...]}}',
+        )
+    specs = tuple(
+        TensorSpec(name, str(spec.get("dtype", "float32")), tuple(spec["shape"]), spec.get("layout"), spec.get("range"))
+        for name, spec in (inputs or {}).items()
+    )
     if not specs and tensors is not None:
         first: list[int | str] = ["batch"] if "batch" in dims else []
-        specs = tuple(TensorSpec(name, _dtype(t), (*first, *t.shape[len(first):])) for name, t in tensors.items())
+        specs = tuple(TensorSpec(name, _dtype(t), (*first, *t.shape[len(first) :])) for name, t in tensors.items())
     ranges = {name: Dim(*sizes) for name, sizes in dims.items()}
     if kind == "torchscript":
         path = folder / "model.pt"
@@ -81,9 +90,11 @@ def _kind(model: Any) -> str:
         return "onnx"
     if openvino is not None and isinstance(model, openvino.Model):
         return "openvino"
-    raise UserError(f"a {type(model).__module__}.{type(model).__name__} is no model optkit knows",
-                    hint="give a torch module, ExportedProgram or ScriptModule, onnx.ModelProto, openvino.Model, a path "
-                         "or a recipe")
+    raise UserError(
+        f"a {type(model).__module__}.{type(model).__name__} is no model optkit knows",
+        hint="give a torch module, ExportedProgram or ScriptModule, onnx.ModelProto, openvino.Model, a path "
+        "or a recipe",
+    )
 
 
 def _specs(inputs: Mapping[str, Mapping[str, Any]] | None) -> Specs:
@@ -99,10 +110,12 @@ def _named(model: Any, example: Any) -> dict[str, Any]:
         named = dict(example)
     else:
         values: Sequence[Any] = example if isinstance(example, tuple | list) else (example,)
-        names = [p for p in inspect.signature(model.forward).parameters] if hasattr(model, "forward") else []
+        names = list(inspect.signature(model.forward).parameters) if hasattr(model, "forward") else []
         if len(names) < len(values):
-            raise UserError(f"{len(values)} example inputs were given, forward() takes {len(names)}",
-                            hint="give them by name: example_inputs={...}")
+            raise UserError(
+                f"{len(values)} example inputs were given, forward() takes {len(names)}",
+                hint="give them by name: example_inputs={...}",
+            )
         named = dict(zip(names, values, strict=False))
     return {name: value if isinstance(value, torch.Tensor) else torch.as_tensor(value) for name, value in named.items()}
 
@@ -111,8 +124,14 @@ def _dtype(tensor: Any) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _compare(module: Any, descriptor: Mapping[str, Any], folder: Path, specs: Sequence[TensorSpec],
-             ranges: Mapping[str, Dim], tensors: Mapping[str, Any] | None) -> None:
+def _compare(
+    module: Any,
+    descriptor: Mapping[str, Any],
+    folder: Path,
+    specs: Sequence[TensorSpec],
+    ranges: Mapping[str, Dim],
+    tensors: Mapping[str, Any] | None,
+) -> None:
     """Hold the captured program against the live module: on the caller's inputs, and at both ends of every dim."""
     import json
 
@@ -133,22 +152,30 @@ def _compare(module: Any, descriptor: Mapping[str, Any], folder: Path, specs: Se
     try:
         for position, sizes in enumerate(cases):
             feeds = torch_model.example_feeds(specs, ranges, sizes, seed=position)
-            if position == 0 and tensors is not None and all(
-                    tuple(tensors[t.name].shape) == t.resolved(sizes) for t in specs):
+            if (
+                position == 0
+                and tensors is not None
+                and all(tuple(tensors[t.name].shape) == t.resolved(sizes) for t in specs)
+            ):
                 feeds = dict(tensors)
             with torch.inference_mode():
-                live = _flat(module(**feeds), captured.output_names)
+                live = _flat(module(**feeds), captured.output_names or ())
                 again = captured.call(feeds)
             comparison = Comparison()
-            comparison.add({k: v.detach().cpu().numpy() for k, v in live.items()},
-                           {k: v.detach().cpu().numpy() for k, v in again.items()}, None)
+            comparison.add(
+                {k: v.detach().cpu().numpy() for k, v in live.items()},
+                {k: v.detach().cpu().numpy() for k, v in again.items()},
+                None,
+            )
             result = comparison.result()
             worst = max((m["rel_l2"]["worst"] for m in result["outputs"].values() if "rel_l2" in m), default=0.0)
             if result["problems"] or worst > MAX_REL_L2:
                 at = ", ".join(f"{k}={v}" for k, v in sizes.items()) or "its inputs"
                 why = result["problems"][0]["text"] if result["problems"] else f"rel_l2 {worst:.3g}"
-                raise CheckError(f"the captured program does not answer as the live module does at {at}: {why}",
-                                 hint="control flow that depends on the input's size or values is the usual cause")
+                raise CheckError(
+                    f"the captured program does not answer as the live module does at {at}: {why}",
+                    hint="control flow that depends on the input's size or values is the usual cause",
+                )
     finally:
         module.train(was_training)
 
@@ -163,6 +190,8 @@ def _flat(answer: Any, names: Sequence[str]) -> dict[str, Any]:
     else:
         values = [v for v in answer if isinstance(v, torch.Tensor)]
     if len(values) != len(names):
-        raise SourceError(f"the live module gives {len(values)} tensors, the captured program {len(names)}",
-                          hint="return tensors, a tuple or a flat dict of tensors")
+        raise SourceError(
+            f"the live module gives {len(values)} tensors, the captured program {len(names)}",
+            hint="return tensors, a tuple or a flat dict of tensors",
+        )
     return dict(zip(names, values, strict=True))

@@ -97,8 +97,14 @@ class RecipeError(UserError):
     """Planning found mistakes; `problems` holds all of them, in file order."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        ordered = sorted(problems, key=lambda p: (p.where is None, str(p.where.file) if p.where else "",
-                                                  (p.where.line or 0) if p.where else 0))
+        ordered = sorted(
+            problems,
+            key=lambda p: (
+                p.where is None,
+                str(p.where.file) if p.where else "",
+                (p.where.line or 0) if p.where else 0,
+            ),
+        )
         self.problems: tuple[Problem, ...] = tuple(ordered)
         super().__init__("\n".join(str(p) for p in self.problems))
 
@@ -143,16 +149,26 @@ class UnavailableError(OptkitError):
 
 _CLASSES: dict[str, type[OptkitError]] = {
     cls.__name__: cls
-    for cls in (OptkitError, UserError, SourceError, DataError, CheckError, StepError, StepCrashed, StepTimeout,
-                UnavailableError)
+    for cls in (
+        OptkitError,
+        UserError,
+        SourceError,
+        DataError,
+        CheckError,
+        StepError,
+        StepCrashed,
+        StepTimeout,
+        UnavailableError,
+    )
 }
 
 
 def from_json(data: dict[str, Any]) -> OptkitError:
     """The error that `OptkitError.to_json` described; an unknown class becomes `StepError`."""
     cls = _CLASSES.get(data.get("class", ""), StepError)
-    return cls(data["what"], hint=data.get("hint", ""), subject=data.get("subject", ""),
-               details=data.get("details", ""))
+    return cls(
+        data["what"], hint=data.get("hint", ""), subject=data.get("subject", ""), details=data.get("details", "")
+    )
 
 
 def did_you_mean(word: str, known: Iterable[str], *, listing: bool = True) -> str:

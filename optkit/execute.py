@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from optkit import keys
+from optkit import __version__, keys
 from optkit.artifact import Artifact, Signature, digest_of
 from optkit.cache import Cache, Entry
 from optkit.deliver import clear, deliver, prepare_folder
@@ -54,8 +54,9 @@ class _State:
         return self.status in ("passed", "waived")
 
 
-def execute(plan: Plan, *, out: Path, cache: Cache | None = None, jobs: int | None = None,
-            listen: Listener = ignore) -> Report:
+def execute(
+    plan: Plan, *, out: Path, cache: Cache | None = None, jobs: int | None = None, listen: Listener = ignore
+) -> Report:
     """Run a plan; deliver what was proven to `out`/STEP, and write `out`/report.json. Returns the report.
 
     jobs: workers at a time; default: one per core, at most 4. A step's failure is in the report. Raised are errors
@@ -110,7 +111,14 @@ class _Run:
     """One run of a plan. `perform` loops: advance what can be advanced, then take one message from a worker."""
 
     def __init__(self, plan: Plan, out: Path, cache: Cache, pool: Pool, listen: Listener, scratch: Path) -> None:
-        self.plan, self.recipe, self.out, self.cache, self.pool, self.listen = plan, plan.recipe, out, cache, pool, listen
+        self.plan, self.recipe, self.out, self.cache, self.pool, self.listen = (
+            plan,
+            plan.recipe,
+            out,
+            cache,
+            pool,
+            listen,
+        )
         self.scratch = scratch
         self.states = {s.id: _State(s) for s in plan.steps}
         self.started = time.perf_counter()
@@ -203,8 +211,9 @@ class _Run:
         if entry is not None:
             self.data_info = entry.data["datasets"]
         elif self.can_start("data"):
-            self.submit("data", {"task": "data", "check_on": self.recipe.check_on, "fitted": keys.fitted(self.plan)},
-                        {"numpy"})
+            self.submit(
+                "data", {"task": "data", "check_on": self.recipe.check_on, "fitted": keys.fitted(self.plan)}, {"numpy"}
+            )
 
     def find_record(self) -> None:
         assert self.source is not None
@@ -212,9 +221,17 @@ class _Run:
         if entry is not None:
             self.record = entry
         elif self.can_start("record"):
-            self.submit("record", {"task": "record", "artifact": self.source.to_json(), "check_on": self.recipe.check_on,
-                                   "cases": [c.to_json() for c in self.cases],
-                                   "out": str(self.stage("record"))}, self.source_modules())
+            self.submit(
+                "record",
+                {
+                    "task": "record",
+                    "artifact": self.source.to_json(),
+                    "check_on": self.recipe.check_on,
+                    "cases": [c.to_json() for c in self.cases],
+                    "out": str(self.stage("record")),
+                },
+                self.source_modules(),
+            )
 
     @property
     def judge_key(self) -> str:
@@ -301,9 +318,16 @@ class _Run:
 
     def check_json(self, state: _State, cases: list[dict[str, Any]], provider: str | None) -> dict[str, Any]:
         check = state.step.check
-        return {"against": SOURCE, "data": self.recipe.check_on, "precision": check.precision, "lossy": check.lossy,
-                "waived": check.waived, "provider": provider, "held": bool(cases) and all(c["held"] for c in cases),
-                "cases": cases}
+        return {
+            "against": SOURCE,
+            "data": self.recipe.check_on,
+            "precision": check.precision,
+            "lossy": check.lossy,
+            "waived": check.waived,
+            "provider": provider,
+            "held": bool(cases) and all(c["held"] for c in cases),
+            "cases": cases,
+        }
 
     def source_modules(self) -> set[str]:
         return set(get_runner(self.recipe.source_format).modules)
@@ -334,8 +358,14 @@ class _Run:
         self.staging[task] = self.cache.stage()
         return self.staging[task]
 
-    def submit(self, task: str, step: dict[str, Any], loads: Any, limit: float = _SETUP_LIMIT_SECONDS,
-               python: str | None = None) -> None:
+    def submit(
+        self,
+        task: str,
+        step: dict[str, Any],
+        loads: Any,
+        limit: float = _SETUP_LIMIT_SECONDS,
+        python: str | None = None,
+    ) -> None:
         signature = self.source.signature if self.source else None
         recipe = self.recipe
         common = {
@@ -384,8 +414,9 @@ class _Run:
             self.data_info = self.cache.put(key, {"datasets": result["datasets"]}).data["datasets"]
         else:
             key = keys.record_key(self.recipe, self.source, self.judge_key, self.cases)
-            self.record = self.cache.put(key, {"noise": result["noise"], "provider": result["provider"],
-                                               "seconds": result["seconds"]}, staged)
+            self.record = self.cache.put(
+                key, {"noise": result["noise"], "provider": result["provider"], "seconds": result["seconds"]}, staged
+            )
 
     def take_step(self, state: _State, phase: str, result: Mapping[str, Any], staged: Path | None) -> None:
         state.seconds[phase] = result["seconds"]
@@ -402,8 +433,9 @@ class _Run:
             assert self.source is not None
             parent = self.artifact_of(state.step.parent) if state.step.parent != SOURCE else None
             key = keys.check_key(self.recipe, state.artifact, self.source, parent, self.judge_key, self.cases)
-            self.set_checked(state, self.cache.put(key, {"cases": result["cases"], "provider": result["provider"]},
-                                                   staged))
+            self.set_checked(
+                state, self.cache.put(key, {"cases": result["cases"], "provider": result["provider"]}, staged)
+            )
 
     def located(self, error: OptkitError, step: Step | None = None) -> OptkitError:
         """The error with the place in the recipe that it is about."""
@@ -441,7 +473,7 @@ class _Run:
         source = self.source
         steps = [self.step_json(s) for s in self.states.values()]
         data: dict[str, Any] = {
-            "schema": SCHEMA, "optkit": keys.optkit.__version__, "name": self.recipe.name,
+            "schema": SCHEMA, "optkit": __version__, "name": self.recipe.name,
             "recipe": {"path": str(self.recipe.document.file) if self.recipe.document.file else None,
                        "digest": digest_of(self.recipe.document.data)},
             "started": self.began.isoformat(timespec="seconds"), "seconds": 0.0,
@@ -461,8 +493,13 @@ class _Run:
     def hand_over(self, state: _State, run: Mapping[str, Any]) -> dict[str, Any]:
         step_id = state.step.id
         folder = self.out / step_id
-        row = {"step": step_id, "status": state.status, "format": state.step.use.target, "path": None,
-               "size_bytes": None}
+        row = {
+            "step": step_id,
+            "status": state.status,
+            "format": state.step.use.target,
+            "path": None,
+            "size_bytes": None,
+        }
         if not state.proven or state.artifact is None:
             clear(folder)
             return row
@@ -475,6 +512,8 @@ def _disk_error(error: OSError) -> OptkitError:
     import errno
 
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UnavailableError("no space left on the disk" + (f" (writing {error.filename})" if error.filename else ""),
-                                hint="free space, or put the cache elsewhere with --cache DIR; finished steps are kept")
+        return UnavailableError(
+            "no space left on the disk" + (f" (writing {error.filename})" if error.filename else ""),
+            hint="free space, or put the cache elsewhere with --cache DIR; finished steps are kept",
+        )
     return UnavailableError(f"{type(error).__name__}: {error}", hint="check the folder and its permissions")

@@ -37,15 +37,18 @@ def version_of(tool: str) -> str | None:
 
 @memoise
 def _versions_in(python: str, tools: tuple[str, ...]) -> tuple[str | None, ...]:
-    code = ("import importlib.metadata as m, json, sys\n"
-            "def v(n):\n try: return m.version(n)\n except m.PackageNotFoundError: return None\n"
-            "print(json.dumps([v(n) for n in sys.argv[1:]]))")
+    code = (
+        "import importlib.metadata as m, json, sys\n"
+        "def v(n):\n try: return m.version(n)\n except m.PackageNotFoundError: return None\n"
+        "print(json.dumps([v(n) for n in sys.argv[1:]]))"
+    )
     try:
         done = subprocess.run([python, "-c", code, *tools], capture_output=True, text=True, timeout=60, check=True)
         return tuple(json.loads(done.stdout))
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise UnavailableError(f"the interpreter {python} cannot be used: {error}",
-                               hint="check `python:` on the step") from error
+        raise UnavailableError(
+            f"the interpreter {python} cannot be used: {error}", hint="check `python:` on the step"
+        ) from error
 
 
 def versions(tools: Iterable[str], python: str | None = None) -> dict[str, str | None]:
@@ -68,9 +71,9 @@ def source_tools(recipe: Recipe) -> tuple[str, ...]:
 
 def require_tools(plan: Plan) -> None:
     """Raise UnavailableError, naming every distribution the plan needs and this environment lacks."""
-    needed: dict[str, str] = {tool: "the source model" for tool in source_tools(plan.recipe)}
+    needed: dict[str, str] = dict.fromkeys(source_tools(plan.recipe), "the source model")
     for name, spec in plan.recipe.data.items():
-        needed |= {tool: f"the dataset {name}" for tool in tools(spec)}
+        needed |= dict.fromkeys(tools(spec), f"the dataset {name}")
     for step in plan.steps:
         for tool, version in versions(step.use.tools, step.python).items():
             if version is None:
@@ -80,8 +83,9 @@ def require_tools(plan: Plan) -> None:
     missing = [tool for tool in needed if version_of(tool) is None]
     if missing:
         what = ", ".join(f"{tool} (for {needed[tool]})" for tool in missing)
-        raise UnavailableError(f"not installed: {what}",
-                               hint=" && ".join(dict.fromkeys(install_line(tool) for tool in missing)))
+        raise UnavailableError(
+            f"not installed: {what}", hint=" && ".join(dict.fromkeys(install_line(tool) for tool in missing))
+        )
 
 
 def data_key(recipe: Recipe, name: str, cache: Cache, *, known_only: bool = False) -> str | None:
@@ -90,8 +94,13 @@ def data_key(recipe: Recipe, name: str, cache: Cache, *, known_only: bool = Fals
     digests = [cache.digest(path, known_only=known_only) for path in data_files(spec, recipe.base, name)]
     if None in digests:
         return None
-    key: list[Any] = [content_key(spec), digests, [t.to_json() for t in recipe.inputs], dims_json(recipe.dims),
-                      versions(tools(spec))]
+    key: list[Any] = [
+        content_key(spec),
+        digests,
+        [t.to_json() for t in recipe.inputs],
+        dims_json(recipe.dims),
+        versions(tools(spec)),
+    ]
     if isinstance(spec, ImageData) and spec.label:
         folder = resolve_path(spec.images, recipe.base)
         key += [image_classes(folder), [p.relative_to(folder).as_posix() for p in image_files(spec, recipe.base, name)]]
@@ -105,16 +114,33 @@ def dims_json(dims: Mapping[str, Any]) -> dict[str, Any]:
 
 def describe_key(recipe: Recipe, artifact: Artifact) -> str:
     """The key of the source model's signature."""
-    return digest_of(["source", optkit.__version__, artifact.format, artifact.digest,
-                      [t.to_json() for t in recipe.inputs], list(recipe.outputs), dims_json(recipe.dims),
-                      versions(source_tools(recipe))])
+    return digest_of(
+        [
+            "source",
+            optkit.__version__,
+            artifact.format,
+            artifact.digest,
+            [t.to_json() for t in recipe.inputs],
+            list(recipe.outputs),
+            dims_json(recipe.dims),
+            versions(source_tools(recipe)),
+        ]
+    )
 
 
 def datasets_key(plan: Plan, keys: Mapping[str, str], artifact: Artifact) -> str:
     """The key of the datasets' counts and their test for overlap."""
     signature = artifact.signature
-    return digest_of(["data", optkit.__version__, dict(keys), fitted(plan), plan.recipe.check_on,
-                      [t.to_json() for t in signature.inputs] if signature else None])
+    return digest_of(
+        [
+            "data",
+            optkit.__version__,
+            dict(keys),
+            fitted(plan),
+            plan.recipe.check_on,
+            [t.to_json() for t in signature.inputs] if signature else None,
+        ]
+    )
 
 
 def fitted(plan: Plan) -> dict[str, list[str]]:
@@ -130,24 +156,57 @@ def step_key(plan: Plan, step: Step, parent: Artifact, data: str | None) -> str:
     """The key of a step's output."""
     recipe, signature = plan.recipe, parent.signature
     tools = step.use.tools if parent.format != "torch" else (*step.use.tools, *source_tools(recipe))
-    return digest_of(["step", step.use.name, step.use.version, step.options_json(), parent.digest,
-                      [t.to_json() for t in signature.inputs] if signature else None, dims_json(recipe.dims), data,
-                      recipe.seed, versions(tools, step.python)])
+    return digest_of(
+        [
+            "step",
+            step.use.name,
+            step.use.version,
+            step.options_json(),
+            parent.digest,
+            [t.to_json() for t in signature.inputs] if signature else None,
+            dims_json(recipe.dims),
+            data,
+            recipe.seed,
+            versions(tools, step.python),
+        ]
+    )
 
 
 def record_key(recipe: Recipe, source: Artifact, data: str, cases: Sequence[Case]) -> str:
     """The key of the source model's recorded answers."""
-    return digest_of(["record", optkit.__version__, source.digest, data, [c.to_json() for c in cases],
-                      get_runner(source.format).version, versions(source_tools(recipe)), recipe.device])
+    return digest_of(
+        [
+            "record",
+            optkit.__version__,
+            source.digest,
+            data,
+            [c.to_json() for c in cases],
+            get_runner(source.format).version,
+            versions(source_tools(recipe)),
+            recipe.device,
+        ]
+    )
 
 
-def check_key(recipe: Recipe, artifact: Artifact, source: Artifact, parent: Artifact | None, data: str,
-              cases: Sequence[Case]) -> str:
+def check_key(
+    recipe: Recipe, artifact: Artifact, source: Artifact, parent: Artifact | None, data: str, cases: Sequence[Case]
+) -> str:
     """The key of a check's metrics. Bounds are no part of it: changing one runs no model again."""
     runner = get_runner(artifact.format)
-    return digest_of(["check", optkit.__version__, artifact.digest, source.digest, parent.digest if parent else None,
-                      data, [c.to_json() for c in cases], runner.version,
-                      versions([*runner.tools, *source_tools(recipe)]), recipe.device])
+    return digest_of(
+        [
+            "check",
+            optkit.__version__,
+            artifact.digest,
+            source.digest,
+            parent.digest if parent else None,
+            data,
+            [c.to_json() for c in cases],
+            runner.version,
+            versions([*runner.tools, *source_tools(recipe)]),
+            recipe.device,
+        ]
+    )
 
 
 def environment(plan: Plan) -> dict[str, Any]:
@@ -155,9 +214,15 @@ def environment(plan: Plan) -> dict[str, Any]:
     tools = dict.fromkeys([*source_tools(plan.recipe), "numpy"])
     for step in plan.steps:
         tools |= dict.fromkeys([*step.use.tools, *get_runner(step.use.target).tools])
-    return {"optkit": optkit.__version__, "python": platform.python_version(), "os": f"{platform.system()} "
-            f"{platform.release()}", "machine": platform.machine(), "cpu": _cpu(), "cores": cores(),
-            "tools": {k: v for k, v in versions(tools).items() if v}}
+    return {
+        "optkit": optkit.__version__,
+        "python": platform.python_version(),
+        "os": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "cpu": _cpu(),
+        "cores": cores(),
+        "tools": {k: v for k, v in versions(tools).items() if v},
+    }
 
 
 def cores() -> int:

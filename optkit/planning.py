@@ -198,7 +198,7 @@ class _Planner:
                          "add data: {judge: {npz: FILE}} and check_on: judge")
         elif not check_on:
             self.problem(("data",), "the recipe does not say which data its checks run on",
-                         f"add `check_on: {next(reversed(self.recipe.data))}`")
+                         f"add `check_on: {list(self.recipe.data)[-1]}`")
         elif check_on not in self.recipe.data:
             self.problem(("check_on",), f"check_on: there is no dataset {check_on!r}",
                          did_you_mean(check_on, self.recipe.data))

@@ -176,13 +176,31 @@ def need(module: str, tool: str | None = None) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and module.split(".")[0] == error.name.split(".")[0]:
             raise UnavailableError(f"{tool} is not installed", hint=install_line(tool)) from error
-        raise UnavailableError(f"{tool} is installed but broken: it needs {error.name!r}, which is missing",
-                               hint=install_line(tool)) from error
+        raise UnavailableError(
+            f"{tool} is installed but broken: it needs {error.name!r}, which is missing", hint=install_line(tool)
+        ) from error
     except Exception as error:  # a backend's import runs its own code and can fail in any way
-        raise UnavailableError(f"{tool} is installed but broken: import {module} failed with "
-                               f"{type(error).__name__}: {error}",
-                               hint=f"pip install --force-reinstall {tool}, then optkit doctor") from error
+        raise UnavailableError(
+            f"{tool} is installed but broken: import {module} failed with {type(error).__name__}: {error}",
+            hint=f"pip install --force-reinstall {tool}, then optkit doctor",
+        ) from error
 
 
-__all__ = ["Artifact", "Confirm", "Context", "Dim", "Fidelity", "Options", "Pass", "Run", "Runner", "Samples",
-           "Session", "Signature", "TensorSpec", "UnavailableError", "install_line", "need"]
+__all__ = [
+    "Artifact",
+    "Confirm",
+    "Context",
+    "Dim",
+    "Fidelity",
+    "Options",
+    "Pass",
+    "Run",
+    "Runner",
+    "Samples",
+    "Session",
+    "Signature",
+    "TensorSpec",
+    "UnavailableError",
+    "install_line",
+    "need",
+]

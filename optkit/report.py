@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ class Report:
         return Report(data)
 
 
-def exit_code_of(steps: list[Mapping[str, Any]]) -> int:
+def exit_code_of(steps: Sequence[Mapping[str, Any]]) -> int:
     """The exit code a run deserves, from its steps' statuses and errors."""
     code = 0
     for step in steps:

@@ -9,7 +9,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from optkit.artifact import DTYPES
-from optkit.dataspec import KINDS, Preprocess
+from optkit.data.preprocess import Preprocess
+from optkit.dataspec import KINDS
 from optkit.parity.bounds import METRICS
 from optkit.plugin import Options, Pass
 from optkit.recipe import MODEL_KINDS, DimSpec, InputSpec, StepSpec
@@ -27,10 +28,17 @@ def recipe_schema() -> Schema:
     What a schema cannot say (files that exist, steps that fit together) is left to `optkit plan`.
     """
     known = passes()
-    models: list[type[BaseModel]] = [*MODEL_KINDS.values(), *KINDS.values(), InputSpec, DimSpec, StepSpec,
-                                     *{p.options for p in known.values()}]
-    refs, combined = models_json_schema([(m, "validation") for m in models], by_alias=True,
-                                        ref_template="#/$defs/{model}")
+    models: list[type[BaseModel]] = [
+        *MODEL_KINDS.values(),
+        *KINDS.values(),
+        InputSpec,
+        DimSpec,
+        StepSpec,
+        *{p.options for p in known.values()},
+    ]
+    refs, combined = models_json_schema(
+        [(m, "validation") for m in models], by_alias=True, ref_template="#/$defs/{model}"
+    )
     defs: dict[str, Schema] = combined["$defs"]
 
     def ref(model: type[BaseModel]) -> Schema:
@@ -58,13 +66,13 @@ def recipe_schema() -> Schema:
         "properties": {
             "version": {"const": 1, "description": "version of the recipe's language"},
             "name": {"type": "string", "pattern": _NAME, "description": "default: the file's name"},
-            "model": {"oneOf": [ref(m) for m in MODEL_KINDS.values()], "description": "the trained model to start from"},
+            "model": {"oneOf": [ref(m) for m in MODEL_KINDS.values()], "description": "the trained model"},
             "inputs": _mapping(ref(InputSpec), "the model's inputs, in its order; a model file may know its own"),
             "outputs": {**names, "description": "names for the model's outputs, in its order"},
             "dims": _mapping(ref(DimSpec), "the sizes each named dynamic dim may take"),
             "data": _mapping({"oneOf": [ref(m) for m in KINDS.values()]}, "datasets by name"),
             "check_on": {"type": "string", "description": "the dataset every check runs on"},
-            "steps": {"type": "array", "minItems": 1, "items": ref(StepSpec), "description": "what to do, step by step"},
+            "steps": {"type": "array", "minItems": 1, "items": ref(StepSpec), "description": "what to do"},
             "deliver": {**names, "description": "the steps to deliver; default: every step nothing follows"},
             "seed": {"type": "integer", "minimum": 0, "default": 0},
             "device": {"type": "string", "default": "cpu"},
@@ -88,8 +96,11 @@ def _complete_step(step: Schema, known: dict[str, Pass], ref: Any) -> None:
     step["not"] = {"required": ["waive", "check"]}
     step["allOf"] = []
     for name, item in known.items():
-        then: Schema = {"properties": {"with": ref(item.options)} if item.options is not Options else
-                        {"with": {"type": "object", "maxProperties": 0}}}
+        then: Schema = {
+            "properties": {"with": ref(item.options)}
+            if item.options is not Options
+            else {"with": {"type": "object", "maxProperties": 0}}
+        }
         if item.needs_data is True:
             then["required"] = ["data"]
         if item.fidelity == "lossy":
@@ -103,6 +114,7 @@ def _texts(field: Schema) -> Schema:
 
 def bound_pattern() -> str:
     """A regular expression (ECMA 262) for bounds such as "logits.cosine >= 0.99", each metric in its own direction."""
+
     def words(better: str) -> str:
         return "|".join(re.escape(m.name) for m in METRICS.values() if m.better == better)
 

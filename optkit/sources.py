@@ -35,8 +35,9 @@ def source_artifact(recipe: Recipe, cache: Cache, *, known_only: bool = False) -
             return _file_artifact(recipe, cache, known_only)
         return _torch_artifact(recipe, cache, known_only)
     except OSError as error:
-        raise SourceError(f"a file of the model cannot be read: {error}", subject="model",
-                          hint="check that it is there and readable") from error
+        raise SourceError(
+            f"a file of the model cannot be read: {error}", subject="model", hint="check that it is there and readable"
+        ) from error
 
 
 def _file_artifact(recipe: Recipe, cache: Cache, known_only: bool) -> Artifact | None:
@@ -47,8 +48,11 @@ def _file_artifact(recipe: Recipe, cache: Cache, known_only: bool) -> Artifact |
     else:
         names = (path.name, path.with_suffix(".bin").name)
         if not path.with_suffix(".bin").is_file():
-            raise SourceError(f"{path.name} lies here without {path.with_suffix('.bin').name}, which holds its weights",
-                              subject="model.openvino", hint="copy both files together")
+            raise SourceError(
+                f"{path.name} lies here without {path.with_suffix('.bin').name}, which holds its weights",
+                subject="model.openvino",
+                hint="copy both files together",
+            )
     digest = cache.digest_all([path.parent / n for n in names], known_only=known_only)
     return None if digest is None else Artifact(recipe.source_format, path, digest, None, names)
 
@@ -78,22 +82,35 @@ def _torch_artifact(recipe: Recipe, cache: Cache, known_only: bool) -> Artifact 
         is_file = place.endswith(".py")
         factory = f"{recipe.path(place).absolute()}:{name}" if is_file else model.torch
         weights = recipe.path(model.weights).absolute() if model.weights else None
-        descriptor |= {"kind": "factory", "factory": factory, "kwargs": model.kwargs,
-                       "weights": str(weights) if weights else None, "trust_pickle": model.trust_pickle,
-                       "strict": True}
+        descriptor |= {
+            "kind": "factory",
+            "factory": factory,
+            "kwargs": model.kwargs,
+            "weights": str(weights) if weights else None,
+            "trust_pickle": model.trust_pickle,
+            "strict": True,
+        }
         content += ["factory", name, model.kwargs, place if not is_file else ""]
         hashed += _code_of(recipe, place, is_file)
         hashed += [weights] if weights else []
         hashed += [f for t in model.files for f in _tree(recipe.path(t))]
     elif isinstance(model, HuggingFaceSource):
         folder = recipe.path(model.huggingface).absolute()
-        descriptor |= {"kind": "huggingface", "path": str(folder), "class": model.class_, "pooling": model.pooling,
-                       "normalize": model.normalize}
+        descriptor |= {
+            "kind": "huggingface",
+            "path": str(folder),
+            "class": model.class_,
+            "pooling": model.pooling,
+            "normalize": model.normalize,
+        }
         content += ["huggingface", model.class_, model.pooling, model.normalize]
         hashed += [p for p in _tree(folder) if p.suffix in (".json", ".safetensors", ".bin", ".py", ".txt", ".model")]
     else:
-        kind, text = {ExportedSource: ("exported", "pt2"), TorchScriptSource: ("torchscript", "torchscript"),
-                      PickleSource: ("pickle", "pickle")}[type(model)]
+        kind, text = {
+            ExportedSource: ("exported", "pt2"),
+            TorchScriptSource: ("torchscript", "torchscript"),
+            PickleSource: ("pickle", "pickle"),
+        }[type(model)]
         path = recipe.path(getattr(model, text)).absolute()
         descriptor |= {"kind": kind, "path": str(path), "trust_pickle": getattr(model, "trust_pickle", False)}
         content += [kind]
@@ -117,10 +134,15 @@ def _code_of(recipe: Recipe, place: str, is_file: bool) -> list[Path]:
         return list(local_files(recipe.path(place)))
     file = locate_module(place)
     if file is None:
-        raise SourceError(f"there is no module {place!r} with Python source on this machine", subject="model.torch",
-                          hint="install it, or name a file: models/net.py:build")
+        raise SourceError(
+            f"there is no module {place!r} with Python source on this machine",
+            subject="model.torch",
+            hint="install it, or name a file: models/net.py:build",
+        )
     return list(local_files(file, place))
 
 
 def _tree(path: Path) -> list[Path]:
-    return sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts) if path.is_dir() else [path]
+    return (
+        sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts) if path.is_dir() else [path]
+    )

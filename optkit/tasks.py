@@ -59,37 +59,55 @@ def merge(declared: Sequence[TensorSpec], found: Signature, outputs: Sequence[st
     names = [t.name for t in found.inputs]
     for tensor in declared:
         if tensor.name not in names:
-            raise SourceError(f"the model has no input {tensor.name!r}; it has {', '.join(names)}",
-                              subject=f"inputs.{tensor.name}", hint=did_you_mean(tensor.name, names))
+            raise SourceError(
+                f"the model has no input {tensor.name!r}; it has {', '.join(names)}",
+                subject=f"inputs.{tensor.name}",
+                hint=did_you_mean(tensor.name, names),
+            )
     by_name = {t.name: t for t in declared}
     inputs = []
     for tensor in found.inputs:
         said = by_name.get(tensor.name)
         if said is None:
-            raise SourceError(f"the model also has an input {tensor.name!r}, which the recipe does not declare",
-                              subject="inputs", hint=f"add it: {tensor.name}: {{shape: [...], dtype: {tensor.dtype}}}")
+            raise SourceError(
+                f"the model also has an input {tensor.name!r}, which the recipe does not declare",
+                subject="inputs",
+                hint=f"add it: {tensor.name}: {{shape: [...], dtype: {tensor.dtype}}}",
+            )
         inputs.append(_merged(said, tensor))
     known = [t.name for t in found.outputs]
     if outputs and list(outputs) != known:
-        raise SourceError(f"the model's outputs are {', '.join(known)}, the recipe says {', '.join(outputs)}",
-                          subject="outputs", hint="name them as the model does, in its order")
+        raise SourceError(
+            f"the model's outputs are {', '.join(known)}, the recipe says {', '.join(outputs)}",
+            subject="outputs",
+            hint="name them as the model does, in its order",
+        )
     return Signature(tuple(inputs), found.outputs)
 
 
 def _merged(said: TensorSpec, found: TensorSpec) -> TensorSpec:
     subject = f"inputs.{said.name}"
     if said.dtype != found.dtype:
-        raise SourceError(f"input {said.name} is {found.dtype}, the recipe says {said.dtype}", subject=subject,
-                          hint=f"dtype: {found.dtype}")
+        raise SourceError(
+            f"input {said.name} is {found.dtype}, the recipe says {said.dtype}",
+            subject=subject,
+            hint=f"dtype: {found.dtype}",
+        )
     if found.shape is not None:
         shape = f"[{', '.join(map(str, found.shape))}]"
         if len(found.shape) != len(said.shape or ()):
-            raise SourceError(f"input {said.name} has {len(found.shape)} axes, {shape}; the recipe gives "
-                              f"{len(said.shape or ())}", subject=subject, hint=f"shape: {shape}")
+            raise SourceError(
+                f"input {said.name} has {len(found.shape)} axes, {shape}; the recipe gives {len(said.shape or ())}",
+                subject=subject,
+                hint=f"shape: {shape}",
+            )
         for axis, (mine, theirs) in enumerate(zip(said.shape or (), found.shape, strict=True)):
             if isinstance(theirs, int) and mine != theirs:
-                raise SourceError(f"input {said.name}, axis {axis}: the model is fixed at {theirs}, the recipe says "
-                                  f"{mine}", subject=subject, hint=f"shape: {shape}, or re-export the model")
+                raise SourceError(
+                    f"input {said.name}, axis {axis}: the model is fixed at {theirs}, the recipe says {mine}",
+                    subject=subject,
+                    hint=f"shape: {shape}, or re-export the model",
+                )
     return TensorSpec(said.name, said.dtype, said.shape, said.layout or found.layout, said.range)
 
 
@@ -101,8 +119,12 @@ def data(step: Data, say: Say) -> Data:
     for name in step["datasets"]:
         say(f"reading {name}", None)
         dataset = _dataset(step, name)
-        found[name] = {"samples": len(dataset), "digest": dataset.digest(), "synthetic": dataset.synthetic,
-                       "preprocessing": dataset.preprocessing}
+        found[name] = {
+            "samples": len(dataset),
+            "digest": dataset.digest(),
+            "synthetic": dataset.synthetic,
+            "preprocessing": dataset.preprocessing,
+        }
     judge = _dataset(step, step["check_on"])
     for name, users in step["fitted"].items():
         pairs = overlap(_dataset(step, name), judge)
@@ -111,7 +133,8 @@ def data(step: Data, say: Say) -> Data:
             raise DataError(
                 f"{len(pairs)} samples of {name!r} are also in {step['check_on']!r}, which judges what is fitted on it "
                 f"({', '.join(users)}); the first is number {mine}, number {theirs} there",
-                subject=f"data.{name}", hint="take the shared samples out of one of them",
+                subject=f"data.{name}",
+                hint="take the shared samples out of one of them",
             )
     return {"datasets": found}
 
@@ -130,11 +153,17 @@ def run(step: Data, say: Say) -> Data:
         if use.confirm is not None:
             complaints += list(use.confirm(parent, artifact, options, context))
     if complaints:
-        raise StepError(f"{use.name} finished, but what it wrote is not what was asked for: {complaints[0]}"
-                        + (f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""),
-                        details="\n".join(complaints), hint=f"optkit passes {use.name} lists the options")
-    return {"artifact": artifact.to_json(), "notes": notes,
-            "digests": {name: digest_file(out / name) for name in artifact.files}}
+        raise StepError(
+            f"{use.name} finished, but what it wrote is not what was asked for: {complaints[0]}"
+            + (f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""),
+            details="\n".join(complaints),
+            hint=f"optkit passes {use.name} lists the options",
+        )
+    return {
+        "artifact": artifact.to_json(),
+        "notes": notes,
+        "digests": {name: digest_file(out / name) for name in artifact.files},
+    }
 
 
 def reread(use: Pass, parent: Artifact, out: Path, context: Context) -> Artifact:
@@ -143,8 +172,9 @@ def reread(use: Pass, parent: Artifact, out: Path, context: Context) -> Artifact
     path = out / runner.main
     if not path.is_file():
         left = ", ".join(sorted(p.name for p in out.iterdir())) or "nothing"
-        raise StepError(f"{use.name} returned without writing {runner.main}; it left {left}",
-                        hint="this is a bug in the pass")
+        raise StepError(
+            f"{use.name} returned without writing {runner.main}; it left {left}", hint="this is a bug in the pass"
+        )
     files = tuple(sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()))
     meta: dict[str, Any] = {}
     signature = runner.describe(path, {"dims": {k: d.to_json() for k, d in context.dims.items()}})
@@ -161,8 +191,9 @@ def carried(signature: Signature, parent: Signature | None) -> Signature:
     for tensor in signature.inputs:
         was = known.get(tensor.name)
         same = was and was.shape is not None and tensor.shape is not None and len(was.shape) == len(tensor.shape)
-        inputs.append(TensorSpec(tensor.name, tensor.dtype, tensor.shape, was.layout, was.range)
-                      if was and same else tensor)
+        inputs.append(
+            TensorSpec(tensor.name, tensor.dtype, tensor.shape, was.layout, was.range) if was and same else tensor
+        )
     return Signature(tuple(inputs), signature.outputs)
 
 
@@ -174,8 +205,9 @@ def promised(use: Pass, parent: Artifact, artifact: Artifact) -> list[str]:
     complaints: list[str] = []
     for kind, old, new in (("input", before.inputs, after.inputs), ("output", before.outputs, after.outputs)):
         if "names" in use.keeps and [t.name for t in old] != [t.name for t in new]:
-            complaints.append(f"{kind}s are called {', '.join(t.name for t in new)}, not "
-                              f"{', '.join(t.name for t in old)}")
+            complaints.append(
+                f"{kind}s are called {', '.join(t.name for t in new)}, not {', '.join(t.name for t in old)}"
+            )
             continue
         for was, now in zip(old, new, strict=False):
             if "dtypes" in use.keeps and was.dtype != now.dtype:
@@ -214,8 +246,9 @@ def record(step: Data, say: Say) -> Data:
     with ExitStack() as stack:
         session = stack.enter_context(_open(step, artifact))
         exact = None
-        if "float64" in runner.precisions and all(t.dtype == "float32" for t in artifact.signature.outputs
-                                                  if t.dtype.startswith("float")):
+        if "float64" in runner.precisions and all(
+            t.dtype == "float32" for t in artifact.signature.outputs if t.dtype.startswith("float")
+        ):
             exact = stack.enter_context(_open(step, artifact, precision="float64"))
         for number, case in enumerate(cases):
             done = 0
@@ -231,8 +264,11 @@ def record(step: Data, say: Say) -> Data:
                 say(f"source model, {case.name}", min(1.0, done / max(1, len(dataset))))
             if exact and case.kind != "dims":
                 result = comparison.result()
-                noise[case.name] = {name: metrics["rel_l2"]["worst"] for name, metrics in result["outputs"].items()
-                                    if "rel_l2" in metrics}
+                noise[case.name] = {
+                    name: metrics["rel_l2"]["worst"]
+                    for name, metrics in result["outputs"].items()
+                    if "rel_l2" in metrics
+                }
         provider = session.provider
     return {"noise": noise or None, "provider": provider}
 
@@ -275,14 +311,17 @@ def check(step: Data, say: Say) -> Data:
                     own.write(number, batch, answer)
                 for role, reference in references.items():
                     expected = reference.outputs(number, batch, tensors)
-                    compared[role].add(_first(expected, count, _rows(tensors)), _first(answer, count, _rows(tensors)),
-                                       count or None, labels=labels if role == "source" else None)
+                    compared[role].add(
+                        _first(expected, count, _rows(tensors)),
+                        _first(answer, count, _rows(tensors)),
+                        count or None,
+                        labels=labels if role == "source" else None,
+                    )
                     if role == "source" and case.kind == "samples" and len(vectors) < VECTORS:
                         vectors += _rows_of(tensors, answer, expected, count, VECTORS - len(vectors))
                 total += count
                 say(f"checking, {case.name}", (number + min(1.0, total / max(1, len(dataset)))) / len(cases))
-            results.append({**case.to_json(), "samples": total,
-                            **{role: c.result() for role, c in compared.items()}})
+            results.append({**case.to_json(), "samples": total, **{role: c.result() for role, c in compared.items()}})
         provider = session.provider
     if vectors:
         arrays = {}
@@ -300,6 +339,7 @@ def _rows(tensors: Tensors) -> int:
 
 def _rows_of(tensors: Tensors, answer: Tensors, expected: Tensors, count: int, limit: int) -> list[Any]:
     """Single samples, each still with its batch axis, of a batch of inputs and two sets of outputs."""
+
     def cut(group: Tensors, row: int) -> Tensors:
         return {n: t[row : row + 1] if t.ndim and t.shape[0] == rows else t for n, t in group.items()}
 
@@ -326,8 +366,9 @@ def _reference(step: Data, ref: Data) -> Reference:
     artifact = Artifact.from_json(ref["artifact"])
     signature = artifact.signature
     assert signature is not None
-    return Reference(Tape(Path(ref["tape"])), lambda: _open(step, artifact),
-                     lambda tensors: adapted(tensors, signature))
+    return Reference(
+        Tape(Path(ref["tape"])), lambda: _open(step, artifact), lambda tensors: adapted(tensors, signature)
+    )
 
 
 def _open(step: Data, artifact: Artifact, precision: str | None = None) -> AbstractContextManager[Session]:
@@ -349,8 +390,9 @@ def _context(step: Data, scratch: Path, say: Say) -> Context:
     inputs = tuple(TensorSpec.from_json(t) for t in step["inputs"])
     dims = {k: Dim(**d) for k, d in step["dims"].items()}
     samples = _dataset(step, step["data"]) if step.get("data") else None
-    return Context(inputs, tuple(step["outputs"]), dims, scratch, samples, step["seed"], step["threads"], step["device"],
-                   say)
+    return Context(
+        inputs, tuple(step["outputs"]), dims, scratch, samples, step["seed"], step["threads"], step["device"], say
+    )
 
 
 def verify(step: Data, say: Say) -> Data:
@@ -367,14 +409,26 @@ def verify(step: Data, say: Say) -> Data:
         rows = sorted({name.split("/", 1)[0] for name in stored.files}, key=int)
         with _open(step, artifact) as session:
             for row in rows:
-                group = {g: {n.split("/", 2)[2]: stored[n] for n in stored.files if n.startswith(f"{row}/{g}/")}
-                         for g in ("input", "output", "source")}
+                group = {
+                    g: {n.split("/", 2)[2]: stored[n] for n in stored.files if n.startswith(f"{row}/{g}/")}
+                    for g in ("input", "output", "source")
+                }
                 answer = session.infer(adapted(group["input"], signature))
                 compared["itself"].add(group["output"], answer, None)
                 compared["source"].add(group["source"], answer, None)
             provider = session.provider
-    return {"cases": [{"name": "test vectors", "kind": "samples", "sizes": {}, "samples": len(rows),
-                       **{role: c.result() for role, c in compared.items()}}], "provider": provider}
+    return {
+        "cases": [
+            {
+                "name": "test vectors",
+                "kind": "samples",
+                "sizes": {},
+                "samples": len(rows),
+                **{role: c.result() for role, c in compared.items()},
+            }
+        ],
+        "provider": provider,
+    }
 
 
 TASKS: dict[str, Callable[[Data, Say], Data]] = {

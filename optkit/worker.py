@@ -30,6 +30,7 @@ def perform(step: dict[str, Any], say: Say) -> dict[str, Any]:
     from optkit import tasks
 
     started = time.perf_counter()
+    children = _children_peak()
     _reset_peak()
     try:
         result = tasks.TASKS[step["task"]](step, say)
@@ -49,7 +50,7 @@ def perform(step: dict[str, Any], say: Say) -> dict[str, Any]:
             f"{type(error).__name__}: {_first_line(error)}", details=_trace(),
             hint="the details hold the backend's traceback").to_json()}
     result["seconds"] = time.perf_counter() - started
-    result["peak_bytes"] = _peak()
+    result["peak_bytes"] = _peak(children)
     return result
 
 
@@ -77,12 +78,20 @@ def _reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def _peak() -> int | None:
+def _peak(children_before: int) -> int | None:
+    """Most resident bytes of this process since `_reset_peak`, or of a child that outgrew all earlier ones."""
+    children = _children_peak()
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+                return max(int(line.split()[1]) * 1024, children if children > children_before else 0)
     return None
+
+
+def _children_peak() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
 def main() -> None:
@@ -96,7 +105,7 @@ def main() -> None:
     for line in sys.stdin:
         path = Path(line.rstrip("\n"))
         step = json.loads(path.read_text(encoding="utf-8"))
-        result = perform(step, lambda text, fraction: _answer(answers, {"progress": text, "fraction": fraction}))
+        result = perform(step, _teller(answers))
         target = path.with_name("result.json")
         temporary = path.with_name("result.tmp")
         try:
@@ -111,6 +120,20 @@ def main() -> None:
             continue
         sys.stderr.flush()
         _answer(answers, {"done": str(target)})
+
+
+def _teller(answers: IO[str]) -> Say:
+    """Passes progress on, at most ten times a second, so that a tight loop may report each turn."""
+    last = 0.0
+
+    def say(text: str, fraction: float | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 0.1:
+            last = now
+            _answer(answers, {"progress": text, "fraction": fraction})
+
+    return say
 
 
 def _answer(stream: IO[str], message: dict[str, Any]) -> None:

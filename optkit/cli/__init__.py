@@ -1,4 +1,4 @@
-"""The command line: one click command per file, imported when it is invoked, so that `optkit --help` loads only click."""
+"""The command line: one click command per file, imported when invoked, so that `optkit --help` loads only click."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ class Commands(click.Group):
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from optkit.doctor import optkit_version
+        import optkit
 
-        click.echo(f"optkit {optkit_version()}")
+        click.echo(f"optkit {optkit.__version__}")
         ctx.exit()
 
 
@@ -89,7 +89,7 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version."
 )
 def cli() -> None:
-    """Convert, optimise and quantise trained models, and prove every step against the source model.
+    r"""Convert, optimise and quantise trained models, and prove every step against the source model.
 
     \b
     Start:       optkit init MODEL, then optkit plan recipe.yaml, then optkit convert recipe.yaml

@@ -26,25 +26,32 @@ def recipe_data(
     dims: Sequence[str] = (),
     data: str | None = None,
     weights: str | None = None,
+    *,
+    inputs_given: bool = False,
 ) -> dict[str, Any]:
     """The recipe that a model and flags stand for, as plain data; paths start from the working directory.
 
-    Raises UserError that names the flag to add or correct.
+    inputs_given: the caller adds the inputs by itself, so none are asked for. Raises UserError that names the flag to
+    add or correct.
     """
     section = model_section(model, weights)
     if not to:
         from optkit.registry import formats
 
-        raise UserError("nothing says what to make of the model",
-                        hint=f"add --to FORMAT; one of: {', '.join(f for f in formats() if f != 'torch')}")
+        raise UserError(
+            "nothing says what to make of the model",
+            hint=f"add --to FORMAT; one of: {', '.join(f for f in formats() if f != 'torch')}",
+        )
     specs = dict(parse_input(text) for text in inputs)
-    if "torch" in section and not specs:
+    if "torch" in section and not specs and not inputs_given:
         raise UserError("a torch model does not say what goes into it", hint=example_flags(section["torch"]))
     ranges = dict(parse_dim(text) for text in dims)
     named = list(dict.fromkeys(d for spec in specs.values() for d in spec["shape"] if isinstance(d, str)))
     if missing := [name for name in named if name not in ranges]:
-        raise UserError(f"nothing says which sizes {', '.join(missing)} may take",
-                        hint=" ".join(f"--dim {name}=1:8:64" for name in missing) + " (smallest:typical:largest)")
+        raise UserError(
+            f"nothing says which sizes {', '.join(missing)} may take",
+            hint=" ".join(f"--dim {name}=1:8:64" for name in missing) + " (smallest:typical:largest)",
+        )
     recipe: dict[str, Any] = {
         "version": 1,
         "name": re.sub(r"[^A-Za-z0-9._-]+", "-", model_name(model)).strip("-.") or "model",
@@ -71,15 +78,20 @@ def model_section(model: str, weights: str | None = None) -> dict[str, Any]:
     if colon and name.isidentifier() and (place.endswith(".py") or re.fullmatch(r"[A-Za-z_][\w.]*", place)):
         return {"torch": model} | ({"weights": weights} if weights else {})
     if weights:
-        raise UserError(f"--weights goes with FILE.py:NAME, and {model} is a file with weights of its own",
-                        hint="leave --weights out")
+        raise UserError(
+            f"--weights goes with FILE.py:NAME, and {model} is a file with weights of its own",
+            hint="leave --weights out",
+        )
     path = Path(model)
     if not path.exists():
         from optkit.errors import did_you_mean
 
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"there is no {model}", hint=did_you_mean(path.name, near, listing=False) or
-                        "name a recipe (.yaml), a model file, a Hugging Face folder or FILE.py:NAME")
+        raise UserError(
+            f"there is no {model}",
+            hint=did_you_mean(path.name, near, listing=False)
+            or "name a recipe (.yaml), a model file, a Hugging Face folder or FILE.py:NAME",
+        )
     if path.is_dir():
         return _folder(path)
     suffix = path.suffix.lower()
@@ -90,10 +102,14 @@ def model_section(model: str, weights: str | None = None) -> dict[str, Any]:
     if suffix in (".pt", ".pth") and _is_torchscript(path):
         return {"torchscript": model}
     if suffix in (".pt", ".pth", ".bin", ".safetensors"):
-        raise UserError(f"{model} holds weights or a pickled module, not a network that can be run as it is",
-                        hint=f"optkit convert FILE.py:build --weights {model}, FILE.py holding the code that builds it")
-    raise UserError(f"{model} is of no kind optkit reads",
-                    hint="a recipe (.yaml), .onnx, .xml, .pt2, a Hugging Face folder or FILE.py:NAME")
+        raise UserError(
+            f"{model} holds weights or a pickled module, not a network that can be run as it is",
+            hint=f"optkit convert FILE.py:build --weights {model}, FILE.py holding the code that builds it",
+        )
+    raise UserError(
+        f"{model} is of no kind optkit reads",
+        hint="a recipe (.yaml), .onnx, .xml, .pt2, a Hugging Face folder or FILE.py:NAME",
+    )
 
 
 def _folder(path: Path) -> dict[str, Any]:
@@ -102,8 +118,10 @@ def _folder(path: Path) -> dict[str, Any]:
             return {kind: str(path / name)}
     if (path / "config.json").is_file():
         return {"huggingface": str(path)}
-    raise UserError(f"the folder {path} holds no model optkit knows",
-                    hint="a Hugging Face folder has a config.json; otherwise name the model's file")
+    raise UserError(
+        f"the folder {path} holds no model optkit knows",
+        hint="a Hugging Face folder has a config.json; otherwise name the model's file",
+    )
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -114,11 +132,14 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def parse_input(text: str) -> tuple[str, dict[str, Any]]:
-    """("image", {"shape": ["batch", 3, 224, 224], "dtype": "float32"}) of "image:float32[batch,3,224,224]"."""
+    """("image", {"shape": ["batch", 3, 224, 224], "dtype": "float32"}) of "image:float32[batch,3,224,224]".
+
+    A range may follow, as in "ids:int64[batch,sequence]=0..30521".
+    """
     from optkit.artifact import DTYPES
     from optkit.errors import did_you_mean
 
-    match = re.fullmatch(r"\s*([^\[\]]+?)\s*\[([^\[\]]*)\]\s*", text)
+    match = re.fullmatch(r"\s*([^\[\]]+?)\s*\[([^\[\]]*)\]\s*(?:=\s*(-?[\d.eE+-]+?)\s*\.\.\s*(-?[\d.eE+-]+))?\s*", text)
     if match is None:
         raise UserError(f"--input {text}: this is no input", hint=_INPUT_FORM)
     name, colon, dtype = match[1].rpartition(":")
@@ -129,7 +150,16 @@ def parse_input(text: str) -> tuple[str, dict[str, Any]]:
     words = [word.strip() for word in match[2].split(",")] if match[2].strip() else []
     if bad := [w for w in words if not (w.isdigit() or re.fullmatch(r"[A-Za-z_]\w*", w))]:
         raise UserError(f"--input {text}: {bad[0]!r} is neither a size nor the name of a dim", hint=_INPUT_FORM)
-    return name.strip(), {"shape": [int(w) if w.isdigit() else w for w in words], "dtype": dtype}
+    spec: dict[str, Any] = {"shape": [int(w) if w.isdigit() else w for w in words], "dtype": dtype}
+    if match[3] is not None:
+        try:
+            spec["range"] = [float(match[3]), float(match[4])]
+        except ValueError:
+            raise UserError(
+                f"--input {text}: the range is no pair of numbers",
+                hint="NAME:dtype[dims]=LOW..HIGH, for example ids:int64[batch,sequence]=0..30521",
+            ) from None
+    return name.strip(), spec
 
 
 def parse_dim(text: str) -> tuple[str, dict[str, int]]:
@@ -153,7 +183,7 @@ def data_section(spec: str | None, model: Mapping[str, Any] | None = None, sampl
     if kind == "random" and (not number or number.isdigit()):
         return {"random": int(number or samples)}
     assert spec is not None
-    place, colon, name = spec.rpartition(":")
+    _, colon, name = spec.rpartition(":")
     if colon and name.isidentifier() and not Path(spec).exists():
         return {"python": spec}
     path = Path(spec)
@@ -164,11 +194,15 @@ def data_section(spec: str | None, model: Mapping[str, Any] | None = None, sampl
     if path.suffix == ".jsonl":
         folder = (model or {}).get("huggingface")
         if folder is None:
-            raise UserError(f"--data {spec}: texts need a tokenizer, and this model brings none",
-                            hint="write a recipe: data: {judge: {jsonl: FILE, tokenizer: FOLDER, text: text, max_length: 128}}")
+            raise UserError(
+                f"--data {spec}: texts need a tokenizer, and this model brings none",
+                hint="write a recipe: data: {judge: {jsonl: FILE, tokenizer: FOLDER, text: text, max_length: 128}}",
+            )
         return {"jsonl": spec, "tokenizer": folder, "text": "text", "max_length": 128}
-    raise UserError(f"--data {spec}: this is no data optkit reads",
-                    hint="FILE.npz, FILE.jsonl, a folder of images, FILE.py:NAME or random:32")
+    raise UserError(
+        f"--data {spec}: this is no data optkit reads",
+        hint="FILE.npz, FILE.jsonl, a folder of images, FILE.py:NAME or random:32",
+    )
 
 
 def example_flags(factory: str) -> str:

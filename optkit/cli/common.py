@@ -18,16 +18,26 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def overrides(command: F) -> F:
     """The options that change what a recipe says."""
-    command = click.option("--only", multiple=True, metavar="STEP",
-                           help="Only this step and what it needs; repeatable.")(command)
-    return click.option("--set", "sets", multiple=True, metavar="KEY=VALUE",
-                        help="Override a value, such as steps.int8.with.per_channel=false; repeatable.")(command)
+    command = click.option(
+        "--only", multiple=True, metavar="STEP", help="Only this step and what it needs; repeatable."
+    )(command)
+    return click.option(
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a value, such as steps.int8.with.per_channel=false; repeatable.",
+    )(command)
 
 
 def cache_option(command: F) -> F:
     """Where results are kept."""
-    return click.option("--cache", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
-                        help="The cache; default $OPTKIT_CACHE or ~/.cache/optkit.")(command)
+    return click.option(
+        "--cache",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="DIR",
+        help="The cache; default $OPTKIT_CACHE or ~/.cache/optkit.",
+    )(command)
 
 
 def json_option(command: F) -> F:

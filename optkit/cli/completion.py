@@ -8,7 +8,7 @@ import click
 @click.command("completion")
 @click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
 def command(shell: str) -> None:
-    """Print a shell completion script.
+    r"""Print a shell completion script.
 
     \b
     bash:  eval "$(optkit completion bash)" in ~/.bashrc

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 REFRESH_PER_SECOND = 8
-SAME_TEXT_SECONDS = 10.0  # without a terminal, a sentence that only counts on is repeated no more often
+QUIET_SECONDS = 5.0  # without a terminal, a step tells of its progress no more often: a log stays readable
 
 STYLES = {"passed": "good", "failed": "bad", "error": "bad", "blocked": "warn", "waived": "warn", "deferred": "warn",
           "skipped": "dim"}  # fmt: skip
@@ -50,7 +50,7 @@ class Console:
         self._lock = threading.RLock()
         self._start = time.monotonic()
         self._running: dict[str, _Running] = {}
-        self._told: dict[str, tuple[str, float]] = {}
+        self._told: dict[str, float] = {}
         self._column = 6
         self._done = self._total = 0
         self._live: Any = None
@@ -92,7 +92,9 @@ class Console:
             text = f"running {self.passes[event.step]}"
         if event.phase == "check":
             self._running.pop("source", None)  # checks start when the source model's answers are there
-        self._running[event.step] = _Running(time.monotonic(), clean(text))
+        now = time.monotonic()
+        self._running[event.step] = _Running(now, clean(text))
+        self._told[event.step] = now
         if self._live is None:
             self._line(event.step, f"{clean(text)} ...")
 
@@ -102,9 +104,8 @@ class Console:
         if self._live is not None:
             return
         now = time.monotonic()
-        told, when = self._told.get(event.step, ("", 0.0))
-        if told != running.text or now - when >= SAME_TEXT_SECONDS:
-            self._told[event.step] = (running.text, now)
+        if now - self._told.get(event.step, 0.0) >= QUIET_SECONDS:
+            self._told[event.step] = now
             self._line(event.step, running.text + percent(event.fraction))
 
     def _finished(self, event: StepFinished) -> None:
@@ -174,10 +175,10 @@ def _live(console: Console) -> Any:
 
 
 def percent(fraction: float | None) -> str:
-    """ " 40%" of 0.4, "" of None."""
+    """A fraction of 0.4 as " 40%", None as ""."""
     return "" if fraction is None else f" {min(max(fraction, 0.0), 1.0):.0%}"
 
 
 def count(number: int, word: str) -> str:
-    """ "1 step", "2 steps"."""
+    """A number with its noun: "1 step", "2 steps"."""
     return f"{number} {word}" + ("" if number == 1 else "s")

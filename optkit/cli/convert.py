@@ -19,19 +19,38 @@ if TYPE_CHECKING:
 @click.command("convert")
 @click.argument("model", metavar="RECIPE|MODEL")
 @click.option("--to", multiple=True, metavar="FORMAT", help="Without a recipe: a format to make; repeatable.")
-@click.option("--input", "inputs", multiple=True, metavar="NAME:DTYPE[DIMS]",
-              help="Without a recipe: an input, such as image:float32[batch,3,224,224]; repeatable.")
-@click.option("--dim", "dims", multiple=True, metavar="NAME=MIN:OPT:MAX",
-              help="Without a recipe: the sizes of a named dim, such as batch=1:8:64; repeatable.")
-@click.option("--data", metavar="SPEC",
-              help="Without a recipe: samples to judge on: FILE.npz, FILE.jsonl, a folder of images, FILE.py:NAME or "
-                   "random:32 (the default, which proves little).")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME:DTYPE[DIMS]",
+    help="Without a recipe: an input, such as image:float32[batch,3,224,224]; repeatable.",
+)
+@click.option(
+    "--dim",
+    "dims",
+    multiple=True,
+    metavar="NAME=MIN:OPT:MAX",
+    help="Without a recipe: the sizes of a named dim, such as batch=1:8:64; repeatable.",
+)
+@click.option(
+    "--data",
+    metavar="SPEC",
+    help="Without a recipe: samples to judge on: FILE.npz, FILE.jsonl, a folder of images, FILE.py:NAME or "
+    "random:32 (the default, which proves little).",
+)
 @click.option("--weights", metavar="FILE", help="Without a recipe: the weights of FILE.py:NAME.")
 @overrides
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
-              help="Where deliveries go; default: build/NAME.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Where deliveries go; default: build/NAME.",
+)
 @cache_option
-@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Steps at a time; default: one per core, at most 4.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), metavar="N", help="Steps at a time; default: one per core, at most 4."
+)
 @json_option
 @quiet_option
 def command(
@@ -47,7 +66,7 @@ def command(
     optkit convert net.py:build --weights net.safetensors --to onnx --to openvino \
         --input image:float32[batch,3,224,224] --dim batch=1:8:64 --data samples.npz
 
-    Writes DIR/STEP for each delivery, DIR/report.json and DIR/report.md. With --json the report goes to standard output.
+    Writes DIR/STEP for each delivery, DIR/report.json and DIR/report.md. With --json the report goes to stdout.
     """
     flags = {"to": to, "inputs": inputs, "dims": dims, "data": data, "weights": weights}
     plan = make(model, flags, sets, only)
@@ -70,10 +89,15 @@ def make(model: str, flags: Mapping[str, Any], sets: tuple[str, ...], only: tupl
     from optkit.yamlread import Document, set_value
 
     if is_recipe(model):
-        if given := [f"--{name.removesuffix('s') if name in ('inputs', 'dims') else name}"
-                     for name, value in flags.items() if value]:
-            raise UserError(f"{', '.join(given)} has no place beside a recipe, which says it itself",
-                            hint="change the recipe, or override a value with --set")
+        if given := [
+            f"--{name.removesuffix('s') if name in ('inputs', 'dims') else name}"
+            for name, value in flags.items()
+            if value
+        ]:
+            raise UserError(
+                f"{', '.join(given)} has no place beside a recipe, which says it itself",
+                hint="change the recipe, or override a value with --set",
+            )
         return read_plan(model, sets, only)
     document = Document(recipe_data(model, **flags), None)
     for assignment in sets:

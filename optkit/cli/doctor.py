@@ -74,6 +74,8 @@ def said(package: Mapping[str, Any]) -> str:
     """What is wrong with a package and what puts it right; "" when nothing is."""
     if package["status"] == "other version":
         return f"works; optkit is tested with {package['expected'].removeprefix('==')}"
+    if package["status"] == "not installed" and not (package["extras"] or package["base"]):
+        return "optkit can do without it"
     return "; ".join(text for text in (package["error"], package["install"]) if text)
 
 

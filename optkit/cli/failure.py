@@ -81,13 +81,13 @@ def _bug(error: Exception, arguments: list[str]) -> int:
     import traceback
     from pathlib import Path
 
-    from optkit.doctor import optkit_version
+    import optkit
 
     frames = traceback.extract_tb(error.__traceback__)
     ours = [f for f in frames if f"{os.sep}optkit{os.sep}" in f.filename] or frames
     text = "\n".join(
         [
-            f"optkit {optkit_version()}, Python {platform.python_version()}, {platform.platform()}",
+            f"optkit {optkit.__version__}, Python {platform.python_version()}, {platform.platform()}",
             f"arguments: {arguments!r}",
             "",
             "".join(traceback.format_exception(error)),

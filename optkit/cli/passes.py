@@ -29,8 +29,16 @@ def command(name: str | None, as_json: bool) -> None:
     elif as_json:
         click.echo(json.dumps([as_data(p) for p in passes().values()], indent=1))
     else:
-        rows = [(p.name, f"{p.source} -> {p.target}", Cell(p.fidelity, "warn" if p.fidelity == "lossy" else ""),
-                 data_text(p), p.summary) for p in passes().values()]
+        rows = [
+            (
+                p.name,
+                f"{p.source} -> {p.target}",
+                Cell(p.fidelity, "warn" if p.fidelity == "lossy" else ""),
+                data_text(p),
+                p.summary,
+            )
+            for p in passes().values()
+        ]
         click.echo(table(("pass", "turns", "fidelity", "data", ""), rows, sys.stdout))
         click.echo("\noptkit passes NAME explains one; `to: FORMAT` in a recipe finds conversions by itself")
 
@@ -56,27 +64,37 @@ def explain(use: Pass) -> str:
     if use.precision:
         facts.append(("computes in", use.precision))
     if use.needs_data:
-        facts.append(("fits on data", "depends on its options" if callable(use.needs_data) else "yes, name it with data:"))
+        facts.append(
+            ("fits on data", "depends on its options" if callable(use.needs_data) else "yes, name it with data:")
+        )
     facts.append(("needs", ", ".join(use.tools) or "nothing but optkit"))
-    parts = [f"{paint(use.name, 'bold', has_colour(sys.stdout))}: {clean(use.summary)}",
-             table((), facts, sys.stdout, indent=2)]
+    parts = [
+        f"{paint(use.name, 'bold', has_colour(sys.stdout))}: {clean(use.summary)}",
+        table((), facts, sys.stdout, indent=2),
+    ]
     rows = option_rows(use)
-    parts.append(table(("option", "type", "default", "meaning"), rows, sys.stdout, indent=2) if rows
-                 else "  It has no options.")
+    parts.append(
+        table(("option", "type", "default", "meaning"), rows, sys.stdout, indent=2) if rows else "  It has no options."
+    )
     return "\n\n".join([*parts, example(use)])
 
 
 def option_rows(use: Pass) -> list[tuple[str, str, str, str]]:
-    """Name, type, default and meaning of each option."""
-    import json
-
+    """Name, type, default and meaning of each option; a default of "-" leaves the choice to the pass."""
     schema = use.options.model_json_schema(by_alias=True)
     required = schema.get("required", [])
     return [
-        (name, type_text(field, schema), "required" if name in required else json.dumps(field.get("default")),
+        (name, type_text(field, schema), "required" if name in required else default_text(field.get("default")),
          field.get("description", ""))
         for name, field in schema.get("properties", {}).items()
     ]  # fmt: skip
+
+
+def default_text(value: Any) -> str:
+    """A default as a recipe would write it."""
+    import json
+
+    return "-" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def type_text(field: dict[str, Any], root: dict[str, Any]) -> str:
@@ -86,20 +104,22 @@ def type_text(field: dict[str, Any], root: dict[str, Any]) -> str:
     if "enum" in field or "const" in field:
         return " | ".join(str(v) for v in field.get("enum", [field.get("const")]))
     if choices := field.get("anyOf") or field.get("oneOf"):
-        return " | ".join(dict.fromkeys(type_text(c, root) for c in choices))
-    kind = field.get("type")
-    limits = "".join(f" {sign} {field[key]:g}" for key, sign in (
-        ("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<")) if key in field)
+        return " | ".join(dict.fromkeys(type_text(c, root) for c in choices if c.get("type") != "null"))
+    kind = str(field.get("type", "any"))
     if kind == "array":
-        items = field.get("items") or next(iter(field.get("prefixItems", [])), {})
+        items: dict[str, Any] = field.get("items") or next(iter(field.get("prefixItems", [])), {})
         return f"list of {type_text(items, root)}"
-    return {"string": "text", "object": "mapping", "boolean": "true | false"}.get(str(kind), str(kind or "any")) + limits
+    if kind == "object":
+        return "mapping" + (f" of {', '.join(field['properties'])}" if field.get("properties") else "")
+    if "minimum" in field and "maximum" in field:
+        return f"{kind} {field['minimum']:g} to {field['maximum']:g}"
+    signs = (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
+    limits = "".join(f" {sign} {field[key]:g}" for key, sign in signs if key in field)
+    return {"string": "text", "boolean": "true | false"}.get(kind, kind) + limits
 
 
 def example(use: Pass) -> str:
     """A step of a recipe that uses the pass."""
-    import json
-
     parent = "source" if use.source == "torch" else f"STEP_THAT_GIVES_{use.source.upper()}"
     lines = ["steps:", f"  - id: {use.name.rpartition('.')[2].removeprefix('to_')}", f"    from: {parent}",
              f"    use: {use.name}"]
@@ -107,7 +127,18 @@ def example(use: Pass) -> str:
         lines.append("    data: fit" + ("  # where its options need it" if callable(use.needs_data) else ""))
     if use.fidelity == "lossy":
         lines.append('    check: ["cosine >= 0.99"]')
-    schema = use.options.model_json_schema(by_alias=True)
-    for name, field in list(schema.get("properties", {}).items())[:1]:
-        lines.append(f"    with: {{{name}: {json.dumps(field['default']) if 'default' in field else '...'}}}")
+    if option := example_option(use):
+        lines.append(f"    with: {{{option}}}")
     return "\n".join(lines)
+
+
+def example_option(use: Pass) -> str:
+    """One option with a value it takes, as `name: value`; "" where no value is plain from its type."""
+    schema = use.options.model_json_schema(by_alias=True)
+    for name, field in schema.get("properties", {}).items():
+        if field.get("default") is not None and not isinstance(field["default"], list | dict):
+            return f"{name}: {default_text(field['default'])}"
+        first = type_text(field, schema).partition(" | ")
+        if first[1] and first[0].isidentifier() and first[0] not in ("text", "any", "mapping"):
+            return f"{name}: {first[0]}"
+    return ""

@@ -52,6 +52,7 @@ def draw(plan: Plan, known: Mapping[str, bool | None]) -> str:
     """The plan as a tree with its source at the root."""
     recipe = plan.recipe
     marks = _LINES if can_draw(sys.stdout, "".join(_LINES)) else _ASCII
+    states = {True: Cell("cached", "good"), False: Cell("to run"), None: Cell("unknown")}
     rows: list[list[str | Cell]] = [["source", recipe.source_format, "", "", "", "", source_text(plan)]]
     for step, branch in walk(plan, "source", "", marks):
         rows.append([
@@ -60,12 +61,14 @@ def draw(plan: Plan, known: Mapping[str, bool | None]) -> str:
             Cell(step.use.fidelity, _FIDELITY[step.use.fidelity]),
             step.data or "",
             Cell("deliver", "name") if step.id in plan.deliver else "",
-            {True: Cell("cached", "good"), False: "to run", None: "unknown"}[known.get(step.id)],
+            states[known.get(step.id)],
             check_text(step),
         ])  # fmt: skip
     delivered, run = len(plan.deliver), sum(not known.get(s.id) for s in plan.steps)
-    foot = (f"{clean(recipe.name)}: {len(plan.steps)} steps, {run} to run, {delivered} to deliver; "
-            f"checks run on {clean(recipe.check_on)}")
+    foot = (
+        f"{clean(recipe.name)}: {len(plan.steps)} step{'s' * (len(plan.steps) != 1)}, {run} to run, {delivered} to deliver; "
+        f"checks run on {clean(recipe.check_on)}"
+    )
     head = ("step", "pass", "fidelity", "fit on", "", "", "check")
     return f"{table(head, rows, sys.stdout)}\n\n{foot}"
 
@@ -97,8 +100,10 @@ def bounds_text(check: Check, step_id: str) -> str:
     """The bounds, each inherited one with the step that stated it."""
     if not check.bounds:
         return f"default for {check.precision}"
-    return ", ".join(f"{bound}" + (f" (from {by})" if by != step_id else "")
-                     for bound, by in zip(check.bounds, check.stated_by, strict=True))
+    return ", ".join(
+        f"{bound}" + (f" (from {by})" if by != step_id else "")
+        for bound, by in zip(check.bounds, check.stated_by, strict=True)
+    )
 
 
 def as_data(plan: Plan, known: Mapping[str, bool | None]) -> dict[str, Any]:

@@ -12,8 +12,12 @@ from optkit.cli.text import clean, seconds
 
 @click.command("replay")
 @click.argument("step", metavar="STEP.json", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
-              help="An empty folder for what the step writes; default: a new temporary one.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="An empty folder for what the step writes; default: a new temporary one.",
+)
 @json_option
 @quiet_option
 def command(step: Path, out: Path | None, as_json: bool, quiet: bool) -> None:

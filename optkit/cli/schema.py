@@ -7,7 +7,7 @@ import click
 
 @click.command("schema")
 def command() -> None:
-    """Print the JSON Schema (draft 2020-12) of a recipe, so that editors complete and check recipes.
+    r"""Print the JSON Schema (draft 2020-12) of a recipe, so that editors complete and check recipes.
 
     \b
     For example, with the YAML language server: optkit schema > recipe.schema.json, and as a recipe's first line

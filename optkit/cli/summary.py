@@ -18,7 +18,7 @@ Data = Mapping[str, Any]
 
 
 def verdict_line(report: Data, stream: IO[str]) -> str:
-    """ "digits: all 4 deliveries hold (12.3 s)"."""
+    """The run's verdict: "digits: all 4 deliveries hold (12.3 s)"."""
     style = "good" if report["exit_code"] == 0 else "bad"
     return f"{paint(clean(verdict(report)), style, has_colour(stream))} ({seconds(report.get('seconds'))})"
 
@@ -30,7 +30,9 @@ def deliveries_table(report: Data, stream: IO[str]) -> str:
          seconds(d.seconds) if not d.cached else "cached", relative(Path(d.path)) if d.path else "-")
         for d in deliveries(report)
     ]  # fmt: skip
-    return table(("delivery", "format", "size", "status", "worst parity", "time", "folder"), rows, stream) if rows else ""
+    return (
+        table(("delivery", "format", "size", "status", "worst parity", "time", "folder"), rows, stream) if rows else ""
+    )
 
 
 def synthetic_note(report: Data) -> str:
@@ -38,8 +40,10 @@ def synthetic_note(report: Data) -> str:
     made_up = [name for name, info in (report.get("data") or {}).items() if info.get("synthetic")]
     if not made_up:
         return ""
-    return (f"note: {clean(', '.join(made_up))} is random data, so this proves that the model runs and converts, not how "
-            "accurate it is;\n      judge on real samples with --data FILE.npz, or data: in a recipe")
+    return (
+        f"note: {clean(', '.join(made_up))} is random data, so this proves that the model runs and converts, not how "
+        "accurate it is;\n      judge on real samples with --data FILE.npz, or data: in a recipe"
+    )
 
 
 def wrongs(report: Data, stream: IO[str]) -> Iterator[str]:
@@ -53,7 +57,8 @@ def wrongs(report: Data, stream: IO[str]) -> Iterator[str]:
             yield failed_text(step, report, colour)
         elif step["status"] == "deferred" and not step.get("on_target"):
             yield head(step, "deferred, this machine cannot run its check", colour) + (
-                "\n  try: on_target: true on the step if that is meant, then optkit verify on the target")
+                "\n  try: on_target: true on the step if that is meant, then optkit verify on the target"
+            )
     blocked: dict[str, list[str]] = {}
     for step in steps:
         if step["status"] == "blocked":
@@ -66,8 +71,9 @@ def head(step: Data, what: str, colour: bool) -> str:
     """The first lines about a step: what happened to it, and where it stands in the recipe."""
     error = step.get("error") or {}
     where = error.get("where") or step.get("where")
-    return (f"{paint(clean(step['id']), 'bold', colour)} {paint(what, 'bad', colour)}"
-            + (f"\n  at {clean(where)}" if where else ""))
+    return f"{paint(clean(step['id']), 'bold', colour)} {paint(what, 'bad', colour)}" + (
+        f"\n  at {clean(where)}" if where else ""
+    )
 
 
 def error_text(step: Data, colour: bool) -> str:

@@ -24,7 +24,7 @@ class Cell:
 
 
 def clean(text: object, *, lines: bool = False) -> str:
-    """`text` with control, formatting and surrogate characters shown as escapes, so that a name cannot steer the terminal.
+    """`text` with control, formatting and surrogate characters shown as escapes: a name cannot steer the terminal.
 
     Line breaks are kept with `lines`.
     """

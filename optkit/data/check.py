@@ -94,7 +94,7 @@ class Checker:
                 f"expected a numpy array of {spec.dtype}, found {type(array).__module__}.{type(array).__name__}",
                 "convert it with numpy.asarray",
             )
-        if array.dtype.name == spec.dtype:
+        if array.dtype.newbyteorder("=") == np.dtype(spec.dtype):
             return
         what = f"expected {spec.dtype}, found {array.dtype.name}"
         if array.dtype.name == "uint8" and spec.dtype.startswith("float"):

@@ -84,15 +84,16 @@ class Dataset:
             check_names(self.name, natural, self.inputs, f"sample {index}")
             yield natural, self._check(index, self.source.finish(natural)), label
             count += 1
-        if count == 0:
-            raise self._empty()
-        known = self.__dict__.setdefault("_count", count)
+        known = self.__dict__.get("_count", count)
         if known != count:
             raise fault(
                 self.name,
-                f"it has {known} samples, but a pass over it gave {count}",
-                "let every pass give the same samples",
+                f"it has {known} samples, but a later pass over it gave {count}",
+                "let every pass give the same samples: a callable returns a new list or generator each time",
             )
+        if count == 0:
+            raise self._empty()
+        self.__dict__["_count"] = count
 
     def feeds(self, batch: int) -> Iterator[Sample]:
         """Feeds of up to `batch` samples; see `batches`."""

@@ -277,4 +277,4 @@ def _precision(kinds: Mapping[str, Mapping[str, int]], operators: Mapping[str, i
 
 
 def _percent(share: float) -> str:
-    return f"{share:.0%}".replace("%", " %") if 0.01 <= share <= 0.99 else f"{100 * share:.2g} %"
+    return f"{100 * share:.3g} %"

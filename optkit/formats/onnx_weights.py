@@ -152,17 +152,15 @@ def read(tensor: Any, folder: Path) -> Array:
     import numpy as np
     import onnx
 
-    where = reference(tensor)
-    if where is None:
-        values: Array = onnx.numpy_helper.to_array(tensor)
-        return values
-    location, offset, length = where
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    if length and dtype.isbuiltin == 1 and length == size_of(tensor):
-        return np.memmap(folder / location, dtype, "r", offset, tuple(tensor.dims))
-    copy = onnx.TensorProto(dims=tensor.dims, data_type=tensor.data_type, name=tensor.name)
-    copy.raw_data = _bytes_at(folder / location, offset, length)
-    values = onnx.numpy_helper.to_array(copy)
+    where, whole = reference(tensor), tensor
+    if where is not None:
+        location, offset, length = where
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        if length and dtype.isbuiltin == 1 and length == size_of(tensor):
+            return np.memmap(folder / location, dtype, "r", offset, tuple(tensor.dims))
+        whole = onnx.TensorProto(dims=tensor.dims, data_type=tensor.data_type, name=tensor.name)
+        whole.raw_data = _bytes_at(folder / location, offset, length)
+    values: Array = onnx.numpy_helper.to_array(whole)
     return values
 
 
@@ -306,7 +304,7 @@ def _copy(tensor: Any, source: Path, payloads: Payloads, out: IO[bytes]) -> None
 def _flat(values: Array) -> memoryview:
     import numpy as np
 
-    return memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
 def placeholder(name: str, dims: Sequence[int], dtype: np.dtype[Any]) -> Any:

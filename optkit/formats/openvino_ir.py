@@ -17,10 +17,23 @@ from optkit.errors import SourceError
 
 # Element types as an IR spells them; types numpy and the recipe do not have stay as they are (nf4, f8e4m3).
 DTYPES = {
-    "f16": "float16", "f32": "float32", "f64": "float64", "bf16": "bfloat16", "i4": "int4", "u4": "uint4",
-    "i8": "int8", "i16": "int16", "i32": "int32", "i64": "int64", "u8": "uint8", "u16": "uint16", "u32": "uint32",
-    "u64": "uint64", "boolean": "bool", "string": "string",
-}  # fmt: skip
+    "f16": "float16",
+    "f32": "float32",
+    "f64": "float64",
+    "bf16": "bfloat16",
+    "i4": "int4",
+    "u4": "uint4",
+    "i8": "int8",
+    "i16": "int16",
+    "i32": "int32",
+    "i64": "int64",
+    "u8": "uint8",
+    "u16": "uint16",
+    "u32": "uint32",
+    "u64": "uint64",
+    "boolean": "bool",
+    "string": "string",
+}
 FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 INDICES = frozenset({"int64", "int32", "int16", "uint64", "uint32", "uint16", "bool", "string"})
 
@@ -85,8 +98,9 @@ def _constants_of(graph: ElementTree.Element) -> Iterator[Constant]:
         )
 
 
-def _use(key: str, dtype: str, layers: dict[str, ElementTree.Element],
-         users: dict[str, list[tuple[str, str]]]) -> tuple[str, str]:  # fmt: skip
+def _use(
+    key: str, dtype: str, layers: dict[str, ElementTree.Element], users: dict[str, list[tuple[str, str]]]
+) -> tuple[str, str]:
     """How a constant is stored, and the type of the operator that uses it."""
     stored = "plain"
     for step in range(6):  # Convert, Subtract, Multiply, Reshape, Convert, and the operator itself

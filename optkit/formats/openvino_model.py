@@ -23,7 +23,7 @@ from optkit.plugin import need
 
 MAIN = "model.xml"
 RECORD = ["optkit", "signature"]
-COUNTED = re.compile(r"[A-Z][A-Za-z]*_\d+")
+COUNTED = re.compile(r"(.*/)?[A-Z][A-Za-z]*_\d+")
 
 
 @functools.cache
@@ -150,9 +150,14 @@ def _shape(shape: Any, name: str, recorded: Sequence[Any] | None) -> Shape | Non
 
 
 def save(
-    model: Any, out_dir: Path, inputs: Sequence[TensorSpec], dims: Mapping[str, Dim], *,
-    outputs: Sequence[TensorSpec] = (), compress_to_fp16: bool = False,
-) -> None:  # fmt: skip
+    model: Any,
+    out_dir: Path,
+    inputs: Sequence[TensorSpec],
+    dims: Mapping[str, Dim],
+    *,
+    outputs: Sequence[TensorSpec] = (),
+    compress_to_fp16: bool = False,
+) -> None:
     """Write `out_dir/model.xml` and `model.bin`, with the dynamic dimensions' names in the file.
 
     inputs: the recipe's inputs; each must be an input of the model. outputs: dims' names of outputs where the parent
@@ -262,23 +267,27 @@ def _is_counted(op: Any) -> bool:
 def rename(model: Any, input_names: Sequence[str], output_names: Sequence[str]) -> None:
     """Give a model's inputs and outputs these names, in the model's order, and no others. Raises StepError.
 
-    An output that is an input passed through keeps both names on their one tensor.
+    An output that is an input passed through gets a Convert to its own type: one tensor cannot keep two names.
     """
+    need("openvino")
+    import openvino.opset15 as ops
+
     for side, ports, names in (("inputs", model.inputs, input_names), ("outputs", model.outputs, output_names)):
         if len(ports) != len(names) or len(set(names)) != len(names):
             raise StepError(
                 f"the model has {len(ports)} {side}, but the names given are {', '.join(names)}", subject=side
             )
-    passed = {port.get_node().input_value(0).get_node().get_friendly_name() for port in model.outputs}
     for port, name in zip(model.outputs, output_names, strict=True):
+        end = port.get_node().input(0)
+        source = end.get_source_output()
+        if source.get_node().get_type_name() == "Parameter":
+            copied = ops.convert(source, source.get_element_type().to_string())
+            copied.set_friendly_name(name)
+            end.replace_source_output(copied.output(0))
         port.get_tensor().set_names({name})
     for port, name in zip(model.inputs, input_names, strict=True):
-        node = port.get_node()
-        if node.get_friendly_name() in passed:
-            port.get_tensor().add_names({name})
-        else:
-            port.get_tensor().set_names({name})
-        node.set_friendly_name(name)
+        port.get_tensor().set_names({name})
+        port.get_node().set_friendly_name(name)
 
 
 def bound_dims(model: Any, inputs: Sequence[TensorSpec], dims: Mapping[str, Dim]) -> tuple[str, ...]:

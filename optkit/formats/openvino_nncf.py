@@ -35,15 +35,17 @@ TELEMETRY = "openvino_telemetry"
 class Ignored(Options):
     """Operators to leave in floating point."""
 
-    names: tuple[str, ...] = Field((), description="names of operators, as in the IR")
-    types: tuple[str, ...] = Field((), description='OpenVINO operator types, such as "MatMul"')
-    patterns: tuple[str, ...] = Field((), description="regular expressions; one matches from the start of a name")
+    names: tuple[str, ...] = Field(default=(), description="names of operators, as in the IR")
+    types: tuple[str, ...] = Field(default=(), description='OpenVINO operator types, such as "MatMul"')
+    patterns: tuple[str, ...] = Field(
+        default=(), description="regular expressions; one matches from the start of a name"
+    )
 
     def scope(self, nncf: ModuleType, model: Any) -> Any:
         """The `nncf.IgnoredScope`, or None. Raises StepError for an entry that matches no operator of the model."""
         if not (self.names or self.types or self.patterns):
             return None
-        operators = list(_operators(model))
+        operators = [op for op in _operators(model) if op.get_type_name() not in {"Constant", "Result"}]
         names = [op.get_friendly_name() for op in operators]
         for subject, given, known in (
             ("names", self.names, set(names)),
@@ -273,6 +275,7 @@ def _bars(track: Any, progress: Any, stages: int) -> Mapping[str, Any]:
 
     def report(bar: Any, done: float) -> None:
         total = len(bar.weights) if bar.weights is not None else bar.total or 0
+        total = total or (len(bar.sequence) if hasattr(bar.sequence, "__len__") else 0)
         part = min(done / total, 1.0) if total else 0.0
         if bar not in shown:
             shown.append(bar)

@@ -22,26 +22,31 @@ SUFFIXES = (".pt2", ".pt", ".pth")
 NESTED = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "model.", "_orig_mod.")
 SHOWN = 10
-PLAIN = re.compile(r"collections\.OrderedDict|torch\.\w*(Storage|Tensor|Size)|torch\._utils\._rebuild\w+|torch\.storage\.\w+|"
-                   r"torch\.serialization\._get_layout|_codecs\.encode|torch\.(float|bfloat|int|uint|bool)\d*|torch\.device")
+PLAIN = re.compile(
+    r"collections\.OrderedDict|torch\.\w*(Storage|Tensor|Size)|torch\._utils\._rebuild\w+|torch\.storage\.\w+|"
+    r"torch\.serialization\._get_layout|_codecs\.encode|torch\.(float|bfloat|int|uint|bool)\d*|torch\.device"
+)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the deprecation warnings that torch 2.13 gives about its own code and about TorchScript as such."""
+    """Without warnings of torch 2.13 that nobody can act on: about its own code, and about TorchScript as such.
+
+    Nor with the one about attributes that forward assigns: what such a model returns is compared with the model.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+        warnings.filterwarnings("ignore", r"The tensor attributes? .* assigned during export", UserWarning)
         yield
 
 
 def user_frame(error: BaseException, folder: Path | None = None) -> traceback.FrameSummary | None:
-    """The innermost frame of `error` in the user's own code: in `folder` where one is given and has any, else the
-    innermost outside torch and optkit."""
-    ours = (str(Path(need("torch").__file__).parent), str(Path(__file__).parents[1]), "<")
+    """The innermost frame of `error` in `folder`, or else outside torch and optkit: the user's own line."""
+    ours = (*need("torch").__path__, str(Path(__file__).parents[1]), "<")
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
     near = [f for f in frames if folder is not None and Path(f.filename).is_relative_to(folder)]
-    return (near or frames or [None])[-1]
+    return near[-1] if near else frames[-1] if frames else None
 
 
 def place(frame: traceback.FrameSummary | None) -> str:
@@ -55,8 +60,11 @@ def existing(path: str | Path, subject: str) -> Path:
     if path.is_file():
         return path
     near = sorted(p.name for p in path.parent.glob(f"*{path.suffix}"))[:SHOWN] if path.parent.is_dir() else []
-    raise SourceError(f"{path} is not there" if not path.exists() else f"{path} is not a file", subject=subject,
-                      hint=f"the folder has {', '.join(near)}" if near else "paths are relative to the recipe")
+    raise SourceError(
+        f"{path} is not there" if not path.exists() else f"{path} is not a file",
+        subject=subject,
+        hint=f"the folder has {', '.join(near)}" if near else "paths are relative to the recipe",
+    )
 
 
 def kind_of(path: Path) -> str:
@@ -71,8 +79,11 @@ def kind_of(path: Path) -> str:
         members = _members(path)
         if {"archive_format", "serialized_exported_program.json"} & members:
             if any(name.startswith("data/aotinductor/") for name in members):
-                raise SourceError(f"{path} is a compiled AOTInductor package, from which nothing can be converted",
-                                  subject="model", hint="save the program itself: torch.export.save(program, path)")
+                raise SourceError(
+                    f"{path} is a compiled AOTInductor package, from which nothing can be converted",
+                    subject="model",
+                    hint="save the program itself: torch.export.save(program, path)",
+                )
             return "exported"
         if "constants.pkl" in members:
             return "torchscript"
@@ -80,8 +91,11 @@ def kind_of(path: Path) -> str:
             return "pickle" if pickled_objects(path) else "state_dict"
     elif _starts_as_pickle(path):
         return "pickle" if pickled_objects(path) else "state_dict"
-    raise SourceError(f"{path} is not a torch file: neither torch.save, torch.jit.save nor torch.export.save wrote it",
-                      subject="model", hint="a file that was not copied whole looks like this too")
+    raise SourceError(
+        f"{path} is not a torch file: neither torch.save, torch.jit.save nor torch.export.save wrote it",
+        subject="model",
+        hint="a file that was not copied whole looks like this too",
+    )
 
 
 def _starts_as_pickle(path: Path) -> bool:
@@ -123,9 +137,12 @@ def pickled_objects(source: Path | bytes) -> list[str]:
 
 def untrusted(path: Path, found: Iterable[str], subject: str) -> SourceError:
     names = list(found)
-    return SourceError(f"{path} is not tensors alone: loading it would call {', '.join(names[:SHOWN])}", subject=subject,
-                       hint="set `trust_pickle: true` if you trust whoever wrote the file, or save "
-                            "module.state_dict() with safetensors")
+    return SourceError(
+        f"{path} is not tensors alone: loading it would call {', '.join(names[:SHOWN])}",
+        subject=subject,
+        hint="set `trust_pickle: true` if you trust whoever wrote the file, or save "
+        "module.state_dict() with safetensors",
+    )
 
 
 def check_exported(path: Path, trust_pickle: bool) -> None:
@@ -139,9 +156,13 @@ def check_exported(path: Path, trust_pickle: bool) -> None:
                 found += pickled_objects(archive.read(name)) if archive.getinfo(name).file_size else []
             elif name.endswith("_config.json"):
                 payloads = json.loads(archive.read(name)).get("config", {})
-                found += [f"whatever {entry} holds" for entry, about in payloads.items()
-                          if isinstance(about, Mapping) and about.get("use_pickle")
-                          and pickled_objects(archive.read(_sibling(name, str(about["path_name"]))))]
+                found += [
+                    f"whatever {entry} holds"
+                    for entry, about in payloads.items()
+                    if isinstance(about, Mapping)
+                    and about.get("use_pickle")
+                    and pickled_objects(archive.read(_sibling(name, str(about["path_name"]))))
+                ]
     if found:
         raise untrusted(path, found, "model.trust_pickle")
 
@@ -157,17 +178,26 @@ def load_pickle(path: Path, *, trust_pickle: bool, subject: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=not trust_pickle, mmap=mapped)
     except (AttributeError, ModuleNotFoundError) as error:
-        raise SourceError(f"{path} holds an object whose code cannot be found: {error}", subject=subject,
-                          hint="put the code on PYTHONPATH, or give a factory and a state dict instead") from error
+        raise SourceError(
+            f"{path} holds an object whose code cannot be found: {error}",
+            subject=subject,
+            hint="put the code on PYTHONPATH, or give a factory and a state dict instead",
+        ) from error
     except pickle.UnpicklingError as error:
         named = re.findall(r"GLOBAL ([\w.]+)", str(error))
         if not trust_pickle and named:
             raise untrusted(path, dict.fromkeys([*named, *pickled_objects(path)]), subject) from error
-        raise SourceError(f"{path} cannot be read: {str(error).splitlines()[0]}", subject=subject,
-                          hint="a file that was not copied whole looks like this") from error
+        raise SourceError(
+            f"{path} cannot be read: {str(error).splitlines()[0]}",
+            subject=subject,
+            hint="a file that was not copied whole looks like this",
+        ) from error
     except Exception as error:  # a damaged file fails in any way, and a trusted pickle runs its own code
-        raise SourceError(f"{path} cannot be read: {type(error).__name__}: {error}", subject=subject,
-                          hint="a file that was not copied whole looks like this") from error
+        raise SourceError(
+            f"{path} cannot be read: {type(error).__name__}: {error}",
+            subject=subject,
+            hint="a file that was not copied whole looks like this",
+        ) from error
 
 
 # ------------------------------------------------------------------------------------------------ weights
@@ -181,16 +211,25 @@ def read_weights(path: str | Path, *, trust_pickle: bool = False) -> dict[str, A
         try:
             return dict(need("safetensors.torch", "safetensors").load_file(str(path)))
         except Exception as error:  # SafetensorError is not importable without safetensors
-            raise SourceError(f"{path} cannot be read: {error}", subject=subject,
-                              hint="a file that was not copied whole looks like this") from error
+            raise SourceError(
+                f"{path} cannot be read: {error}",
+                subject=subject,
+                hint="a file that was not copied whole looks like this",
+            ) from error
     kind = kind_of(path)
     if kind in {"torchscript", "exported"}:
-        raise SourceError(f"{path} is a whole {kind} model, not weights", subject=subject,
-                          hint=f"give it as the model itself, of kind {kind}")
+        raise SourceError(
+            f"{path} is a whole {kind} model, not weights",
+            subject=subject,
+            hint=f"give it as the model itself, of kind {kind}",
+        )
     loaded = load_pickle(path, trust_pickle=trust_pickle, subject=subject)
     if isinstance(loaded, need("torch").nn.Module):
-        raise SourceError(f"{path} is a whole pickled {type(loaded).__name__}, not weights", subject=subject,
-                          hint="give it as the model itself, of kind pickle")
+        raise SourceError(
+            f"{path} is a whole pickled {type(loaded).__name__}, not weights",
+            subject=subject,
+            hint="give it as the model itself, of kind pickle",
+        )
     return _unnest(loaded, path)
 
 
@@ -205,9 +244,14 @@ def _unnest(loaded: Any, path: Path) -> dict[str, Any]:
     nested = [key for key in NESTED if isinstance(loaded, Mapping) and is_state(loaded.get(key))]
     if len(nested) == 1:
         return dict(loaded[nested[0]])
-    holds = f"a dict with {', '.join(map(str, loaded))}" if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
-    raise SourceError(f"{path} holds {holds}, and " + ("no state dict" if not nested else "more than one state dict"),
-                      subject="model.weights", hint="save module.state_dict() alone, best with safetensors")
+    holds = (
+        f"a dict with {', '.join(map(str, loaded))}" if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
+    )
+    raise SourceError(
+        f"{path} holds {holds}, and " + ("no state dict" if not nested else "more than one state dict"),
+        subject="model.weights",
+        hint="save module.state_dict() alone, best with safetensors",
+    )
 
 
 def fit_weights(module: Any, state: Mapping[str, Any], path: str | Path, *, strict: bool = True) -> None:
@@ -221,18 +265,29 @@ def fit_weights(module: Any, state: Mapping[str, Any], path: str | Path, *, stri
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own]
     both = [(k, own[k], state[k]) for k in own if isinstance(state.get(k), torch.Tensor) and hasattr(own[k], "shape")]
-    shapes = [f"{k}: {_size(there)} in the file, {_size(here)} in the model"
-              for k, here, there in both if here.shape != there.shape]
+    shapes = [
+        f"{k}: {_size(there)} in the file, {_size(here)} in the model"
+        for k, here, there in both
+        if here.shape != there.shape
+    ]
     bad = bool(shapes) or (strict and bool(missing or unexpected)) or not both
     if bad:
         groups = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         counts = ", ".join(f"{len(items)} {word}" for word, items in groups if items)
-        listing = "\n".join(f"{word} ({len(items)}):\n" + "\n".join(f"  {item}" for item in items[:SHOWN])
-                            + (f"\n  and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
-                            for word, items in groups if items)
+        listing = "\n".join(
+            f"{word} ({len(items)}):\n"
+            + "\n".join(f"  {item}" for item in items[:SHOWN])
+            + (f"\n  and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
+            for word, items in groups
+            if items
+        )
         first = next(items[0] for _, items in groups if items)
-        raise SourceError(f"the weights in {path} do not fit the model: {counts} (first: {first})",
-                          subject="model.weights", details=listing, hint=_prefix_hint(list(own), list(state)))
+        raise SourceError(
+            f"the weights in {path} do not fit the model: {counts} (first: {first})",
+            subject="model.weights",
+            details=listing,
+            hint=_prefix_hint(list(own), list(state)),
+        )
     alike = all(here.dtype == there.dtype for _, here, there in both)
     tied = len(list(module.named_parameters(remove_duplicate=False))) != len(list(module.named_parameters()))
     module.load_state_dict(dict(state), strict=False, assign=alike and not tied)

@@ -53,8 +53,9 @@ def _check_names(found: tuple[TensorSpec, ...], wanted: Any, kind: str) -> None:
     names = [spec.name for spec in found]
     for name in wanted:
         if name not in names:
-            raise StepError(f"the ONNX model has no {kind} {name!r}", hint=did_you_mean(name, names),
-                            subject=f"{kind}s.{name}")  # fmt: skip
+            raise StepError(
+                f"the ONNX model has no {kind} {name!r}", hint=did_you_mean(name, names), subject=f"{kind}s.{name}"
+            )
 
 
 def _failure(path: Path, error: Exception) -> StepError:
@@ -63,14 +64,18 @@ def _failure(path: Path, error: Exception) -> StepError:
     failed = re.search(r"Conversion is failed for: (.+)", text)
     named = [word.strip() for match in (unknown, failed) if match for word in match[1].split(",")]
     if not named:
-        return StepError(f"OpenVINO cannot convert {path.name}: {openvino_model.reason(error)}", subject="model",
-                         details=text)  # fmt: skip
+        return StepError(
+            f"OpenVINO cannot convert {path.name}: {openvino_model.reason(error)}", subject="model", details=text
+        )
     kinds = dict.fromkeys(re.sub(r"-\d+$", "", word) for word in named)
     nodes = _nodes(path, set(kinds))
     where = "; ".join(f"{kind} ({nodes[kind]})" if kind in nodes else kind for kind in kinds)
     what = "has no conversion for" if unknown else "failed to convert"
-    return StepError(f"OpenVINO {what} {where}", details=text,
-                     hint="replace the operator in the model, or deliver ONNX for onnxruntime")  # fmt: skip
+    return StepError(
+        f"OpenVINO {what} {where}",
+        details=text,
+        hint="replace the operator in the model, or deliver ONNX for onnxruntime",
+    )
 
 
 def _nodes(path: Path, kinds: set[str]) -> dict[str, str]:
@@ -86,8 +91,10 @@ def _nodes(path: Path, kinds: set[str]) -> dict[str, str]:
         kind = f"{node.domain}.{node.op_type}" if node.domain not in {"", "ai.onnx"} else node.op_type
         if kind in kinds:
             found.setdefault(kind, []).append(node.name or f"of {node.output[0]}")
-    return {kind: f"node {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            for kind, names in found.items()}  # fmt: skip
+    return {
+        kind: f"node {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        for kind, names in found.items()
+    }
 
 
 def confirm(parent: Artifact, artifact: Artifact, options: OnnxToOpenVino, context: Context) -> list[str]:

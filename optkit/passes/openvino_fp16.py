@@ -27,18 +27,35 @@ def run(artifact: Artifact, out_dir: Path, options: OpenVinoFp16, context: Conte
     `clipped` in the notes counts such values. Raises StepError for a model without float32 weights.
     """
     model = openvino_model.read(artifact.path)
-    single = [op for op in model.get_ops() if op.get_type_name() == "Constant"
-              and op.get_element_type().to_string() == "f32"]  # fmt: skip
+    single = [
+        op for op in model.get_ops() if op.get_type_name() == "Constant" and op.get_element_type().to_string() == "f32"
+    ]
     if not single:
-        raise StepError("the model has no float32 weights to store as float16", subject="model",
-                        hint="leave this step out")  # fmt: skip
+        raise StepError(
+            "the model has no float32 weights to store as float16", subject="model", hint="leave this step out"
+        )
     clipped = {op.get_friendly_name(): n for op in single if (n := _beyond(op))}
     del single
-    openvino_model.save(model, out_dir, context.inputs, context.dims, compress_to_fp16=True,
-                        outputs=artifact.signature.outputs if artifact.signature else ())  # fmt: skip
+    openvino_model.save(
+        model,
+        out_dir,
+        context.inputs,
+        context.dims,
+        compress_to_fp16=True,
+        outputs=artifact.signature.outputs if artifact.signature else (),
+    )
     found = openvino_ir.inspect(out_dir / openvino_model.MAIN)
-    return {"size_ratio": round(found["size_bytes"] / max(artifact.size_bytes, 1), 4) if artifact.files else None,
-            "compressed": found["compressed"].get("float16", 0), "clipped": clipped}  # fmt: skip
+    if not found["compressed"].get("float16"):
+        raise StepError(
+            "OpenVINO stored no weight as float16: what the model has in float32 are ranges and scales",
+            subject="model",
+            hint="leave this step out",
+        )
+    return {
+        "size_ratio": round(found["size_bytes"] / max(artifact.size_bytes, 1), 4) if artifact.files else None,
+        "compressed": found["compressed"].get("float16", 0),
+        "clipped": clipped,
+    }
 
 
 def _beyond(op: Any) -> int:
@@ -53,7 +70,8 @@ def _beyond(op: Any) -> int:
 
 def confirm(parent: Artifact, artifact: Artifact, options: OpenVinoFp16, context: Context) -> list[str]:
     """Re-reads the IR: the share of float constants' elements that are float16, and inputs and outputs."""
-    found = openvino_ir.constants(openvino_ir.parse(artifact.path))
+    constants = openvino_ir.constants(openvino_ir.parse(artifact.path))
+    found = [c for c in constants if c.user != "FakeQuantize"]  # OpenVINO keeps the ranges of int8 in float32
     half = sum(c.elements for c in found if c.dtype == "float16")
     single = sum(c.elements for c in found if c.dtype == "float32")
     complaints = []

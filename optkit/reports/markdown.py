@@ -54,10 +54,18 @@ def fenced(text: str, language: str = "") -> str:
 
 def _facts(report: Data) -> str:
     data = report.get("data") or {}
-    used = [f"{name} ({info['samples']} samples" + (", synthetic)" if info.get("synthetic") else ")")
-            for name, info in data.items() if isinstance(info, Mapping) and "samples" in info]
-    facts = [f"Exit code {report.get('exit_code')}", f"{report.get('seconds', 0):.1f} s",
-             f"optkit {report.get('optkit')}", str(report.get("started", "")), "data: " + ", ".join(used) if used else ""]
+    used = [
+        f"{name} ({info['samples']} samples" + (", synthetic)" if info.get("synthetic") else ")")
+        for name, info in data.items()
+        if isinstance(info, Mapping) and "samples" in info
+    ]
+    facts = [
+        f"Exit code {report.get('exit_code')}",
+        f"{report.get('seconds', 0):.1f} s",
+        f"optkit {report.get('optkit')}",
+        str(report.get("started", "")),
+        "data: " + ", ".join(used) if used else "",
+    ]
     return escape(", ".join(f for f in facts if f)) + "."
 
 
@@ -98,28 +106,52 @@ def _wrong(step: Data, report: Data) -> str:
         return "\n\n".join(parts)
     reasons = [f"{escape(case['name'])}: {escape(reason)}" for case, reason in broken(step)]
     lost = cost(step, report)
-    return "\n\n".join([head, _list(reasons) if reasons else "Its check does not hold.",
-                        *([escape(lost[:1].upper() + lost[1:]) + "."] if lost else []), f"Try: {escape(remedy(step))}"])
+    return "\n\n".join(
+        [
+            head,
+            _list(reasons) if reasons else "Its check does not hold.",
+            *([escape(lost[:1].upper() + lost[1:]) + "."] if lost else []),
+            f"Try: {escape(remedy(step))}",
+        ]
+    )
 
 
 def _deferred(step: Data) -> str:
     where = "meant to run on the target" if step.get("on_target") else "this machine cannot run it"
     error = (step.get("error") or {}).get("what")
-    return f"{_bold(step['id'])}: {where}" + (f" ({escape(error)})" if error else "") + "; `optkit verify` gives the verdict."
+    return (
+        f"{_bold(step['id'])}: {where}"
+        + (f" ({escape(error)})" if error else "")
+        + "; `optkit verify` gives the verdict."
+    )
 
 
 def _parity(step: Data, report: Data) -> str:
     check = step["check"]
-    facts = [f"against {check.get('against') or 'the source'}", f"on {check.get('data')}" if check.get("data") else "",
-             f"precision {check['precision']}" if check.get("precision") else "",
-             f"run by {check['provider']}" if check.get("provider") else "", cost(step, report)]
+    facts = [
+        f"against {check.get('against') or 'the source'}",
+        f"on {check.get('data')}" if check.get("data") else "",
+        f"precision {check['precision']}" if check.get("precision") else "",
+        f"run by {check['provider']}" if check.get("provider") else "",
+        cost(step, report),
+    ]
     rows = []
     for case in cases(step):
         result = case.get("source") or {}
         for verdict_ in case.get("verdicts", []) or [{}]:
             rows.append([escape(case["name"]), str(case.get("samples", "-")), *_judged(verdict_, case)])
-        rows += [[escape(case["name"]), str(case.get("samples", "-")), escape(p.get("output") or "-"), "-",
-                  escape(p["text"]), "**no**", ""] for p in result.get("problems", [])]
+        rows += [
+            [
+                escape(case["name"]),
+                str(case.get("samples", "-")),
+                escape(p.get("output") or "-"),
+                "-",
+                escape(p["text"]),
+                "**no**",
+                "",
+            ]
+            for p in result.get("problems", [])
+        ]
     head = ("Case", "Samples", "Output", "Bound", "Measured", "Held", "Reason")
     return "\n\n".join([
         f"### {escape(step['id'])}", escape("; ".join(f for f in facts if f)) + ".",
@@ -144,8 +176,11 @@ def _measures(step_cases: Sequence[Data]) -> str:
     for case in step_cases:
         for role in ("source", "parent"):
             for output, metrics in ((case.get(role) or {}).get("outputs") or {}).items():
-                found = [spelt(n, metrics[n].get("worst", metrics[n].get("value"))) for n in _WORST if n in metrics
-                         and metrics[n].get("worst", metrics[n].get("value")) is not None]
+                found = [
+                    spelt(n, metrics[n].get("worst", metrics[n].get("value")))
+                    for n in _WORST
+                    if n in metrics and metrics[n].get("worst", metrics[n].get("value")) is not None
+                ]
                 rows.append([escape(case["name"]), role, escape(output), escape(", ".join(found)) or "-"])
     return table(("Case", "Against", "Output", "Worst of each metric"), rows) if rows else ""
 

@@ -31,9 +31,10 @@ def deliveries(report: Data) -> list[Delivery]:
     made = []
     for item in report.get("deliver", []):
         step = steps.get(item["step"], {})
+        size_bytes = item.get("size_bytes") or (step.get("artifact") or {}).get("size_bytes")
         made.append(Delivery(
-            item["step"], step.get("target", "?"), item.get("size_bytes") or (step.get("artifact") or {}).get("size_bytes"),
-            step.get("status", "not run"), parity(step), seconds_of(step), cached(step), item.get("path"),
+            item["step"], step.get("target", "?"), size_bytes, step.get("status", "not run"), parity(step),
+            seconds_of(step), cached(step), item.get("path"),
         ))  # fmt: skip
     return made
 
@@ -88,8 +89,10 @@ def spelt(metric: str, value: float) -> str:
 def broken(step: Data) -> Iterator[tuple[Data, str]]:
     """Every reason why a step's check does not hold: the case, and the reason in one line."""
     for case in cases(step):
-        reasons = [p["text"] if not p.get("output") else f"{p['output']}: {p['text']}"
-                   for p in (case.get("source") or {}).get("problems", [])]
+        reasons = [
+            p["text"] if not p.get("output") else f"{p['output']}: {p['text']}"
+            for p in (case.get("source") or {}).get("problems", [])
+        ]
         reasons += [v["text"] for v in case.get("verdicts", []) if not v["held"]]
         for reason in reasons:
             yield case, reason
@@ -145,4 +148,6 @@ def remedy(step: Data) -> str:
         return "the model takes another way at that size: export it without size-dependent control flow"
     if lossy:
         return f"other options (optkit passes {step.get('pass')}), more or better data to fit on, or a looser bound"
-    return "state bounds of your own with check: if this much deviation is expected, else look at the first step it cost"
+    return (
+        "state bounds of your own with check: if this much deviation is expected, else look at the first step it cost"
+    )

@@ -1,0 +1,109 @@
+"""`optkit check`: the parity of any two artifacts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from optkit.cli.common import json_option, quiet_option
+from optkit.cli.text import Cell, clean, has_colour, paint, table
+
+
+@click.command("check")
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option(
+    "--data",
+    metavar="SPEC",
+    help="Samples: FILE.npz, a folder of images, FILE.py:NAME or random:32 (the default, which proves little).",
+)
+@click.option(
+    "--bound",
+    "bounds",
+    multiple=True,
+    metavar="BOUND",
+    help='What must hold, such as "cosine >= 0.99"; repeatable. Default: float32 rounding.',
+)
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME:DTYPE[DIMS]",
+    help="An input, such as image:float32[batch,3,224,224], where the models do not know their own; repeatable.",
+)
+@click.option(
+    "--dim",
+    "dims",
+    multiple=True,
+    metavar="NAME=MIN:OPT:MAX",
+    help="The sizes of a dynamic dim to check over, such as batch=1:8:64; repeatable.",
+)
+@json_option
+@quiet_option
+def command(a: str, b: str, data: str | None, bounds: tuple[str, ...], inputs: tuple[str, ...],
+            dims: tuple[str, ...], as_json: bool, quiet: bool) -> None:  # fmt: skip
+    """Compare artifact B with artifact A on data: model files, delivered folders or FILE.py:NAME.
+
+    Exits 1 when a bound does not hold.
+    """
+    import json
+
+    from optkit.api import compare
+    from optkit.cli.arguments import parse_dim, parse_input
+    from optkit.errors import UserError
+    from optkit.parity.bounds import BoundError, parse_bound
+
+    for text in bounds:
+        try:
+            parse_bound(text)
+        except BoundError as error:
+            raise UserError(f"--bound: {error}", hint=error.hint) from None
+    ranges = {name: (r["min"], r.get("opt", r["min"]), r["max"]) for name, r in map(parse_dim, dims)}
+    result = compare(a, b, data=data, bounds=bounds, inputs=dict(map(parse_input, inputs)) or None, dims=ranges or None)
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+    elif not quiet:
+        click.echo(draw(result))
+    if not result["held"]:
+        first = next(reasons(result["cases"]), "the check does not hold")
+        click.echo(f"error: {clean(b)} does not hold against {clean(a)}: {clean(first)}", err=True)
+        raise click.exceptions.Exit(1)
+    if result.get("synthetic") and not quiet:
+        click.echo("note: checked on random data; judge on real samples with --data FILE.npz", err=True)
+
+
+def draw(result: Mapping[str, Any]) -> str:
+    """The cases, their verdicts, and whether all of it holds."""
+    held = "holds" if result["held"] else "does not hold"
+    last = paint(held, "good" if result["held"] else "bad", has_colour(sys.stdout))
+    by = f", run by {clean(result['provider'])}" if result.get("provider") else ""
+    return f"{cases_table(result['cases'])}\n\n{clean(result['b'])} {last} against {clean(result['a'])}{by}"
+
+
+def cases_table(cases: list[Any]) -> str:
+    """One line per verdict, and per problem that no bound is needed for."""
+    rows: list[tuple[str | Cell, ...]] = []
+    for case in cases:
+        told = [(v["held"], v["text"]) for v in case["verdicts"]]
+        told += [(False, text) for text in problems(case)]
+        for held, text in told or [(case["held"], "finite, and of the right shapes")]:
+            mark = Cell("holds", "good") if held else Cell("fails", "bad")
+            rows.append((case["name"], str(case["samples"]), mark, text))
+    return table(("case", "samples", "", "measured"), rows, sys.stdout)
+
+
+def problems(case: Mapping[str, Any]) -> list[str]:
+    """A case's problems, each with its output's name."""
+    result = case.get("source") or {}
+    return [f"{p['output']}: {p['text']}" if p.get("output") else p["text"] for p in result.get("problems", [])]
+
+
+def reasons(cases: list[Any]) -> Iterator[str]:
+    """Why cases do not hold, worst first: problems, then bounds."""
+    for case in cases:
+        if not case["held"]:
+            yield from (f"{case['name']}: {text}" for text in problems(case))
+            yield from (f"{case['name']}: {v['text']}" for v in case["verdicts"] if not v["held"])

@@ -1,0 +1,51 @@
+"""`optkit init`: a first recipe for a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from optkit.cli.common import quiet_option
+from optkit.cli.text import clean
+
+
+@click.command("init")
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    default=Path("recipe.yaml"),
+    show_default=True,
+    metavar="FILE",
+    help="The recipe to write; - for standard output.",
+)
+@click.option("--to", multiple=True, metavar="FORMAT", help="A format to make; repeatable. Default: all there are.")
+@click.option("--weights", metavar="FILE", help="The weights of FILE.py:NAME; default: those beside it that fit.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
+@quiet_option
+def command(model: str, output: Path, to: tuple[str, ...], weights: str | None, force: bool, quiet: bool) -> None:
+    """Look at MODEL and write a commented recipe for it.
+
+    MODEL is a .onnx, .xml or .pt2 file, a Hugging Face folder, or FILE.py:NAME, which is imported and built.
+    """
+    from optkit.errors import UserError
+    from optkit.init import CHECK, write
+    from optkit.report import write_atomically
+
+    to_stdout = str(output) == "-"
+    if output.exists() and not force and not to_stdout:
+        raise UserError(f"{output} is already there", hint="--force overwrites it, --output FILE writes another")
+    text = write(model, Path.cwd() if to_stdout else output.parent, to, weights)
+    if to_stdout:
+        click.echo(text, nl=False)
+        return
+    try:
+        write_atomically(output, text)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error.strerror}", hint="name another with --output") from error
+    if not quiet:
+        guesses = sum(CHECK in line and not line.startswith("#") for line in text.splitlines())
+        marked = f"; look at {guesses} guessed value{'s' * (guesses != 1)} in it" if guesses else ""
+        click.echo(f"wrote {clean(output)}{marked}\nnext: optkit plan {clean(output)}", err=True)

@@ -1,0 +1,136 @@
+"""`optkit inspect`: what is in a model file or a delivered folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from optkit.cli.common import json_option
+from optkit.cli.text import clean, size, table
+
+MOST_OPERATORS = 12
+
+
+@click.command("inspect")
+@click.argument("path", type=click.Path(path_type=Path))
+@json_option
+def command(path: Path, as_json: bool) -> None:
+    """Say what is in a model file or a delivered folder: inputs, outputs, operators, size, precision.
+
+    Reads the file; does not run it.
+    """
+    import json
+
+    found = look(path)
+    click.echo(json.dumps(found, indent=1, default=str) if as_json else draw(found))
+
+
+def look(path: Path) -> dict[str, Any]:
+    """What the file says of itself, as JSON data. Raises UserError for what is no model file."""
+    from optkit.errors import UserError
+    from optkit.registry import format_of, get_runner
+
+    record: dict[str, Any] = {}
+    if path.is_dir():
+        path, record = in_folder(path)
+    elif not path.is_file():
+        from optkit.errors import did_you_mean
+
+        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"there is no {path}", hint=did_you_mean(path.name, near, listing=False) or "check the path")
+    known = record.get("format") or format_of(path.name)
+    if known is None:
+        raise UserError(
+            f"{path} is of no format optkit can look into",
+            hint=".onnx, .xml or .pt2; optkit init looks at FILE.py:NAME and Hugging Face folders",
+        )
+    runner = get_runner(known)
+    files = sum(p.stat().st_size for p in sidecars(path))
+    return {
+        "path": str(path), "format": known, "size_bytes": files,
+        "signature": runner.describe(path, {}).to_json(), **dict(runner.inspect(path)),
+        **({"delivered": {key: record.get(key) for key in ("step", "status", "digest", "preprocessing", "provenance")}}
+           if record else {}),
+    }  # fmt: skip
+
+
+def in_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The model file of a folder, and its optkit.json where optkit delivered it. Raises UserError."""
+    import json
+
+    from optkit.errors import UserError
+    from optkit.registry import runners
+
+    if (folder / "optkit.json").is_file():
+        try:
+            record: dict[str, Any] = json.loads((folder / "optkit.json").read_text(encoding="utf-8"))
+            return folder / record["main"], record
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{folder / 'optkit.json'} is damaged: {error}", hint="deliver it again with optkit convert"
+            ) from error
+    for runner in runners().values():
+        if (folder / runner.main).is_file():
+            return folder / runner.main, {}
+    raise UserError(f"{folder} holds no model file optkit knows", hint="name the file, or a folder optkit delivered")
+
+
+def sidecars(path: Path) -> list[Path]:
+    """The file and what lies beside it under its own name (model.onnx.data, model.bin)."""
+    beside = [path.with_name(path.name + ".data"), path.with_suffix(".bin")]
+    return [path, *(p for p in beside if p.is_file() and p != path)]
+
+
+def draw(found: Mapping[str, Any]) -> str:
+    """The facts as text."""
+    from optkit.artifact import TensorSpec
+
+    signature = found["signature"]
+    rows = [("file", found["path"]), ("format", found["format"]), ("size", size(found["size_bytes"]))]
+    for kind in ("inputs", "outputs"):
+        for number, spec in enumerate(signature[kind]):
+            tensor = TensorSpec.from_json(spec)
+            rows.append((kind if number == 0 else "", str(tensor) + (f" {tensor.layout}" if tensor.layout else "")))
+    shown = ("path", "format", "size_bytes", "signature", "delivered", "operators")
+    facts = {key: fact(key, value) for key, value in found.items() if key not in shown}
+    rows += [(key.replace("_", " "), text) for key, text in facts.items() if text]
+    parts = [table((), rows, sys.stdout)]
+    if operators := found.get("operators"):
+        parts.append(operators_text(operators))
+    if delivered := found.get("delivered"):
+        made = delivered.get("provenance") or {}
+        chain = " -> ".join(step["pass"] for step in made.get("passes", []))
+        facts = [
+            ("delivered as", f"{made.get('name')}, step {delivered.get('step')}: {delivered.get('status')}"),
+            ("made by", chain),
+            ("digest", str(delivered.get("digest"))),
+        ]
+        parts.append(table((), facts, sys.stdout))
+    return "\n\n".join(parts)
+
+
+def fact(key: str, value: Any) -> str:
+    """A value of `inspect` in one line."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, int):
+        return size(value) if key.endswith("bytes") else f"{value:,}".replace(",", " ")
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {fact(k, v)}" for k, v in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(fact(key, v) for v in value) or "none"
+    return str(value)
+
+
+def operators_text(operators: Mapping[str, int]) -> str:
+    """Operator counts, the most frequent first."""
+    ranked = sorted(operators.items(), key=lambda item: (-item[1], item[0]))
+    rows = [(clean(name), str(number)) for name, number in ranked[:MOST_OPERATORS]]
+    rest = sum(number for _, number in ranked[MOST_OPERATORS:])
+    if rest:
+        rows.append((f"{len(ranked) - MOST_OPERATORS} others", str(rest)))
+    return table(("operator", "count"), rows, sys.stdout)

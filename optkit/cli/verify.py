@@ -1,0 +1,67 @@
+"""`optkit verify`: delivered folders proven again, on this machine."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from optkit.cli.common import json_option, quiet_option
+from optkit.cli.text import Cell, clean, table
+
+
+@click.command("verify")
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True)
+@json_option
+@quiet_option
+def command(folders: tuple[str, ...], as_json: bool, quiet: bool) -> None:
+    """Prove delivered folders again, on this machine: their files' digests, and their answers to their test vectors.
+
+    Exits 1 when one does not hold, 4 when this machine cannot run one.
+    """
+    import json
+
+    from optkit.api import verify
+    from optkit.cli.failure import describe
+    from optkit.errors import OptkitError
+
+    results: list[dict[str, Any]] = []
+    code = 0
+    for folder in folders:
+        try:
+            result = verify(folder)
+        except OptkitError as error:
+            click.echo(describe(error), err=True)
+            results.append(
+                {"artifact": folder, "held": False, "problems": [error.what], "cases": [], "error": error.to_json()}
+            )
+            code = max(code, error.exit_code)
+            continue
+        results.append(result)
+        code = max(code, 0 if result["held"] else 1)
+    if as_json:
+        click.echo(json.dumps(results, indent=1))
+    elif not quiet:
+        click.echo(draw(results))
+    else:
+        for result in results:
+            if not result["held"] and "error" not in result:
+                click.echo(f"error: {clean(result['artifact'])} does not hold: {clean(told(result))}", err=True)
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+def draw(results: list[dict[str, Any]]) -> str:
+    """One line per folder."""
+    rows = [(r["artifact"], r.get("format", "?"), Cell("holds", "good") if r["held"] else Cell("fails", "bad"),
+             r.get("provider") or "-", told(r)) for r in results]  # fmt: skip
+    return table(("delivery", "format", "", "run by", ""), rows, sys.stdout)
+
+
+def told(result: dict[str, Any]) -> str:
+    """What is wrong with a delivery, or what was shown of one that holds."""
+    from optkit.cli.check import reasons
+
+    wrong = [*result["problems"], *reasons(result["cases"])]
+    return "; ".join(wrong) if wrong else f"{result['cases'][0]['samples']} test vectors answered as recorded"

@@ -1,0 +1,229 @@
+"""A recipe for a model, written by looking at it: what `optkit init` prints into a file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from optkit.artifact import Signature, TensorSpec
+from optkit.cli.yamltext import flow, plain, relocated, scalar, with_note
+from optkit.errors import UserError
+
+CHECK = "check this: "
+"""Begins the comment on every value that was guessed."""
+
+_LENGTHS = re.compile(r"seq|len|token|time|frame|word", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input as it will be written, and what its comment says."""
+
+    spec: TensorSpec
+    note: str = ""
+
+
+@dataclass
+class Looked:
+    """What looking at a model found.
+
+    section: the recipe's `model:` section; `notes` are comments on its keys. inputs: in order; empty where the
+    file's own say all. texts, images: whether the model takes token ids or pictures, for the advice on data.
+    """
+
+    section: dict[str, Any]
+    inputs: list[Input] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+    texts: bool = False
+    images: bool = False
+
+
+def write(model: str, folder: Path, to: Sequence[str] = (), weights: str | None = None) -> str:
+    """The text of a commented recipe for `model`, its paths relative to `folder`; it has been planned without errors.
+
+    model: a .onnx, .xml or .pt2 file, a Hugging Face folder or FILE.py:NAME (which is imported, and built). `to`: the
+    formats; none means every one that a faithful conversion leads to. Raises SourceError for a model that cannot be
+    opened, UserError for what is no model.
+    """
+    from optkit.planning import make_plan
+    from optkit.recipe import recipe_from_text
+
+    text = render(look(model, weights), model, folder, to)
+    make_plan(recipe_from_text(text, folder))
+    return text
+
+
+def look(model: str, weights: str | None = None) -> Looked:
+    """What can be found out about a model. Raises as `write` does."""
+    from optkit.cli.arguments import model_section
+
+    section = model_section(model, weights)
+    kind = next(iter(section))
+    if kind == "torch":
+        from optkit.cli.guessing import of_factory
+
+        return of_factory(section)
+    if kind == "huggingface":
+        from optkit.cli.guessing import of_folder
+
+        return of_folder(section)
+    signature = describe(section)
+    return Looked(section, [_named(spec) for spec in signature.inputs])
+
+
+def describe(section: Mapping[str, Any]) -> Signature:
+    """The signature of a model file. Raises SourceError when it cannot be read."""
+    import tempfile
+
+    from optkit.cache import Cache
+    from optkit.recipe import recipe_from
+    from optkit.registry import get_runner
+    from optkit.sources import source_artifact
+
+    with tempfile.TemporaryDirectory(prefix="optkit-init-") as cache:
+        recipe = recipe_from({"version": 1, "model": dict(section), "steps": [{"id": "any", "to": "any"}]})
+        artifact = source_artifact(recipe, Cache(Path(cache)))
+        assert artifact is not None
+        return get_runner(artifact.format).describe(artifact.path, artifact.meta)
+
+
+def _named(spec: TensorSpec) -> Input:
+    """The input with every dynamic dim under a name that a recipe can hold."""
+    if spec.shape is None:
+        raise UserError(
+            f"input {spec.name} has no known rank, so no shape can be written for it",
+            hint="export the model with shapes, or write the recipe by hand",
+        )
+    shape = tuple(d if isinstance(d, int) else dim_name(d, axis) for axis, d in enumerate(spec.shape))
+    renamed = shape != spec.shape
+    return Input(
+        TensorSpec(spec.name, spec.dtype, shape, spec.layout, spec.range or default_range(spec)),
+        "the file has no names for its dynamic dims" if renamed else "",
+    )
+
+
+def dim_name(name: str, axis: int) -> str:
+    """A dim's own name where it is a word that says something, else "batch" for axis 0 and "dimN" after it."""
+    if re.fullmatch(r"[A-Za-z]\w*", name) and not re.match(r"unk|dyn|dim_|s\d+$", name):
+        return name
+    return "batch" if axis == 0 else f"dim{axis}"
+
+
+def default_range(spec: TensorSpec) -> tuple[float, float] | None:
+    """A range for integers, without which no sample could be made up; None for floats."""
+    return (0, 1) if spec.dtype.startswith(("int", "uint")) else None
+
+
+def render(looked: Looked, model: str, folder: Path, to: Sequence[str]) -> str:
+    """The recipe's text. `model` is what the user typed."""
+    from optkit.cli.arguments import model_name
+
+    section = looked.section
+    source = {"onnx": "onnx", "openvino": "openvino"}.get(next(iter(section)), "torch")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model_name(model)).strip("-.") or "model"
+    lines = [
+        f"# Written by `optkit init {plain(model)}`. Values marked with {CHECK.strip()!r} were guessed.",
+        "# Next: optkit plan, then optkit convert, each with this file. Paths start from this file's folder.",
+        "version: 1", f"name: {scalar(name)}", "model:",
+    ]  # fmt: skip
+    for key, value in section.items():
+        shown = (
+            relocated(str(value), folder)
+            if key in ("torch", "onnx", "openvino", "pt2", "torchscript", "huggingface", "weights")
+            else value
+        )
+        lines.append(with_note(f"  {key}: {scalar(shown)}", looked.notes.get(key, "")))
+    if looked.inputs:
+        lines += [
+            "",
+            "inputs:",
+            *(with_note(f"  {scalar(i.spec.name)}: {flow(_spec(i.spec))}", i.note) for i in looked.inputs),
+        ]
+        lines += _dims(looked.inputs)
+    lines += ["", *_data(looked), "", "steps:", *_steps(source, to), ""]
+    return "\n".join(lines)
+
+
+def _spec(spec: TensorSpec) -> dict[str, Any]:
+    return {key: value for key, value in spec.to_json().items() if key != "name"}
+
+
+def _dims(inputs: Sequence[Input]) -> list[str]:
+    names = list(dict.fromkeys(d for i in inputs for d in i.spec.dynamic))
+    if not names:
+        return []
+    ranges = {name: (8, 64, 128) if _LENGTHS.search(name) else (1, 8, 64) for name in names}
+    note = CHECK + "the sizes it will be used with; each check visits them"
+    lines = ["dims:"]
+    for name, (low, opt, high) in ranges.items():
+        text = f"  {scalar(name)}: {flow({'min': low, 'opt': opt, 'max': high})}"
+        lines.append(with_note(text, note if name == names[0] else ""))
+    return lines
+
+
+def _data(looked: Looked) -> list[str]:
+    lines = [
+        "# Random samples prove that a conversion computes the same thing, not that a quantised model is good enough.",
+        "# Real ones, and other ones to calibrate on:",
+    ]
+    if looked.texts:
+        folder = scalar(looked.section.get("huggingface", "TOKENIZER_FOLDER"))
+        lines += [
+            f"#   judge: {{jsonl: judge.jsonl, tokenizer: {folder}, text: text, max_length: 128}}",
+            f"#   fit: {{jsonl: fit.jsonl, tokenizer: {folder}, text: text, max_length: 128}}",
+        ]
+    else:
+        name = looked.inputs[0].spec.name if looked.inputs else "the input"
+        lines += [
+            f"#   judge: {{npz: judge.npz}}   # an array named {plain(name)}, its axis 0 counts the samples",
+            "#   fit: {npz: fit.npz}",
+        ]
+    if looked.images:
+        lines.append("#   judge: {images: FOLDER, preprocess: {resize: 256, crop: [224, 224], scale: 1/255}}")
+    return [*lines, "data:", "  judge: {random: 32}", "check_on: judge"]
+
+
+def _steps(source: str, to: Sequence[str]) -> list[str]:
+    """Step lines: the targets, then, as a comment, a lossy pass on the last of them."""
+    from optkit.registry import passes
+
+    targets = list(dict.fromkeys(to)) or reachable(source)
+    lines = [f"  - {flow({'id': target, 'to': target})}" for target in targets]
+    if not lines:  # nothing to convert to: a pass that keeps the format
+        use = next((p for p in passes().values() if p.source == p.target == source and p.fidelity != "lossy"
+                    and p.needs_data is False), None)  # fmt: skip
+        if use is None:
+            raise UserError(f"no conversion leads on from {source}", hint="optkit passes lists what there is")
+        lines.append(f"  - {flow({'id': use.name.rpartition('.')[2], 'use': use.name})}")
+    ends = [*targets, source] if not targets or source != "torch" else targets
+    for use in passes().values():
+        if use.fidelity == "lossy" and use.source == use.target and use.source in ends:
+            parent = use.source if use.source in targets else "source"
+            lines += [
+                "  # Smaller and faster, at a cost in accuracy that its bounds limit:",
+                f"  # - id: {use.name.replace('.', '-')}",
+                f"  #   from: {parent}",
+                f"  #   use: {use.name}",
+                *(["  #   data: fit"] if use.needs_data else []),
+                '  #   check: ["cosine >= 0.99"]',
+            ]
+            break
+    return lines
+
+
+def reachable(source: str) -> list[str]:
+    """The formats that a single faithful chain of conversions leads to."""
+    from optkit.registry import NoRouteError, formats, route
+
+    found = []
+    for target in formats():
+        if target not in (source, "torch"):
+            try:
+                route(source, target)
+            except NoRouteError:
+                continue
+            found.append(target)
+    return found

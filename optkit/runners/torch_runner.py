@@ -1,0 +1,180 @@
+"""Runs torch models: the reference every artifact is judged against, in float32 or, for its noise floor, float64."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optkit.errors import DataError, UnavailableError, did_you_mean
+from optkit.formats.torch_model import MAIN, TorchModel, describe, kind_of, load
+from optkit.plugin import Artifact, Runner, Session, TensorSpec, need
+
+if TYPE_CHECKING:
+    from optkit.plugin import Tensors
+
+
+@dataclass(frozen=True)
+class TorchSession:
+    """An open model. provider: "torch cpu float32": the library, the device, and the type it computes in.
+
+    bfloat16 has no numpy type: such an input is taken as float32 and rounded, such an output is given as float32, exactly.
+    """
+
+    model: TorchModel
+    device: str
+    provider: str
+
+    def infer(self, tensors: Tensors) -> Tensors:
+        """Outputs by name, as copies. Raises DataError for a wrong name, dtype or shape, SourceError if forward fails."""
+        import torch
+
+        for name in tensors:
+            if name not in self.model.input_names:
+                raise DataError(
+                    f"the model has no input {name!r}",
+                    subject=f"inputs.{name}",
+                    hint=did_you_mean(name, self.model.input_names),
+                )
+        feeds = {spec.name: self._tensor(spec, tensors) for spec in self.model.inputs}
+        with torch.inference_mode():
+            outputs = self.model.consume(feeds)
+        return {name: _array(tensor) for name, tensor in outputs.items()}
+
+    def _tensor(self, spec: TensorSpec, tensors: Tensors) -> Any:
+        import numpy as np
+        import torch
+
+        if spec.name not in tensors:
+            raise DataError(f"input {spec.name!r} is missing", subject=f"inputs.{spec.name}", hint="feed it")
+        array = np.array(tensors[spec.name], order="C")
+        wanted = "float32" if spec.dtype == "bfloat16" else spec.dtype
+        if array.dtype.name != wanted:
+            raise DataError(
+                f"input {spec.name!r} is {array.dtype.name}, not {wanted}",
+                subject=f"inputs.{spec.name}",
+                hint=f"convert it to {wanted}",
+            )
+        tensor = torch.from_numpy(array).to(self.device)
+        return tensor.bfloat16() if spec.dtype == "bfloat16" else tensor
+
+
+def _array(tensor: Any) -> Any:
+    import torch
+
+    tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    return tensor.contiguous().cpu().clone().numpy()
+
+
+@contextmanager
+def open_model(
+    artifact: Artifact, device: str = "cpu", threads: int = 1, precision: str | None = None
+) -> Iterator[Session]:
+    """A session on "cpu" or "cuda[:n]"; torch's thread count is set meanwhile. precision: "float64", or None.
+
+    On a GPU, TensorFloat-32 is off: the reference is float32. Raises UnavailableError for a device that is not there.
+    """
+    torch = need("torch")
+    _check_device(torch, device)
+    with ExitStack() as stack:
+        before = torch.get_num_threads()
+        stack.callback(torch.set_num_threads, before)
+        torch.set_num_threads(threads)
+        model = load(artifact.path, precision, device=device)
+        if device != "cpu":
+            for switch in (torch.backends.cuda.matmul, torch.backends.cudnn):
+                stack.callback(setattr, switch, "allow_tf32", switch.allow_tf32)
+                switch.allow_tf32 = False
+        yield TorchSession(model, device, f"torch {device} {precision or _computes_in(model)}")
+
+
+def _check_device(torch: Any, device: str) -> None:
+    if device == "cpu":
+        return
+    kind, _, index = device.partition(":")
+    if kind != "cuda":
+        raise UnavailableError(f"the torch runner knows no device {device!r}", hint="cpu, cuda or cuda:1")
+    if torch.version.cuda is None:
+        raise UnavailableError(
+            f"device {device!r} was asked for, but torch {torch.__version__} is built for the CPU alone",
+            hint="device cpu, or install a CUDA build of torch",
+        )
+    if not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count():
+        raise UnavailableError(
+            f"device {device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices",
+            hint="device cpu, or check nvidia-smi",
+        )
+
+
+def _computes_in(model: TorchModel) -> str:
+    """The floating-point type most of the parameters have, or else the first such input."""
+    counts: Counter[str] = Counter()
+    for parameter in model.module.parameters():
+        if parameter.is_floating_point():
+            counts[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    fed = [spec.dtype for spec in model.inputs if "float" in spec.dtype]
+    return counts.most_common(1)[0][0] if counts else (fed[0] if fed else "float32")
+
+
+# ------------------------------------------------------------------------------------------------ inspecting
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """What a torch.json, .pt2, .pt or .pth holds; of a file on its own no pickle is run.
+
+    {"kind", "size_bytes", "parameters", "parameter_bytes", "dtypes": {dtype: elements}, "modules": {class: count}}, as
+    far as the kind shows it; "pickled" lists what loading a pickle would call.
+    """
+    if path.suffix == ".json":
+        model = load(path)
+        descriptor: Mapping[str, Any] = json.loads(path.read_text())
+        return {"kind": model.source.kind, "size_bytes": _size(descriptor), **_of_module(model.source.module)}
+    from optkit.formats import torch_files
+
+    found = kind_of(path)
+    about: dict[str, Any] = {"kind": found, "size_bytes": path.stat().st_size}
+    if found == "pickle":
+        return {**about, "pickled": torch_files.pickled_objects(path)}
+    if found == "state_dict":
+        return {**about, **_of_tensors(torch_files.read_weights(path))}
+    from optkit.formats.torch_sources import open_source
+
+    return {**about, **_of_module(open_source({"kind": found, "path": str(path)}).module)}
+
+
+def _size(descriptor: Mapping[str, Any]) -> int:
+    named = [Path(descriptor[key]) for key in ("weights", "path") if descriptor.get(key)]
+    files = [f for p in named for f in (p.rglob("*") if p.is_dir() else [p])]
+    return sum(f.stat().st_size for f in files if f.is_file())
+
+
+def _of_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    dtypes: Counter[str] = Counter()
+    for tensor in tensors.values():
+        if hasattr(tensor, "numel"):
+            dtypes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+    held = sum(t.numel() * t.element_size() for t in tensors.values() if hasattr(t, "numel"))
+    return {"parameters": sum(dtypes.values()), "parameter_bytes": held, "dtypes": dict(sorted(dtypes.items()))}
+
+
+def _of_module(module: Any) -> dict[str, Any]:
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    classes = Counter(getattr(part, "original_name", type(part).__name__) for part in module.modules())
+    return {**_of_tensors(named), "modules": dict(sorted(classes.items()))}
+
+
+RUNNER = Runner(
+    format="torch",
+    version=1,
+    main=MAIN,
+    suffixes=(".pt2", ".pt", ".pth"),
+    describe=describe,
+    open=open_model,
+    inspect=inspect,
+    tools=("torch",),
+    precisions=frozenset({"float64"}),
+)

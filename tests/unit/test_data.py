@@ -1,0 +1,552 @@
+"""Datasets from npz files, Python callables and random numbers: streaming, checks, batches."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import sys
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from optkit.artifact import Dim, TensorSpec
+from optkit.data import Dataset, open_dataset, overlap, resize_feeds
+from optkit.dataspec import AnyData, NpzData, PythonData, RandomData
+from optkit.errors import DataError
+
+IMAGE = TensorSpec("image", "float32", ("batch", 3, "height", "width"))
+DIMS = {"batch": Dim(1, 4, 8), "height": Dim(2, 4, 6), "width": Dim(2, 5, 6)}
+RNG = np.random.default_rng(0)
+
+
+def images(count: int, *shape: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(1).random((count, *(shape or (3, 4, 5))), np.float32)
+
+
+def opened(spec: AnyData, base: Path, *inputs: TensorSpec, dims: dict[str, Dim] | None = None) -> Dataset:
+    return open_dataset(spec, base, inputs or (IMAGE,), DIMS if dims is None else dims, "fit")
+
+
+@pytest.fixture
+def npz(tmp_path: Path) -> Callable[..., Dataset]:
+    """A dataset of arrays saved to a file."""
+
+    def make(*inputs: TensorSpec, label: str | None = None, limit: int | None = None, ignore: tuple[str, ...] = (),
+             compressed: bool = True, dims: dict[str, Dim] | None = None, **arrays: Any) -> Dataset:  # fmt: skip
+        (np.savez_compressed if compressed else np.savez)(tmp_path / "a.npz", **arrays)
+        return opened(NpzData(npz="a.npz", label=label, limit=limit, ignore=ignore), tmp_path, *inputs, dims=dims)
+
+    return make
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Callable[..., Dataset]:
+    """A dataset of samples that a Python file returns."""
+
+    def make(samples: list[Any], *inputs: TensorSpec, dims: dict[str, Dim] | None = None, label: str | None = None
+             ) -> Dataset:  # fmt: skip
+        (tmp_path / "samples.pickle").write_bytes(pickle.dumps(samples))
+        (tmp_path / "listed.py").write_text(
+            "import pathlib, pickle\n"
+            "def make():\n    return pickle.loads(pathlib.Path(__file__).with_name('samples.pickle').read_bytes())\n"
+        )
+        return opened(PythonData(python="listed.py:make", label=label), tmp_path, *inputs, dims=dims)
+
+    return make
+
+
+def complaint(action: Callable[[], Any]) -> DataError:
+    with pytest.raises(DataError) as caught:
+        action()
+    assert caught.value.subject == "data.fit"
+    assert caught.value.what.startswith("data.fit: ")
+    assert caught.value.hint
+    return caught.value
+
+
+# --- npz
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_npz_gives_rows_and_labels_bit_for_bit(npz: Callable[..., Dataset], compressed: bool) -> None:
+    image, label = images(5), np.arange(5) * 7
+    dataset = npz(image=image, y=label, label="y", compressed=compressed)
+    assert (len(dataset), dataset.labelled, dataset.synthetic) == (5, True, False)
+    pairs = list(dataset.iter_labelled())
+    assert [int(y) for _, y in pairs] == label.tolist()
+    for (sample, _), row in zip(pairs, image, strict=True):
+        assert list(sample) == ["image"]
+        assert sample["image"].dtype == np.float32
+        np.testing.assert_array_equal(sample["image"], row)
+        sample["image"] += 1  # a sample is the caller's own
+    assert [list(sample) for sample in dataset] == [["image"]] * 5
+    assert dataset.preprocessing == {"kind": "npz"}
+
+
+def test_npz_takes_big_endian_and_scalar_rows(npz: Callable[..., Dataset]) -> None:
+    dataset = npz(TensorSpec("x", "float32", ("batch",)), x=np.arange(3, dtype=">f4"))
+    assert [(s["x"].item(), s["x"].shape, s["x"].dtype) for s in dataset][2] == (2.0, (), np.dtype("=f4"))
+    np.testing.assert_array_equal(next(dataset.feeds(3))["x"], np.arange(3, dtype=np.float32))
+
+
+def test_limit_takes_the_first_samples(npz: Callable[..., Dataset]) -> None:
+    image = images(5)
+    dataset = npz(image=image, limit=2)
+    assert (len(dataset), len(list(dataset))) == (2, 2)
+    assert len(npz(image=image, limit=50)) == 5
+    assert npz(image=image, limit=2).digest() == npz(image=image[:2]).digest() != npz(image=image).digest()
+
+
+FREE_LISTS = 200  # KiB; CPython keeps up to 2000 freed tuples of each length, which count as used
+
+
+def peak_kib(dataset: Dataset) -> float:
+    """The most memory that passes over all samples take beyond what is there before."""
+    next(dataset.batches(8))  # whatever is cached once
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for _ in dataset.batches(8):
+            pass
+        dataset.digest()
+        return tracemalloc.get_traced_memory()[1] / 1024
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_memory_does_not_grow_with_an_npz(npz: Callable[..., Dataset], compressed: bool) -> None:
+    few, many = (peak_kib(npz(image=images(count, 3, 8, 8), y=np.arange(count), label="y", compressed=compressed,
+                              dims={})) for count in (100, 5000))  # fmt: skip
+    assert many < few + FREE_LISTS
+    assert images(5000, 3, 8, 8).nbytes / 1024 > 15 * FREE_LISTS
+
+
+def test_memory_does_not_grow_with_a_generator(tmp_path: Path) -> None:
+    (tmp_path / "make.py").write_text(
+        "import numpy as np\ndef make(count):\n    for i in range(count):\n"
+        "        yield {'image': np.full((3, 8, 8), i, np.float32)}\n")  # fmt: skip
+    spec = PythonData(python="make.py:make")
+    few, many = (peak_kib(opened(spec.model_copy(update={"kwargs": {"count": count}}), tmp_path, dims={}))
+                 for count in (100, 5000))  # fmt: skip
+    assert many < few + FREE_LISTS
+
+
+@pytest.mark.parametrize(("arrays", "options", "message", "hint"), [
+    ({"x": images(2)}, {}, "a.npz lacks input 'image'; it has x", "one array per model input"),
+    ({"imag": images(2)}, {}, "a.npz lacks input 'image'; it has imag", "did you mean 'imag'?"),
+    ({"image": images(2), "extra": np.ones(2)}, {}, "a.npz has 'extra', neither an input nor the label",
+     "name the labels with label:, and what is not needed with ignore: [...]"),
+    ({"image": images(2), "labels": np.ones(2)}, {"label": "label"}, "a.npz has no label 'label'",
+     "did you mean 'labels'?"),
+    ({"image": images(2)}, {"label": "image"}, "label 'image' is an input of the model", "drop label:"),
+    ({"image": images(2)}, {"ignore": ("imag",)}, "a.npz has no 'imag' to ignore", "did you mean 'image'?"),
+    ({"image": images(2), "y": np.ones(3)}, {"label": "y"},
+     "the arrays disagree on the number of samples: image 2, y 3", "axis 0 counts the samples"),
+    ({"image": images(0)}, {}, "a.npz has no samples", "axis 0"),
+    ({"image": np.float32(3)}, {}, "array 'image' of a.npz is a single number", "shape (samples,)"),
+    ({"image": np.array([{}, {}])}, {}, "array 'image' of a.npz holds pickled Python objects", "save it again"),
+    ({"image": np.zeros(2, "i4,f4")}, {}, "array 'image' of a.npz holds records", "save it again"),
+    ({"image": np.asfortranarray(images(2))}, {}, "stored column by column (Fortran order)", "ascontiguousarray"),
+])  # fmt: skip
+def test_an_npz_that_does_not_fit_is_refused_when_it_is_opened(
+    npz: Callable[..., Dataset], arrays: Any, options: Any, message: str, hint: str
+) -> None:
+    error = complaint(lambda: npz(**arrays, **options))
+    assert message in error.what
+    assert hint in error.hint
+
+
+def test_ignored_arrays_are_not_read(npz: Callable[..., Dataset]) -> None:
+    dataset = npz(image=images(2), other=np.array([{}, {}, {}]), ignore=("other",))
+    assert [list(sample) for sample in dataset] == [["image"]] * 2
+
+
+def test_a_damaged_npz_is_told_from_a_good_one(npz: Callable[..., Dataset], tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    dataset = npz(image=images(50), compressed=False)
+    good = path.read_bytes()
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 1  # one bit of one pixel
+    path.write_bytes(flipped)
+    assert "no readable .npz file (BadZipFile: Bad CRC-32" in complaint(lambda: list(dataset)).what
+    path.write_bytes(good[: len(good) // 2])
+    assert "no readable .npz file (BadZipFile" in complaint(lambda: list(dataset)).what
+    assert "no readable .npz file (BadZipFile" in complaint(lambda: opened(NpzData(npz="a.npz"), tmp_path)).what
+    np.savez(path, image=images(40))
+    assert "was changed while it was in use" in complaint(lambda: list(dataset)).what
+    np.save(tmp_path / "b.npy", images(2))
+    assert "save it with np.savez" in complaint(lambda: opened(NpzData(npz="b.npy"), tmp_path)).hint
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("image.npy", pickle.dumps(3))
+    assert "no readable .npz file (ValueError" in complaint(lambda: opened(NpzData(npz="a.npz"), tmp_path)).what
+    header = (tmp_path / "b.npy").read_bytes()[:128]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("image.npy", header + bytes(300))
+    assert "ends within sample 1" in complaint(lambda: list(opened(NpzData(npz="a.npz"), tmp_path))).what
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("image.npy", header + bytes(600))
+    assert "longer than its header says" in complaint(lambda: list(opened(NpzData(npz="a.npz"), tmp_path))).what
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "x")
+    assert "lacks input 'image'; it has readme.txt" in complaint(lambda: opened(NpzData(npz="a.npz"), tmp_path)).what
+
+
+# --- whether a sample fits
+
+
+FIXED = TensorSpec("image", "float32", ("batch", 3, 4, 5), range=(0.0, 1.0))
+TOKENS = TensorSpec("ids", "int64", ("batch", "seq"), range=(0, 99))
+MASK = TensorSpec("mask", "int64", ("batch", "seq"))
+
+
+def changed(value: Any) -> Any:
+    image = images(3)
+    image[1, 0, 0, 0] = value
+    return image
+
+
+@pytest.mark.parametrize(("image", "message", "hint"), [
+    (changed(np.nan), "sample 1, input 'image': 1 of 60 values are not finite (NaN)", "remove or repair"),
+    (changed(-np.inf), "sample 1, input 'image': 1 of 60 values are not finite (infinity)", "remove or repair"),
+    (changed(255), "sample 1, input 'image': values from 0.0", "normalise the data as in training"),
+    (changed(-0.01), "leave the declared range 0 to 1", "or correct the input's range"),
+    (images(3).astype("float64"), "sample 0, input 'image': expected float32, found float64",
+     "cast it when you save it: array.astype('float32')"),
+    (images(3).astype("uint8"), "expected float32, found uint8: these look like raw pixels, 0 to 255",
+     "(image.astype('float32') / 255 - mean) / std"),
+    (images(3, 4, 5, 3), "sample 0, input 'image': expected shape (3, 4, 5), found (4, 5, 3)",
+     "this looks like NHWC: sample.transpose(2, 0, 1)"),
+    (images(3, 3, 4, 6), "expected shape (3, 4, 5), found (3, 4, 6)", "axis 2 is fixed at 5"),
+    (images(3, 60), "expected shape (batch, 3, 4, 5), or (3, 4, 5) without the batch axis, found (60,)",
+     "without the first, the batch"),
+])  # fmt: skip
+def test_a_sample_that_does_not_fit_is_refused(
+    npz: Callable[..., Dataset], image: Any, message: str, hint: str
+) -> None:
+    error = complaint(lambda: list(npz(FIXED, image=image)))
+    assert message in error.what
+    assert hint in error.hint
+
+
+def test_channels_last_is_recognised_both_ways(npz: Callable[..., Dataset]) -> None:
+    last = TensorSpec("image", "float32", ("batch", "height", "width", 3))
+    assert "looks like NCHW: sample.transpose(1, 2, 0)" in complaint(lambda: list(npz(last, image=images(2)))).hint
+    assert "looks like NHWC: sample.transpose(2, 0, 1)" in complaint(lambda: list(npz(image=images(2, 4, 5, 3)))).hint
+
+
+def test_a_range_written_with_few_digits_holds(npz: Callable[..., Dataset]) -> None:
+    spec = TensorSpec("image", "float32", ("batch", 3, 4, 5), range=(-2.12, 2.64))
+    image = np.clip(images(2) * 6 - 3, (0 - 0.485) / 0.229, (1 - 0.406) / 0.225 + 0.0004).astype(np.float32)
+    assert image.max() > 2.64
+    assert len(list(npz(spec, image=image))) == 2
+
+
+def test_integers_must_lie_in_their_range_exactly_and_have_the_type(npz: Callable[..., Dataset]) -> None:
+    dims = {"batch": Dim(1, 2, 4), "seq": Dim(2, 4, 8)}
+    ids = np.array([[5, 100, 1]])
+    error = complaint(lambda: list(npz(TOKENS, ids=ids, dims=dims)))
+    assert "sample 0, input 'ids': values from 1 to 100 leave the declared range 0 to 99" in error.what
+    error = complaint(lambda: list(npz(TOKENS, ids=ids.astype("int32"), dims=dims)))
+    assert "expected int64, found int32" in error.what
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int4", "string"])
+def test_types_without_numpy_arrays_are_refused(npz: Callable[..., Dataset], dtype: str) -> None:
+    spec = TensorSpec("image", dtype, ("batch", 3))
+    assert f"takes {dtype}, which numpy has no type for" in complaint(lambda: npz(spec, image=images(2))).what
+    assert "is unknown" in complaint(lambda: npz(TensorSpec("image", "float32", None), image=images(2))).what
+
+
+def test_a_dynamic_axis_keeps_to_its_dim(listed: Callable[..., Dataset]) -> None:
+    error = complaint(lambda: list(listed([{"image": images(1, 3, 4, 7)[0]}])))
+    assert "sample 0, input 'image': width is 7, the recipe says 2 to 6" in error.what
+    error = complaint(lambda: list(listed([{"image": images(1, 3, 0, 4)[0]}], dims={})))
+    assert "height is 0, the recipe says at least 1" in error.what
+    samples = [{"ids": np.arange(4), "mask": np.ones(3, np.int64)}]
+    error = complaint(lambda: list(listed(samples, TOKENS, MASK, dims={})))
+    assert "sample 0, input 'mask': seq is 3, but 4 in input 'ids'" in error.what
+
+
+def test_ranks_may_not_change_between_samples(listed: Callable[..., Dataset]) -> None:
+    samples = [{"image": images(2)[0]}, {"image": images(1)}]
+    error = complaint(lambda: list(listed(samples)))
+    assert "sample 1, input 'image': expected shape (3, height, width), found (1, 3, 4, 5)" in error.what
+
+
+# --- batches
+
+
+def test_batches_stack_and_count(npz: Callable[..., Dataset]) -> None:
+    image = images(5)
+    batches = list(npz(image=image, y=np.arange(5), label="y").batches(2))
+    assert [(feeds["image"].shape[0], count, labels.tolist()) for feeds, count, labels in batches if labels is not None
+            ] == [(2, 2, [0, 1]), (2, 2, [2, 3]), (1, 1, [4])]  # fmt: skip
+    np.testing.assert_array_equal(np.concatenate([feeds["image"] for feeds, _, _ in batches]), image)
+    assert [len(feeds["image"]) for feeds in npz(image=image).feeds(3)] == [3, 2]
+    assert next(npz(image=image).batches(2))[2] is None
+
+
+def test_a_static_batch_axis_decides_the_size_and_is_filled(npz: Callable[..., Dataset]) -> None:
+    image = images(5)
+    for asked in (1, 3, 100):
+        batches = list(npz(TensorSpec("image", "float32", (3, 3, 4, 5)), image=image, y=np.arange(5), label="y")
+                       .batches(asked))  # fmt: skip
+        assert [(feeds["image"].shape[0], count) for feeds, count, _ in batches] == [(3, 3), (3, 2)]
+        np.testing.assert_array_equal(batches[1][0]["image"], image[[3, 4, 3]])
+        assert batches[1][2] is not None
+        assert batches[1][2].tolist() == [3, 4]
+
+
+def test_a_dynamic_batch_axis_keeps_to_its_dim(npz: Callable[..., Dataset]) -> None:
+    dims = {**DIMS, "batch": Dim(2, 2, 3)}
+    image = images(4)
+    assert [(len(f["image"]), n) for f, n, _ in npz(image=image, dims=dims).batches(9)] == [(3, 3), (2, 1)]
+    assert [(len(f["image"]), n) for f, n, _ in npz(image=image, dims=dims).batches(1)] == [(2, 2), (2, 2)]
+
+
+def test_a_sample_with_all_axes_is_fed_as_it_is(npz: Callable[..., Dataset]) -> None:
+    dataset = npz(image=images(2, 4, 3, 4, 5))
+    assert [(feeds["image"].shape, count) for feeds, count, _ in dataset.batches(8)] == [((4, 3, 4, 5), 1)] * 2
+    scalar = TensorSpec("gain", "float32", ())
+    dataset = npz(IMAGE, scalar, image=images(3), gain=np.ones(3, np.float32))
+    shapes = [(feeds["image"].shape, feeds["gain"].shape, count) for feeds, count, _ in dataset.batches(8)]
+    assert shapes == [((1, 3, 4, 5), (), 1)] * 3
+
+
+def test_batch_axes_that_contradict_each_other_are_refused(npz: Callable[..., Dataset]) -> None:
+    two, three = (TensorSpec(f"x{n}", "float32", (n, 4)) for n in (2, 3))
+    error = complaint(lambda: next(npz(two, three, x2=images(6, 4), x3=images(6, 4)).batches(1)))
+    assert "x3 takes 3 samples at a time, but x2 takes 2 samples at a time" in error.what
+    error = complaint(lambda: next(npz(two, IMAGE, x2=images(2, 4), image=images(2, 2, 3, 4, 5)).batches(1)))
+    assert "image comes with its batch axis" in error.what
+    other = TensorSpec("other", "float32", ("batch", 4))
+    error = complaint(lambda: next(npz(other, IMAGE, other=images(2, 4), image=images(2, 2, 3, 4, 5)).batches(1)))
+    assert "batch is 2 in input 'image', but 1 in 'other'" in error.what
+
+
+def test_ragged_samples_are_padded_with_zeros_in_every_input_alike(listed: Callable[..., Dataset]) -> None:
+    dims = {"batch": Dim(1, 2, 4), "seq": Dim(1, 4, 8)}
+    samples = [{"ids": np.arange(1, n + 1), "mask": np.ones(n, np.int64)} for n in (2, 4, 3)]
+    dataset = listed(samples, TOKENS, MASK, dims=dims)
+    assert [sample["ids"].tolist() for sample in dataset] == [[1, 2], [1, 2, 3, 4], [1, 2, 3]]
+    first, second = dataset.feeds(2)
+    assert first["ids"].tolist() == [[1, 2, 0, 0], [1, 2, 3, 4]]
+    assert first["mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert second["ids"].tolist() == [[1, 2, 3]]
+    error = complaint(lambda: list(listed(samples, TensorSpec("ids", "int64", ("batch", 2)),
+                                          TensorSpec("mask", "int64", ("batch", 2)))))  # fmt: skip
+    assert "sample 1, input 'ids': expected shape (2,), found (4,)" in error.what
+
+
+def test_labels_must_agree_in_shape(listed: Callable[..., Dataset]) -> None:
+    samples = [{"image": images(1)[0], "y": np.zeros(n)} for n in (2, 3)]
+    assert "labels differ in shape: (2,), (3,)" in complaint(lambda: list(listed(samples, label="y").batches(2))).what
+
+
+def test_resized_feeds_repeat_or_cut_their_content() -> None:
+    feeds = {"ids": np.array([[1, 2, 3], [4, 5, 6]]), "gain": np.array(2.0)}
+    inputs = (TensorSpec("ids", "int64", ("batch", "seq")), TensorSpec("gain", "float64", ()))
+    made = resize_feeds(feeds, inputs, {"batch": 3, "seq": 5, "other": 9})
+    assert made["ids"].tolist() == [[1, 2, 3, 1, 2], [4, 5, 6, 4, 5], [1, 2, 3, 1, 2]]
+    assert made["gain"] is feeds["gain"]
+    assert resize_feeds(feeds, inputs, {"seq": 1})["ids"].tolist() == [[1], [4]]
+    assert resize_feeds(feeds, inputs, {})["ids"] is feeds["ids"]
+
+
+# --- digests
+
+
+def test_digests_depend_on_content_alone(npz: Callable[..., Dataset]) -> None:
+    image = images(3)
+    one, other = (list(npz(image=image, y=np.arange(3) + n, label="y").sample_digests()) for n in (0, 1))
+    assert one == other  # labels don't count
+    assert list(npz(image=image.astype(">f4")).sample_digests()) == one
+    image[2, 0, 0, 0] += 1e-6
+    last = list(npz(image=image).sample_digests())
+    assert (last[:2] == one[:2], last[2] == one[2]) == (True, False)
+    assert len(set(one)) == 3
+
+
+def test_the_dataset_digest_follows_labels(npz: Callable[..., Dataset]) -> None:
+    digests = [npz(image=images(3), y=np.arange(3) + n, label="y").digest() for n in (0, 1, 1)]
+    assert digests[0] != digests[1] == digests[2]
+
+
+def test_overlap_finds_shared_samples(tmp_path: Path) -> None:
+    image = images(6)
+    np.savez(tmp_path / "fit.npz", image=image[:4])
+    np.savez(tmp_path / "judge.npz", image=image[[5, 3, 0, 3]], y=np.zeros(4))
+    fit = opened(NpzData(npz="fit.npz"), tmp_path)
+    judge = opened(NpzData(npz="judge.npz", label="y"), tmp_path)
+    assert overlap(fit, judge) == [(3, 1), (0, 2), (3, 3)]
+    assert overlap(judge, fit) == [(2, 0), (1, 3)]
+
+
+# --- Python callables
+
+
+def script(folder: Path, body: str, name: str = "make") -> str:
+    (folder / f"{name}.py").write_text("import numpy as np\nIMAGE = np.zeros((3, 4, 5), np.float32)\n" + body)
+    return f"{name}.py:make"
+
+
+def test_a_callable_gets_its_arguments_and_labels_are_taken_out(tmp_path: Path) -> None:
+    place = script(tmp_path, "def make(count, start=0):\n    for i in range(start, count):\n"
+                             "        yield {'image': IMAGE + i, 'y': i}\n")  # fmt: skip
+    dataset = opened(PythonData(python=place, kwargs={"count": 5, "start": 1}, label="y"), tmp_path)
+    assert (len(dataset), [y for _, y in dataset.iter_labelled()]) == (4, [1, 2, 3, 4])
+    assert [sample["image"].max() for sample in dataset] == [1, 2, 3, 4]
+    assert dataset.preprocessing == {"kind": "python", "callable": "make", "kwargs": {"count": 5, "start": 1}}
+    limited = opened(PythonData(python=place, kwargs={"count": 5}, label="y", limit=2), tmp_path)
+    assert (len(limited), len(list(limited))) == (2, 2)
+
+
+def test_a_callable_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script(
+        tmp_path, "class Sets:\n    @staticmethod\n    def make():\n        return [{'image': IMAGE}]\n", "optkit_mod"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert len(opened(PythonData(python="optkit_mod:Sets.make"), Path("/"))) == 1
+    del sys.modules["optkit_mod"]
+
+
+def test_modules_beside_the_file_are_its_own(tmp_path: Path) -> None:
+    datasets = []
+    for folder in ("one", "two"):
+        (tmp_path / folder / "pkg").mkdir(parents=True)
+        (tmp_path / folder / "helper.py").write_text(f"VALUE = {len(folder) if folder == 'one' else 7}\n")
+        (tmp_path / folder / "pkg" / "late.py").write_text(f"VALUE = {1 if folder == 'one' else 2}\n")
+        place = script(tmp_path / folder, "import helper\ndef make():\n    yield {'image': IMAGE + helper.VALUE}\n"
+                       "    from pkg.late import VALUE\n    yield {'image': IMAGE + VALUE}\n")  # fmt: skip
+        datasets.append(opened(PythonData(python=place), tmp_path / folder))
+    path, modules = list(sys.path), set(sys.modules)
+    pairs = [[sample["image"].max().item() for sample in both] for both in zip(*datasets, strict=True)]
+    assert pairs == [[3, 7], [1, 2]]
+    assert (sys.path, set(sys.modules) - modules) == (path, set())
+    assert not {"helper", "pkg", "pkg.late"} & set(sys.modules)
+    assert not list(tmp_path.rglob("__pycache__"))
+    (tmp_path / "one" / "helper.py").write_text("VALUE = 9\n")
+    assert next(iter(opened(PythonData(python="make.py:make"), tmp_path / "one")))["image"].max() == 9
+
+
+@pytest.mark.parametrize(("body", "message", "details"), [
+    ("def make():\n    yield {'image': IMAGE}\n    inner()\ndef inner():\n    raise KeyError('lost')\n",
+     "make.py:make: making sample 1 raised KeyError: 'lost'", "make.py:7 in inner"),
+    ("def make():\n    return 1 / 0\n", "calling it raised ZeroDivisionError: division by zero", "make.py:4 in make"),
+    ("raise ValueError('top')\n", "loading it raised ValueError: top", "make.py:3 in <module>"),
+    ("def make(:\n", "loading it raised SyntaxError", "make.py:3\n"),
+    ("import sys\nsys.exit(3)\n", "loading it raised SystemExit: 3", "make.py:4 in <module>"),
+    ("import helper\n", "loading it raised RuntimeError: beside", "helper.py:2 in <module>"),
+    ("def make(need):\n    yield {}\n", "calling it raised TypeError: make() missing 1 required", "make.py\n"),
+    ("class make:\n    def __iter__(self):\n        raise OSError(5)\n",
+     "iterating over what it returned raised OSError: 5", "make.py:5 in __iter__"),
+])  # fmt: skip
+def test_an_error_in_the_users_code_names_its_line(tmp_path: Path, body: str, message: str, details: str) -> None:
+    (tmp_path / "helper.py").write_text("\nraise RuntimeError('beside')\n")
+    place = script(tmp_path, body)
+    error = complaint(lambda: list(opened(PythonData(python=place), tmp_path)))
+    assert message in error.what
+    assert error.details.startswith(str(tmp_path / details.partition(":")[0]) if ":" in details else str(tmp_path))
+    assert details in error.details + "\n"
+    assert "optkit/data" not in error.details
+
+
+@pytest.mark.parametrize(("body", "message", "hint"), [
+    ("def mike(): pass\n", "make.py has no 'make'", "did you mean 'mike'?"),
+    ("make = 3\n", "make.py:make is no callable but a int", "name a function"),
+    ("def make():\n    return {'image': IMAGE}\n", "returned a dict, not an iterable of samples", "a generator of dicts"),
+    ("def make():\n    return None\n", "returned a NoneType, not an iterable of samples", "list or a generator"),
+    ("def make():\n    return [IMAGE]\n", "sample 0 is a ndarray, not a dict", "yield {'input_name': array}"),
+    ("def make():\n    return []\n", "it has no samples", "would prove nothing"),
+    ("def make():\n    return [{'image': IMAGE.tolist()}]\n",
+     "sample 0, input 'image': expected a numpy array of float32, found builtins.list", "numpy.asarray"),
+    ("def make():\n    return [{'image': IMAGE, 'y': 1}]\n", "sample 0 has 'y', neither an input nor the label",
+     "return only what the model takes"),
+    ("def make():\n    return [{'imag': IMAGE}]\n", "sample 0 lacks input 'image'", "did you mean 'imag'?"),
+])  # fmt: skip
+def test_what_a_callable_gives_is_checked(tmp_path: Path, body: str, message: str, hint: str) -> None:
+    place = script(tmp_path, body)
+    error = complaint(lambda: list(opened(PythonData(python=place), tmp_path)))
+    assert message in error.what
+    assert hint in error.hint
+
+
+def test_a_label_that_is_missing_is_told(tmp_path: Path) -> None:
+    place = script(tmp_path, "def make():\n    return [{'image': IMAGE, 'labl': 1}]\n")
+    error = complaint(lambda: list(opened(PythonData(python=place, label="label"), tmp_path)))
+    assert "sample 0 has no label 'label'" in error.what
+    assert error.hint == "did you mean 'labl'?"
+
+
+def test_passes_must_give_the_same_samples(tmp_path: Path) -> None:
+    dataset = opened(
+        PythonData(
+            python=script(tmp_path, "def make():\n    return [{'image': np.random.rand(3, 4, 5).astype('float32')}]\n")
+        ),
+        tmp_path,
+    )
+    list(dataset)
+    assert "gives another first sample each time it is called" in complaint(lambda: list(dataset)).what
+    dataset = opened(
+        PythonData(python=script(tmp_path, "made = iter([{'image': IMAGE}] * 3)\ndef make():\n    return made\n")),
+        tmp_path,
+    )
+    assert len(dataset) == 3
+    assert "it has 3 samples, but a later pass over it gave 0" in complaint(lambda: list(dataset)).what
+    dataset = opened(PythonData(python=script(
+        tmp_path, "class make:\n    def __len__(self): return 4\n    def __iter__(self): yield {'image': IMAGE}\n"
+    )), tmp_path)  # fmt: skip
+    assert len(dataset) == 4
+    assert "it has 4 samples, but a later pass over it gave 1" in complaint(lambda: list(dataset)).what
+
+
+# --- random
+
+
+def test_random_samples_follow_the_declarations() -> None:
+    inputs = (
+        TensorSpec("plain", "float32", ("batch", 500)), TensorSpec("ranged", "float16", ("batch", "seq"), range=(2, 3)),
+        TensorSpec("ids", "int32", ("batch", 500), range=(3, 5)), TensorSpec("flag", "bool", ("batch", 50)),
+        TensorSpec("attention_mask", "int64", ("batch", "seq")),
+    )  # fmt: skip
+    dims = {"batch": Dim(1, 2, 4), "seq": Dim(1, 400, 800)}
+    dataset = opened(RandomData(random=3, seed=7), Path("/"), *inputs, dims=dims)
+    assert (len(dataset), dataset.synthetic, dataset.labelled) == (3, True, False)
+    first, second, _ = dataset
+    assert {name: array.shape for name, array in first.items()} == {
+        "plain": (500,), "ranged": (400,), "ids": (500,), "flag": (50,), "attention_mask": (400,)}  # fmt: skip
+    assert abs(first["plain"].mean()) < 0.2  # 4 standard errors of 500 standard normal values
+    assert 2 <= first["ranged"].min() < 2.1 < 2.9 < first["ranged"].max() <= 3
+    assert set(first["ids"].tolist()) == {3, 4, 5}
+    assert first["attention_mask"].all()
+    assert set(first["flag"].tolist()) == {False, True}
+    assert not np.array_equal(first["plain"], second["plain"])
+    again = opened(RandomData(random=5, seed=7), Path("/"), *inputs, dims=dims)
+    np.testing.assert_array_equal(next(iter(again))["plain"], first["plain"])
+    other = opened(RandomData(random=5, seed=8), Path("/"), *inputs, dims=dims)
+    assert not np.array_equal(next(iter(other))["plain"], first["plain"])
+
+
+def test_random_samples_where_inputs_share_no_batch_axis() -> None:
+    inputs = (IMAGE, TensorSpec("size", "int64", (2,), range=(1, 9)))
+    feeds = list(opened(RandomData(random=2), Path("/"), *inputs).batches(8))
+    assert [(f["image"].shape, f["size"].shape, n) for f, n, _ in feeds] == [((4, 3, 4, 5), (2,), 1)] * 2
+
+
+@pytest.mark.parametrize(("spec", "message", "hint"), [
+    (TensorSpec("ids", "int64", ("batch", 4)), "random values for input 'ids' (int64) need its range",
+     "for token ids 0 to vocabulary size - 1"),
+    (TensorSpec("ids", "int64", ("batch", 4), range=(0.2, 0.8)), "holds no int64", "correct inputs.ids.range"),
+    (TensorSpec("ids", "int8", ("batch", 4), range=(0, 300)), "the range of input 'ids' exceeds int8", "correct"),
+    (TensorSpec("x", "float32", ("batch", "free")), "the dim 'free' has no range", "add dims: {free:"),
+])  # fmt: skip
+def test_what_can_not_be_drawn_is_asked_for(spec: TensorSpec, message: str, hint: str) -> None:
+    error = complaint(lambda: opened(RandomData(random=2), Path("/"), spec))
+    assert message in error.what
+    assert hint in error.hint
