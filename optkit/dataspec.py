@@ -207,7 +207,8 @@ def existing(path: Path, name: str | None = None) -> Path:
     raise _fault(
         name,
         f"{path} does not exist",
-        did_you_mean(path.name, (p.name for p in path.parent.iterdir())) or "paths are relative to the recipe",
+        did_you_mean(path.name, (p.name for p in path.parent.iterdir()), listing=False)
+        or "paths are relative to the recipe",
     )
 
 

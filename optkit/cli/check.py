@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from optkit.cli.common import json_option, quiet_option
 from optkit.cli.text import Cell, clean, has_colour, paint, table
+from optkit.reports.rows import broken, reasons
 
 
 @click.command("check")
@@ -53,6 +54,7 @@ def command(a: str, b: str, data: str | None, bounds: tuple[str, ...], inputs: t
 
     from optkit.api import compare
     from optkit.cli.arguments import parse_dim, parse_input
+    from optkit.cli.failure import lines
     from optkit.errors import UserError
     from optkit.parity.bounds import BoundError, parse_bound
 
@@ -68,8 +70,9 @@ def command(a: str, b: str, data: str | None, bounds: tuple[str, ...], inputs: t
     elif not quiet:
         click.echo(draw(result))
     if not result["held"]:
-        first = next(reasons(result["cases"]), "the check does not hold")
-        click.echo(f"error: {clean(b)} does not hold against {clean(a)}: {clean(first)}", err=True)
+        first = next(iter(broken({"check": result})), "nothing was compared")
+        hint = "" if bounds else 'state what must hold, where B may be coarser than float32: --bound "cosine >= 0.999"'
+        click.echo(lines("error", f"{b} does not hold against {a}: {first}", "", hint), err=True)
         raise click.exceptions.Exit(1)
     if result.get("synthetic") and not quiet:
         click.echo("note: checked on random data; judge on real samples with --data FILE.npz", err=True)
@@ -87,23 +90,9 @@ def cases_table(cases: list[Any]) -> str:
     """One line per verdict, and per problem that no bound is needed for."""
     rows: list[tuple[str | Cell, ...]] = []
     for case in cases:
-        told = [(v["held"], v["text"]) for v in case["verdicts"]]
-        told += [(False, text) for text in problems(case)]
+        told = [(True, v["text"]) for v in case["verdicts"] if v["held"]]
+        told += [(False, text) for _, text in reasons(case)]
         for held, text in told or [(case["held"], "finite, and of the right shapes")]:
             mark = Cell("holds", "good") if held else Cell("fails", "bad")
             rows.append((case["name"], str(case["samples"]), mark, text))
     return table(("case", "samples", "", "measured"), rows, sys.stdout)
-
-
-def problems(case: Mapping[str, Any]) -> list[str]:
-    """A case's problems, each with its output's name."""
-    result = case.get("source") or {}
-    return [f"{p['output']}: {p['text']}" if p.get("output") else p["text"] for p in result.get("problems", [])]
-
-
-def reasons(cases: list[Any]) -> Iterator[str]:
-    """Why cases do not hold, worst first: problems, then bounds."""
-    for case in cases:
-        if not case["held"]:
-            yield from (f"{case['name']}: {text}" for text in problems(case))
-            yield from (f"{case['name']}: {v['text']}" for v in case["verdicts"] if not v["held"])

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
-from optkit.cli.text import clean, has_colour, is_terminal, paint, seconds, width
+from optkit.cli.text import clean, count, has_colour, is_terminal, paint, width
 from optkit.events import Event, RunFinished, RunStarted, StepFinished, StepProgress, StepStarted
+from optkit.reports.rows import duration
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -111,9 +112,11 @@ class Console:
     def _finished(self, event: StepFinished) -> None:
         self._running.pop(event.step, None)
         self._done += 1
-        how = "cached" if event.cached else seconds(event.seconds)
+        how = ", cached" if event.cached else f", {duration(event.seconds)}"
+        if event.status in ("blocked", "skipped"):
+            how = ""
         text = f": {clean(why(event))}" if why(event) else ""
-        self._line(event.step, f"{paint(event.status, STYLES.get(event.status, ''), self._colour)}, {how}{text}")
+        self._line(event.step, f"{paint(event.status, STYLES.get(event.status, ''), self._colour)}{how}{text}")
 
     def _line(self, step: str, text: str) -> None:
         name = clean(step)
@@ -140,7 +143,7 @@ class Console:
                 out.append(f"{now - running.since:7.1f}s  ", "dim")
                 out.append(f"{name}{' ' * (self._column - width(name))}  ", "cyan")
                 out.append(running.text + percent(running.fraction) + "\n")
-            out.append(f"{self._done} of {count(self._total, 'step')}, {seconds(now - self._start)}", "dim")
+            out.append(f"{self._done} of {count(self._total, 'step')}, {duration(now - self._start)}", "dim")
         return out
 
 
@@ -149,7 +152,7 @@ def why(event: StepFinished) -> str:
     if event.status == "failed":
         from optkit.reports.rows import broken
 
-        return next((f"{case['name']}: {reason}" for case, reason in broken(event.data)), event.text)
+        return next(iter(broken(event.data)), event.text)
     if event.status == "blocked" and event.text:
         return f"{event.text} did not succeed"
     return event.text.partition("\n")[0]
@@ -177,8 +180,3 @@ def _live(console: Console) -> Any:
 def percent(fraction: float | None) -> str:
     """A fraction of 0.4 as " 40%", None as ""."""
     return "" if fraction is None else f" {min(max(fraction, 0.0), 1.0):.0%}"
-
-
-def count(number: int, word: str) -> str:
-    """A number with its noun: "1 step", "2 steps"."""
-    return f"{number} {word}" + ("" if number == 1 else "s")

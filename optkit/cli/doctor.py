@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from optkit.cli.text import Cell, clean, is_terminal, size, table
+from optkit.cli.text import Cell, clean, is_terminal, table
+from optkit.reports.rows import size
 
 _STYLES = {"ok": "good", "other version": "warn", "broken": "bad", "not installed": "dim"}
 

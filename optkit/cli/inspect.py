@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from optkit.cli.common import json_option
-from optkit.cli.text import clean, size, table
+from optkit.cli.text import clean, table
+from optkit.reports.rows import size
 
 MOST_OPERATORS = 12
 
@@ -104,12 +105,12 @@ def draw(found: Mapping[str, Any]) -> str:
     if delivered := found.get("delivered"):
         made = delivered.get("provenance") or {}
         chain = " -> ".join(step["pass"] for step in made.get("passes", []))
-        facts = [
+        history = [
             ("delivered as", f"{made.get('name')}, step {delivered.get('step')}: {delivered.get('status')}"),
             ("made by", chain),
             ("digest", str(delivered.get("digest"))),
         ]
-        parts.append(table((), facts, sys.stdout))
+        parts.append(table((), history, sys.stdout))
     return "\n\n".join(parts)
 
 

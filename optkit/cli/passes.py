@@ -121,8 +121,12 @@ def type_text(field: dict[str, Any], root: dict[str, Any]) -> str:
 def example(use: Pass) -> str:
     """A step of a recipe that uses the pass."""
     parent = "source" if use.source == "torch" else f"STEP_THAT_GIVES_{use.source.upper()}"
-    lines = ["steps:", f"  - id: {use.name.rpartition('.')[2].removeprefix('to_')}", f"    from: {parent}",
-             f"    use: {use.name}"]
+    lines = [
+        "steps:",
+        f"  - id: {use.name.rpartition('.')[2].removeprefix('to_')}",
+        f"    from: {parent}",
+        f"    use: {use.name}",
+    ]
     if use.needs_data:
         lines.append("    data: fit" + ("  # where its options need it" if callable(use.needs_data) else ""))
     if use.fidelity == "lossy":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from optkit.cli.common import cache_option, json_option, overrides, read_plan
-from optkit.cli.text import Cell, can_draw, clean, table
+from optkit.cli.text import Cell, can_draw, clean, count, table
 
 if TYPE_CHECKING:
     from optkit.planning import Check, Plan, Step
@@ -66,7 +66,7 @@ def draw(plan: Plan, known: Mapping[str, bool | None]) -> str:
         ])  # fmt: skip
     delivered, run = len(plan.deliver), sum(not known.get(s.id) for s in plan.steps)
     foot = (
-        f"{clean(recipe.name)}: {len(plan.steps)} step{'s' * (len(plan.steps) != 1)}, {run} to run, {delivered} to deliver; "
+        f"{clean(recipe.name)}: {count(len(plan.steps), 'step')}, {run} to run, {delivered} to deliver; "
         f"checks run on {clean(recipe.check_on)}"
     )
     head = ("step", "pass", "fidelity", "fit on", "", "", "check")

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from optkit.cli.common import json_option, quiet_option
-from optkit.cli.text import clean, seconds
+from optkit.cli.text import clean
+from optkit.reports.rows import duration
 
 
 @click.command("replay")
@@ -43,4 +44,4 @@ def command(step: Path, out: Path | None, as_json: bool, quiet: bool) -> None:
             click.echo("\n" + clean(error.details, lines=True), err=True)
         raise click.exceptions.Exit(error.exit_code)
     if not quiet and not as_json:
-        click.echo(f"done in {seconds(result.get('seconds'))}; its files are in {clean(out)}", err=True)
+        click.echo(f"done in {duration(result.get('seconds'))}; its files are in {clean(out)}", err=True)

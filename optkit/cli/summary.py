@@ -9,8 +9,8 @@ from typing import IO, Any
 from optkit.cli.common import relative
 from optkit.cli.console import STYLES
 from optkit.cli.failure import remedy as remedy_lines
-from optkit.cli.text import Cell, clean, has_colour, paint, seconds, size, table
-from optkit.reports.rows import broken, cost, deliveries, remedy, verdict
+from optkit.cli.text import Cell, clean, has_colour, paint, table
+from optkit.reports.rows import broken, cost, deliveries, duration, remedy, size, verdict
 
 MOST_REASONS = 5  # of a failed check; the report has them all
 
@@ -20,14 +20,14 @@ Data = Mapping[str, Any]
 def verdict_line(report: Data, stream: IO[str]) -> str:
     """The run's verdict: "digits: all 4 deliveries hold (12.3 s)"."""
     style = "good" if report["exit_code"] == 0 else "bad"
-    return f"{paint(clean(verdict(report)), style, has_colour(stream))} ({seconds(report.get('seconds'))})"
+    return f"{paint(clean(verdict(report)), style, has_colour(stream))} ({duration(report.get('seconds'))})"
 
 
 def deliveries_table(report: Data, stream: IO[str]) -> str:
     """The deliveries, one per line; "" when there are none."""
     rows = [
         (d.step, d.format, size(d.size_bytes), Cell(d.status, STYLES.get(d.status, "")), d.parity or "-",
-         seconds(d.seconds) if not d.cached else "cached", relative(Path(d.path)) if d.path else "-")
+         duration(d.seconds) if not d.cached else "cached", relative(Path(d.path)) if d.path else "-")
         for d in deliveries(report)
     ]  # fmt: skip
     return (
@@ -36,14 +36,19 @@ def deliveries_table(report: Data, stream: IO[str]) -> str:
 
 
 def synthetic_note(report: Data) -> str:
-    """A warning where the checks ran on synthetic samples; "" otherwise."""
+    """What synthetic samples leave unproven; "" where all samples are real."""
     made_up = [name for name, info in (report.get("data") or {}).items() if info.get("synthetic")]
-    if not made_up:
-        return ""
-    return (
-        f"note: {clean(', '.join(made_up))} is random data, so this proves that the model runs and converts, not how "
-        "accurate it is;\n      judge on real samples with --data FILE.npz, or data: in a recipe"
-    )
+    steps = report.get("steps", [])
+    for name in made_up:
+        if any((step.get("check") or {}).get("data") == name for step in steps):
+            return (
+                f"note: {clean(name)} is random data: this proves that the model converts, not how accurate it is\n"
+                "      on yours; judge on real samples: --data FILE.npz, or data: in a recipe"
+            )
+    for name in made_up:
+        if fitted := [step["id"] for step in steps if step.get("data") == name]:
+            return f"note: {clean(', '.join(fitted))}: fitted on random data; real samples give a better model"
+    return ""
 
 
 def wrongs(report: Data, stream: IO[str]) -> Iterator[str]:
@@ -90,7 +95,7 @@ def error_text(step: Data, colour: bool) -> str:
 
 def failed_text(step: Data, report: Data, colour: bool) -> str:
     """Why a step's check does not hold."""
-    reasons = [f"{clean(case['name'])}: {clean(reason)}" for case, reason in broken(step)]
+    reasons = [clean(reason) for reason in broken(step)]
     lines = [head(step, "failed its check", colour), *(f"  {r}" for r in reasons[:MOST_REASONS])]
     if len(reasons) > MOST_REASONS:
         lines.append(f"  and {len(reasons) - MOST_REASONS} more, in the report")

@@ -104,24 +104,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str | Cell]], stream: IO[
     return "\n".join(out)
 
 
-def size(size_bytes: float | None) -> str:
-    """A byte count for people: "512 B", "3.4 MB", powers of 1000."""
-    if size_bytes is None:
-        return "-"
-    for unit in ("B", "kB", "MB", "GB"):
-        if size_bytes < 999.5 or unit == "GB":
-            return f"{size_bytes:.0f} {unit}" if unit == "B" or size_bytes >= 99.95 else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1000
-    raise AssertionError("unreachable")
-
-
-def seconds(value: float | None) -> str:
-    """A duration for people: "0.42 s", "12.3 s", "4 min 05 s"."""
-    if value is None:
-        return "-"
-    if value < 9.995:
-        return f"{value:.2f} s"
-    if value < 119.95:
-        return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+def count(number: int, word: str) -> str:
+    """A number with its noun: "1 step", "2 steps"."""
+    return f"{number} {word}" + ("" if number == 1 else "s")

@@ -9,6 +9,7 @@ import click
 
 from optkit.cli.common import json_option, quiet_option
 from optkit.cli.text import Cell, clean, table
+from optkit.reports.rows import broken
 
 
 @click.command("verify")
@@ -61,7 +62,5 @@ def draw(results: list[dict[str, Any]]) -> str:
 
 def told(result: dict[str, Any]) -> str:
     """What is wrong with a delivery, or what was shown of one that holds."""
-    from optkit.cli.check import reasons
-
-    wrong = [*result["problems"], *reasons(result["cases"])]
+    wrong = [*result["problems"], *broken({"check": result})]
     return "; ".join(wrong) if wrong else f"{result['cases'][0]['samples']} test vectors answered as recorded"

@@ -15,8 +15,6 @@ from optkit.errors import DataError, did_you_mean
 RANGE_SLACK = 1e-3
 """Part of its width by which a float range may be left: ranges are written with three or four digits."""
 
-_ADVICE = "give the file or callable one array per model input, named as the input"
-
 
 def check_inputs(name: str, inputs: Sequence[TensorSpec]) -> None:
     """Raises DataError for an input that no numpy array can feed."""
@@ -36,7 +34,8 @@ def check_inputs(name: str, inputs: Sequence[TensorSpec]) -> None:
 
 
 def check_names(name: str, found: Iterable[str], inputs: Sequence[TensorSpec], where: str, *, label: str | None = None,
-                ignore: Sequence[str] = (), extra_hint: str = "return only what the model takes") -> None:  # fmt: skip
+                ignore: Sequence[str] = (), lack_hint: str = "give one array per model input, named as the input",
+                extra_hint: str = "return only what the model takes") -> None:  # fmt: skip
     """Raises DataError when `found` is not the inputs, the label and what is to be ignored, each once."""
     present, wanted = set(found), [spec.name for spec in inputs]
     spare = sorted(present - set(wanted) - {label, *ignore})
@@ -45,7 +44,7 @@ def check_names(name: str, found: Iterable[str], inputs: Sequence[TensorSpec], w
             raise fault(
                 name,
                 f"{where} lacks input {key!r}; it has {', '.join(sorted(present)) or 'nothing'}",
-                did_you_mean(key, spare, listing=False) or _ADVICE,
+                did_you_mean(key, spare, listing=False) or lack_hint,
             )
     if label is not None and label not in present:
         raise fault(name, f"{where} has no label {label!r}", did_you_mean(label, spare) or "drop label:")
@@ -80,7 +79,7 @@ class Checker:
             self._dtype(index, spec, array)
             self._shape(index, spec, array, sizes)
             self._values(index, spec, array)
-            fitted[spec.name] = array.astype(array.dtype.newbyteorder("="), copy=False)
+            fitted[spec.name] = np.asarray(array).astype(array.dtype.newbyteorder("="), copy=False)
         return fitted
 
     def _fault(self, index: int, spec: TensorSpec, what: str, hint: str) -> DataError:

@@ -31,7 +31,13 @@ def open_text(spec: TextData, base: Path, inputs: Sequence[TensorSpec], dims: Ma
     """
     path = existing(resolve_path(spec.jsonl, base), name)
     if {i.name for i in inputs} - set(TENSORS):
-        check_names(name, TENSORS, inputs, "a tokenised text")
+        check_names(
+            name,
+            TENSORS,
+            inputs,
+            "a tokenised text",
+            lack_hint=f"name the model's inputs {', '.join(TENSORS)}, or make the samples with python:",
+        )
     keys = (spec.text,) if isinstance(spec.text, str) else spec.text
     file = tokenizer_file(spec, base, name)
     tokenizer, padding = _tokenizer(file, spec, len(keys) == 2, name)

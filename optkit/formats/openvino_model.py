@@ -6,17 +6,17 @@ reads that back. `inspect` (from `openvino_ir`) looks at what was written, by pa
 
 from __future__ import annotations
 
-import functools
 import json
-import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from optkit.artifact import Dim, Shape, Signature, TensorSpec
 from optkit.errors import SourceError, StepError, did_you_mean
+from optkit.formats.openvino_core import core as core
+from optkit.formats.openvino_core import quiet_conversion as quiet_conversion
+from optkit.formats.openvino_core import reason as reason
 from optkit.formats.openvino_ir import DTYPES
 from optkit.formats.openvino_ir import inspect as inspect
 from optkit.plugin import need
@@ -24,19 +24,6 @@ from optkit.plugin import need
 MAIN = "model.xml"
 RECORD = ["optkit", "signature"]
 COUNTED = re.compile(r"(.*/)?[A-Z][A-Za-z]*_\d+")
-
-
-@functools.cache
-def core() -> Any:
-    """The process's `openvino.Core`, made once: devices and plugins are looked for only once."""
-    return need("openvino").Core()
-
-
-def reason(error: Exception) -> str:
-    """What an OpenVINO exception says, without the C++ file names it is wrapped in."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    said = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
-    return " ".join(said) or str(error).strip() or type(error).__name__
 
 
 def files(path: Path) -> tuple[str, ...]:
@@ -277,13 +264,13 @@ def rename(model: Any, input_names: Sequence[str], output_names: Sequence[str]) 
             raise StepError(
                 f"the model has {len(ports)} {side}, but the names given are {', '.join(names)}", subject=side
             )
-    for port, name in zip(model.outputs, output_names, strict=True):
+    for port in model.outputs:
         end = port.get_node().input(0)
         source = end.get_source_output()
         if source.get_node().get_type_name() == "Parameter":
-            copied = ops.convert(source, source.get_element_type().to_string())
-            copied.set_friendly_name(name)
-            end.replace_source_output(copied.output(0))
+            end.replace_source_output(ops.convert(source, source.get_element_type().to_string()).output(0))
+    model.validate_nodes_and_infer_types()
+    for port, name in zip(model.outputs, output_names, strict=True):
         port.get_tensor().set_names({name})
     for port, name in zip(model.inputs, input_names, strict=True):
         port.get_tensor().set_names({name})
@@ -331,20 +318,3 @@ def _fixed(before: Any, after: Any) -> bool:
     if before.rank.is_dynamic or after.rank.is_dynamic:
         return bool(before.rank.is_dynamic != after.rank.is_dynamic)
     return any(a.is_dynamic and b.is_static for a, b in zip(before, after, strict=True))
-
-
-@contextmanager
-def quiet_conversion() -> Iterator[None]:
-    """`openvino.convert_model` without its telemetry (on by default) and with the root logger left as it was."""
-    need("openvino")
-    from openvino.tools.ovc import convert_impl, telemetry_stub, telemetry_utils
-
-    root = logging.getLogger()
-    state = root.level, list(root.filters), list(root.handlers)
-    before = convert_impl.tm, telemetry_utils.tm
-    convert_impl.tm = telemetry_utils.tm = telemetry_stub
-    try:
-        yield
-    finally:
-        convert_impl.tm, telemetry_utils.tm = before
-        root.level, root.filters, root.handlers = state

@@ -1,9 +1,9 @@
 """NNCF on OpenVINO models, for the passes that use it: quiet, offline, on the threads it was given.
 
-NNCF has no switches for most of this (3.4), so `nncf_session` changes five things inside it and puts them back:
-its telemetry (on by default), its log handler (stdout), its progress bars, its inference engine (all cores), and what
-it imports. It imports torch and onnx only to ask whether an OpenVINO model is one of theirs; without them its import
-takes 0.4 s in place of 2 s, and its results are the same to the byte.
+NNCF has no switches for most of this (3.4), so `nncf_session` changes five things inside it and puts them back: its
+telemetry (on by default), its log handler (stdout), its progress bars, its inference engine (all cores; see also
+`openvino_core.infer`), and what it imports. It imports torch and onnx only to ask whether an OpenVINO model is one of
+theirs; without them its import takes 0.4 s in place of 2 s, and its results are the same to the byte.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from optkit.errors import DataError, OptkitError, StepError, did_you_mean
-from optkit.formats.openvino_model import reason
+from optkit.formats.openvino_core import core, infer, reason
 from optkit.plugin import Context, Options, need
 
 if TYPE_CHECKING:
@@ -253,17 +253,25 @@ class _Collect(logging.Handler):
 
 
 def _engine(engine: Any, threads: int) -> type:
-    """NNCF's inference engine, in float32 as NNCF has it, on `threads` threads."""
+    """NNCF's inference engine: in float32 as NNCF has it, on `threads` threads, and with failures reported."""
+
+    class Request:
+        def __init__(self, request: Any) -> None:
+            self.request = request
+            self.reset_state = request.reset_state
+
+        def infer(self, feeds: Any, share_inputs: bool = False) -> Any:
+            infer(self.request, feeds, share_inputs=share_inputs)
+            return self.request.results
 
     class Engine(engine.OVNativeEngine):  # type: ignore[misc]
         def __init__(self, model: Any, use_fp32_precision: bool = True) -> None:
-            import openvino as ov
-
             config: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
             if use_fp32_precision:
                 config["INFERENCE_PRECISION_HINT"] = "f32"
-            compiled = ov.Core().compile_model(model, "CPU", config)
+            compiled = core().compile_model(model, "CPU", config)
             self.engine = engine.OVCompiledModelEngine(compiled, engine.model_has_state(model))
+            self.engine.infer_request = Request(self.engine.infer_request)
 
     return Engine
 

@@ -200,43 +200,45 @@ def _smallest_error(model: TorchModel, traced: Traced, names: Sequence[str], pro
 
 
 @contextmanager
-def no_tracer_warnings() -> Iterator[None]:
-    """TorchScript tracing without its deprecation warnings. Raises StepError where it warns of a baked-in value."""
+def baked_in(warned: list[str]) -> Iterator[None]:
+    """TorchScript tracing without its deprecation warnings; other warnings are added to `warned`.
+
+    Raises StepError where it warns that the trace will keep one way through a decision.
+    """
     torch = need("torch")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
     for warning in caught:
+        text = str(warning.message).strip().splitlines()[0]
         if issubclass(warning.category, torch.jit.TracerWarning):
-            text = str(warning.message)
             raise StepError(
-                f"tracing would bake in a decision, at {warning.filename}:{warning.lineno}: {text.split('. ')[0]}",
+                f"tracing keeps one way through a decision, at {warning.filename}:{warning.lineno}: {text.split('. ')[0]}",
                 subject="with.exporter",
-                details=text,
+                details=str(warning.message),
                 hint="leave out `exporter: torchscript`, or use torch.where in place of the Python if",
             )
-    for warning in caught:
-        if not (issubclass(warning.category, DeprecationWarning) and "torch" in str(warning.message)):
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        if not (issubclass(warning.category, DeprecationWarning) and "torch" in text):
+            warned.append(text)
 
 
-def trace(model: TorchModel, inputs: Sequence[TensorSpec], dims: Mapping[str, Dim]) -> tuple[Any, dict[str, Any]]:
+def trace(
+    model: TorchModel, inputs: Sequence[TensorSpec], dims: Mapping[str, Dim], warned: list[str]
+) -> tuple[Any, dict[str, Any]]:
     """The model as traced TorchScript with flat inputs and outputs, and the example inputs it was traced with.
 
-    Scripted parts keep their control flow. Raises StepError where tracing would bake in a decision.
+    Scripted parts keep their control flow. warned: is given what torch warns of. Raises StepError where tracing would
+    keep one way through a decision.
     """
     torch = need("torch")
     _, feeds = runnable_feeds(model, inputs, dims)
-    with no_tracer_warnings(), torch.no_grad():
-        try:
+    try:
+        with baked_in(warned), torch.no_grad():
             return torch.jit.trace(model.module, tuple(feeds.values()), check_trace=False), feeds
-        except RuntimeError as error:
-            raise StepError(
-                f"TorchScript cannot trace the model: {str(error).strip().splitlines()[0]}",
-                subject="model",
-                details=str(error),
-                hint="leave out `exporter: torchscript`",
-            ) from error
-
-
-__all__ = ["dynamic_shapes", "export", "no_tracer_warnings", "runnable_feeds", "symbols", "trace"]
+    except RuntimeError as error:
+        raise StepError(
+            f"TorchScript cannot trace the model: {str(error).strip().splitlines()[0]}",
+            subject="model",
+            details=str(error),
+            hint="leave out `exporter: torchscript`",
+        ) from error

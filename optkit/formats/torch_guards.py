@@ -177,6 +177,27 @@ def written(guard: Guard, traced: Traced) -> str:
     return str(printer.doprint(guard.condition.xreplace(names)))
 
 
+def node_place(error: BaseException) -> str:
+    """Module path and line of the graph node an exporter was at when it failed, "in layers.0 at model.py:12"; or "".
+
+    The node itself is in the frames the exception went through.
+    """
+    node = None
+    step = error.__traceback__
+    while step is not None:
+        found = step.tb_frame.f_locals.get("node")
+        node = found if hasattr(found, "meta") and hasattr(found, "target") else node
+        step = step.tb_next
+    if node is None:
+        return ""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = re.sub(r"^(L\['self'\])?\.?(inner\.?)*", "", str(stack[-1][0])) if stack else ""
+    lines = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', node.meta.get("stack_trace") or "")
+    own = [line for line in lines if not line[0].startswith(need("torch").__path__[0])]
+    at = "at {}:{} in {}".format(*(own or lines)[-1]) if lines else ""
+    return " ".join(part for part in (f"in {path}" if path else "", at) if part)
+
+
 def explain(error: Exception, guards: Sequence[Guard], traced: Traced) -> StepError:
     """What an exception of torch.export means in the recipe's terms."""
     text = str(error)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from optkit.reports.rows import broken, cached, cases, cost, deliveries, remedy, seconds_of, spelt, verdict
+from optkit.reports.rows import broken, cached, cases, cost, deliveries, remedy, seconds_of, size, spelt, verdict
 
 Data = Mapping[str, Any]
 
@@ -71,7 +72,7 @@ def _facts(report: Data) -> str:
 
 def _deliveries(report: Data) -> str:
     rows = [
-        [escape(d.step), escape(d.format), _size(d.size_bytes), _status(d.status), escape(d.parity) or "-",
+        [escape(d.step), escape(d.format), size(d.size_bytes), _status(d.status), escape(d.parity) or "-",
          _seconds(d.seconds), _yes(d.cached), escape(d.path or "-")]
         for d in deliveries(report)
     ]  # fmt: skip
@@ -102,9 +103,9 @@ def _wrong(step: Data, report: Data) -> str:
         if error.get("details"):
             parts.append(f"<details><summary>Details</summary>\n\n{fenced(error['details'])}\n\n</details>")
         if step.get("replay"):
-            parts.append("Run it again alone:\n\n" + fenced(f"optkit replay {step['replay']}", "sh"))
+            parts.append("Run it again alone:\n\n" + fenced(f"optkit replay {shlex.quote(step['replay'])}", "sh"))
         return "\n\n".join(parts)
-    reasons = [f"{escape(case['name'])}: {escape(reason)}" for case, reason in broken(step)]
+    reasons = [escape(reason) for reason in broken(step)]
     lost = cost(step, report)
     return "\n\n".join(
         [
@@ -174,15 +175,15 @@ def _judged(verdict_: Data, case: Data) -> list[str]:
 def _measures(step_cases: Sequence[Data]) -> str:
     rows = []
     for case in step_cases:
-        for role in ("source", "parent"):
-            for output, metrics in ((case.get(role) or {}).get("outputs") or {}).items():
-                found = [
-                    spelt(n, metrics[n].get("worst", metrics[n].get("value")))
-                    for n in _WORST
-                    if n in metrics and metrics[n].get("worst", metrics[n].get("value")) is not None
-                ]
-                rows.append([escape(case["name"]), role, escape(output), escape(", ".join(found)) or "-"])
-    return table(("Case", "Against", "Output", "Worst of each metric"), rows) if rows else ""
+        roles = {role: (case.get(role) or {}).get("outputs") or {} for role in ("source", "parent")}
+        for output in {**roles["source"], **roles["parent"]}:
+            rows.append([escape(case["name"]), escape(output), *(_worst(roles[r].get(output) or {}) for r in roles)])
+    return table(("Case", "Output", "Worst against the source", "Worst against the parent"), rows) if rows else ""
+
+
+def _worst(metrics: Data) -> str:
+    values = {name: metrics[name].get("worst", metrics[name].get("value")) for name in _WORST if name in metrics}
+    return escape(", ".join(spelt(name, value) for name, value in values.items() if value is not None)) or "-"
 
 
 def _environment(report: Data) -> str:
@@ -201,8 +202,8 @@ def _flat(data: Data, prefix: str = "") -> Iterable[tuple[str, Any]]:
 def _reproduce(report: Data) -> str:
     recipe = report.get("recipe") or {}
     path = recipe.get("path")
-    lines = [f"optkit convert {path}" if path else "# this run had no recipe file; report.json holds what it stood for"]
-    lines += [f"optkit verify {d.path}" for d in deliveries(report) if d.path]
+    lines = [f"optkit convert {shlex.quote(path)}" if path else "# made without a recipe file; optkit init writes one"]
+    lines += [f"optkit verify {shlex.quote(d.path)}" for d in deliveries(report) if d.path]
     return fenced("\n".join(lines), "sh")
 
 
@@ -220,10 +221,6 @@ def _yes(value: bool) -> str:
 
 def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def _size(size_bytes: int | None) -> str:
-    return "-" if size_bytes is None else f"{size_bytes / 1e6:.2f} MB"
 
 
 def _list(items: Iterable[str]) -> str:

@@ -42,7 +42,7 @@ def deliveries(report: Data) -> list[Delivery]:
 def seconds_of(step: Data) -> float | None:
     """Seconds of a step's pass and check together, or None where neither was reached."""
     parts = [v for v in (step.get("seconds") or {}).values() if v is not None]
-    return sum(parts) if parts else None
+    return sum(parts) if parts and step.get("status") not in ("blocked", "skipped") else None
 
 
 def cached(step: Data) -> bool:
@@ -86,16 +86,27 @@ def spelt(metric: str, value: float) -> str:
     return f"{metric} {value:.3g}"
 
 
-def broken(step: Data) -> Iterator[tuple[Data, str]]:
-    """Every reason why a step's check does not hold: the case, and the reason in one line."""
+def broken(step: Data) -> list[str]:
+    """Every reason why a step's check does not hold, one line each: the first case in full, the others by name."""
+    found: dict[str, list[str]] = {}
+    first: dict[str, str] = {}
     for case in cases(step):
-        reasons = [
-            p["text"] if not p.get("output") else f"{p['output']}: {p['text']}"
-            for p in (case.get("source") or {}).get("problems", [])
-        ]
-        reasons += [v["text"] for v in case.get("verdicts", []) if not v["held"]]
-        for reason in reasons:
-            yield case, reason
+        for key, text in reasons(case):
+            first.setdefault(key, f"{case['name']}: {text}")
+            found.setdefault(key, []).append(case["name"])
+    return [
+        first[key] + (f"; also at {', '.join(names[1:])}" if len(names) > 1 else "") for key, names in found.items()
+    ]
+
+
+def reasons(case: Data) -> Iterator[tuple[str, str]]:
+    """Why a case does not hold: problems, then bounds; each with a key that is the same in every case."""
+    for problem in (case.get("source") or {}).get("problems", []):
+        output = problem.get("output")
+        yield f"{output} {problem.get('kind')}", f"{output}: {problem['text']}" if output else problem["text"]
+    for judged in case.get("verdicts", []):
+        if not judged["held"]:
+            yield f"{judged.get('output')} {judged.get('bound')}", judged["text"]
 
 
 def cost(step: Data, report: Data) -> str:
@@ -143,7 +154,7 @@ def verdict(report: Data) -> str:
 def remedy(step: Data) -> str:
     """One thing to try for a step whose check did not hold."""
     lossy = step.get("fidelity") == "lossy"
-    kinds = {case.get("kind") for case, _ in broken(step)}
+    kinds = {case.get("kind") for case in cases(step) if not case.get("held")}
     if kinds == {"dims"}:
         return "the model takes another way at that size: export it without size-dependent control flow"
     if lossy:
@@ -151,3 +162,26 @@ def remedy(step: Data) -> str:
     return (
         "state bounds of your own with check: if this much deviation is expected, else look at the first step it cost"
     )
+
+
+def size(size_bytes: float | None) -> str:
+    """A byte count for people: "512 B", "3.4 MB", powers of 1000."""
+    if size_bytes is None:
+        return "-"
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 999.5 or unit == "GB":
+            return f"{size_bytes:.0f} {unit}" if unit == "B" or size_bytes >= 99.95 else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    raise AssertionError("unreachable")
+
+
+def duration(value: float | None) -> str:
+    """A duration for people: "0.42 s", "12.3 s", "4 min 05 s"."""
+    if value is None:
+        return "-"
+    if value < 9.995:
+        return f"{value:.2f} s"
+    if value < 119.95:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from optkit.artifact import Artifact, TensorSpec
 from optkit.errors import DataError, SourceError, StepError, UnavailableError, did_you_mean
-from optkit.formats import openvino_model
+from optkit.formats import openvino_core, openvino_model
 from optkit.plugin import Runner, need
 
 if TYPE_CHECKING:
@@ -18,16 +18,19 @@ if TYPE_CHECKING:
 HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
-@dataclass(frozen=True)
+@dataclass
 class OpenVinoSession:
-    """An open IR. `provider` is device and arithmetic as the compiled model reports them: "CPU f32"."""
+    """An open IR. `provider` is device and arithmetic as the compiled model reports them: "CPU f32".
+
+    connect: compiles the model and gives a request; called again after a failure.
+    """
 
     provider: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[str, ...]
     aliases: Mapping[str, int]
-    request: Any
-    stateful: bool
+    connect: Callable[[], Any]
+    request: Any = None
 
     def infer(self, tensors: Tensors) -> Tensors:
         """Named inputs to named outputs; the outputs are the caller's own copies.
@@ -52,20 +55,23 @@ class OpenVinoSession:
                 )
             array = np.asarray(value)
             _check(self.inputs[index], array)
-            feeds[index] = np.ascontiguousarray(array) if array.ndim else array
+            feeds[index] = array
         if missing := [spec.name for index, spec in enumerate(self.inputs) if index not in feeds]:
             raise DataError(
                 f"no value for input {', '.join(missing)}",
                 subject=f"inputs.{missing[0]}",
                 hint=f"the inputs given are {', '.join(tensors) or 'none'}",
             )
-        if self.stateful:
-            self.request.reset_state()
+        if self.request is None:
+            self.request = self.connect()
         try:
-            results = self.request.infer(feeds, share_inputs=True, share_outputs=False)
+            if self.request.query_state():
+                self.request.reset_state()
+            openvino_core.infer(self.request, feeds)
+            return {name: self.request.get_output_tensor(index).data.copy() for index, name in enumerate(self.outputs)}
         except RuntimeError as error:
-            raise StepError(f"OpenVINO failed while running the model: {openvino_model.reason(error)}") from error
-        return {name: results[index] for index, name in enumerate(self.outputs)}
+            self.request = None
+            raise StepError(f"OpenVINO failed while running the model: {openvino_core.reason(error)}") from error
 
 
 def _check(spec: TensorSpec, array: Any) -> None:
@@ -119,7 +125,7 @@ def open_model(
     kind, hint = device.upper(), HINTS.get(precision or "float32")
     if hint is None:
         raise UnavailableError(f"OpenVINO has no precision {precision!r}", hint=did_you_mean(precision or "", HINTS))
-    core = openvino_model.core()
+    core = openvino_core.core()
     if kind != "CPU" and not _has(core.available_devices, kind):
         raise UnavailableError(
             f"OpenVINO has no device {device!r} on this machine",
@@ -134,23 +140,24 @@ def open_model(
         config["EXECUTION_MODE_HINT"] = "ACCURACY"
     if kind == "CPU":  # pinned threads of several processes would sit on the same cores
         config |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
-    try:
-        compiled = core.compile_model(model, kind, config)
-    except RuntimeError as error:
-        raise SourceError(
-            f"OpenVINO cannot compile {artifact.path} for {kind}: {openvino_model.reason(error)}", subject="model"
-        ) from error
     aliases = {name: index for index, port in enumerate(model.inputs) for name in port.get_names()}
     aliases |= {spec.name: index for index, spec in enumerate(signature.inputs)}
-    request = compiled.create_infer_request()
-    del model
+
+    def compiled() -> Any:
+        try:
+            return core.compile_model(model, kind, config)
+        except RuntimeError as error:
+            why = openvino_core.reason(error)
+            raise SourceError(f"OpenVINO cannot compile {artifact.path} for {kind}: {why}", subject="model") from error
+
+    first = compiled()
     yield OpenVinoSession(
-        _provider(compiled, hint),
+        _provider(first, hint),
         signature.inputs,
         tuple(spec.name for spec in signature.outputs),
         aliases,
-        request,
-        bool(request.query_state()),
+        lambda: compiled().create_infer_request(),
+        first.create_infer_request(),
     )
 
 

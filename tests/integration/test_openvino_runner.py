@@ -144,12 +144,18 @@ def test_a_stateful_model_starts_afresh_each_time(tmp_path: Path) -> None:
             np.testing.assert_array_equal(session.infer({"x": value})["total"], value)
 
 
-def test_a_failure_at_run_time_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_failure_at_run_time_is_raised_and_leaves_no_stale_outputs(tmp_path: Path, threads: int) -> None:
     specs = [TensorSpec(name, "float32", ("batch", f"{name}_size")) for name in ("a", "b")]
     a, b = (ops.parameter([-1, -1], ov.Type.f32, name=spec.name) for spec in specs)
     made = written(finished([ops.matmul(a, b, False, False)], [a, b], ["a", "b"], ["out"]), tmp_path, *specs)
-    with RUNNER.open(made) as session, pytest.raises(StepError, match="failed while running"):
-        session.infer({"a": np.zeros((2, 3), np.float32), "b": np.zeros((4, 2), np.float32)})
+    ones = np.ones((2, 3), np.float32)
+    with RUNNER.open(made, threads=threads) as session:
+        for value in (1, 3, 5):
+            found = session.infer({"a": value * ones, "b": ones.T.copy()})
+            np.testing.assert_array_equal(found["out"], np.full((2, 2), 3 * value))
+            with pytest.raises(StepError, match="failed while running the model"):
+                session.infer({"a": ones, "b": np.ones((4, 2), np.float32)})
 
 
 def test_float16_weights_run_in_float32(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from optkit.errors import DataError
 
 IMAGE = TensorSpec("image", "float32", ("batch", 3, "height", "width"))
 DIMS = {"batch": Dim(1, 4, 8), "height": Dim(2, 4, 6), "width": Dim(2, 5, 6)}
-RNG = np.random.default_rng(0)
 
 
 def images(count: int, *shape: int) -> np.ndarray[Any, Any]:
@@ -344,6 +343,12 @@ def test_ragged_samples_are_padded_with_zeros_in_every_input_alike(listed: Calla
     assert "sample 1, input 'ids': expected shape (2,), found (4,)" in error.what
 
 
+def test_numpy_scalars_are_arrays_without_axes(listed: Callable[..., Dataset]) -> None:
+    dataset = listed([{"x": np.float32(3)}], TensorSpec("x", "float32", ("batch",)))
+    assert isinstance(next(iter(dataset))["x"], np.ndarray)
+    assert next(dataset.feeds(2))["x"].tolist() == [3]
+
+
 def test_labels_must_agree_in_shape(listed: Callable[..., Dataset]) -> None:
     samples = [{"image": images(1)[0], "y": np.zeros(n)} for n in (2, 3)]
     assert "labels differ in shape: (2,), (3,)" in complaint(lambda: list(listed(samples, label="y").batches(2))).what
@@ -460,7 +465,7 @@ def test_an_error_in_the_users_code_names_its_line(tmp_path: Path, body: str, me
 @pytest.mark.parametrize(("body", "message", "hint"), [
     ("def mike(): pass\n", "make.py has no 'make'", "did you mean 'mike'?"),
     ("make = 3\n", "make.py:make is no callable but a int", "name a function"),
-    ("def make():\n    return {'image': IMAGE}\n", "returned a dict, not an iterable of samples", "a generator of dicts"),
+    ("def make():\n    return {'image': IMAGE}\n", "returned a dict, not an iterable of samples", "a generator of"),
     ("def make():\n    return None\n", "returned a NoneType, not an iterable of samples", "list or a generator"),
     ("def make():\n    return [IMAGE]\n", "sample 0 is a ndarray, not a dict", "yield {'input_name': array}"),
     ("def make():\n    return []\n", "it has no samples", "would prove nothing"),

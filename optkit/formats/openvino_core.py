@@ -1,0 +1,52 @@
+"""The OpenVINO runtime as optkit uses it: one Core, inference that reports its failures, conversion that is quiet."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from optkit.plugin import need
+
+
+@functools.cache
+def core() -> Any:
+    """The process's `openvino.Core`, made once: devices and plugins are looked for only once."""
+    return need("openvino").Core()
+
+
+def reason(error: Exception) -> str:
+    """What an OpenVINO exception says, without the C++ file names it is wrapped in."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return " ".join(said) or str(error).strip() or type(error).__name__
+
+
+def infer(request: Any, feeds: Mapping[Any, Any], *, share_inputs: bool = False) -> None:
+    """Run an `InferRequest` on `feeds`; its outputs are then in the request. Raises RuntimeError where it fails.
+
+    Not `request.infer`: with one thread on a dynamic model (2026.4) that returns as if all were well when a shape does
+    not fit, leaving the outputs of the run before, or nothing, in place. Starting and waiting raises. After a failure
+    the compiled model stays wrong, for inputs that do fit too: compile it anew.
+    """
+    request.start_async(feeds, share_inputs=share_inputs)
+    request.wait()
+
+
+@contextmanager
+def quiet_conversion() -> Iterator[None]:
+    """`openvino.convert_model` without its telemetry (on by default) and with the root logger left as it was."""
+    need("openvino")
+    from openvino.tools.ovc import convert_impl, telemetry_stub, telemetry_utils
+
+    root = logging.getLogger()
+    state = root.level, list(root.filters), list(root.handlers)
+    before = convert_impl.tm, telemetry_utils.tm
+    convert_impl.tm = telemetry_utils.tm = telemetry_stub
+    try:
+        yield
+    finally:
+        convert_impl.tm, telemetry_utils.tm = before
+        root.level, root.filters, root.handlers = state

@@ -1,0 +1,115 @@
+"""What torch.onnx wrote, in the recipe's words: names of inputs, outputs, weights and dims. On `onnx_ir` models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optkit.artifact import Dim, TensorSpec
+from optkit.errors import StepError
+from optkit.formats.torch_feeds import static_shape
+from optkit.plugin import need
+
+
+def _values(model: Any) -> list[Any]:
+    """Every value that a node gives, subgraphs included."""
+    ir = need("onnx_ir", "onnx-ir")
+    return [value for node in ir.traversal.RecursiveGraphIterator(model.graph) for value in node.outputs]
+
+
+def rename(model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Give inputs and outputs these names and weights the module's, and drop the exporter's notes.
+
+    An output that is an input, a weight or another output too gets an Identity of its own. The notes hold paths of this
+    machine; each node keeps the path of the module it comes from.
+    """
+    graph = model.graph
+    if len(graph.inputs) != len(inputs) or len(graph.outputs) != len(outputs):
+        raise StepError(
+            f"the exported graph has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs, the model "
+            f"{len(inputs)} and {len(outputs)}",
+            subject="inputs",
+            hint="take out an input that forward ignores",
+        )
+    need("onnx_ir.passes.common", "onnx-ir").OutputFixPass()(model)
+    ports = [*graph.inputs, *graph.outputs]
+    ends = {id(value): name for value, name in zip(ports, [*inputs, *outputs], strict=True)}
+    taken = set(ends.values())
+    for value in [*graph.initializers.values(), *_values(model)]:
+        if id(value) in ends or value.name is None:
+            continue
+        wanted = re.sub(r"^(inner\.)+", "", value.name) if value.is_initializer() else value.name
+        count = 0
+        name = wanted
+        while name in taken:
+            count += 1
+            name = f"{wanted}__{count}"
+        taken.add(name)
+        value.name = name
+    for step in ("\0", ""):  # in two rounds, as an end may have another end's name now
+        for value in ports:
+            value.name = step + ends[id(value)]
+    _drop_notes(model)
+    model.producer_name, model.producer_version = "pytorch", need("torch").__version__
+
+
+def _drop_notes(model: Any) -> None:
+    ir = need("onnx_ir", "onnx-ir")
+    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+    for part in (model, model.graph, *nodes, *model.graph.inputs, *model.graph.initializers.values(), *_values(model)):
+        scopes = part.metadata_props.get("pkg.torch.onnx.name_scopes")
+        for key in [key for key in part.metadata_props if key.startswith("pkg.") or key == "namespace"]:
+            del part.metadata_props[key]
+        path = (
+            re.sub(r"^(inner\.?)+", "", re.findall(r"'([^']*)'", scopes)[-2])
+            if scopes and scopes.count("'") > 2
+            else ""
+        )
+        if path:
+            part.metadata_props["namespace"] = path
+
+
+def name_dims(
+    model: Any,
+    inputs: Sequence[TensorSpec],
+    dims: Mapping[str, Dim],
+    symbols: Mapping[str, str],
+    outputs: Sequence[TensorSpec],
+) -> None:
+    """Dims as the recipe calls them: on inputs exactly, elsewhere where they follow.
+
+    symbols: what the exporter called them ("s77"). outputs: the parent's, whose names for an axis are kept; one that
+    follows no dim and has no name is `<output>_<axis>`.
+    """
+    ir = need("onnx_ir", "onnx-ir")
+    if symbols:
+        pattern = re.compile(r"(?<!\w)(" + "|".join(map(re.escape, symbols)) + r")(?!\w)")
+        for value in [*model.graph.inputs, *_values(model)]:
+            if value.shape is not None and not value.shape.is_static():
+                value.shape = ir.Shape([_renamed(d, pattern, symbols) for d in value.shape])
+    for value, spec in zip(model.graph.inputs, inputs, strict=True):
+        value.shape = ir.Shape(static_shape(spec, dims))
+    declared = {name for spec in inputs for name in spec.dynamic}
+    known = {spec.name: spec.shape for spec in outputs}
+    for value in model.graph.outputs:
+        parent = known.get(value.name)
+        if value.shape is None:
+            value.shape = ir.Shape(parent) if parent is not None else None
+            continue
+        named: list[int | str] = []
+        for axis, size in enumerate(value.shape):
+            theirs = parent[axis] if parent is not None and len(parent) == len(value.shape) else None
+            if isinstance(size, int):
+                named.append(size)
+            elif isinstance(theirs, str):
+                named.append(theirs)
+            else:
+                named.append(size.value if size.value in declared else f"{value.name}_{axis}")
+        value.shape = ir.Shape(named)
+
+
+def _renamed(size: Any, pattern: re.Pattern[str], symbols: Mapping[str, str]) -> int | str | None:
+    if isinstance(size, int):
+        return size
+    return None if size.value is None else pattern.sub(lambda match: symbols[match[1]], size.value)
