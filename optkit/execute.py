@@ -150,7 +150,7 @@ class _Run:
                 self.data_keys[name] = key
             while True:
                 self.advance()
-                if not self.busy and all(s.phase == "done" for s in self.states.values()):
+                if all(s.phase == "done" for s in self.states.values()):  # whatever still warms up is not waited for
                     break
                 message = self.pool.wait(0.1)
                 if message is not None:

@@ -22,6 +22,8 @@ def judge_case(case: Mapping[str, Any], check: Check, noise: Noise | None,
     result = case["source"]
     if check.bounds:
         stated = check.bounds if not (check.lossy and case["kind"] == "edge") else ()
+        if case["kind"] != "samples":  # only real samples have labels
+            stated = tuple(bound for bound in stated if not bound.metric.startswith("accuracy"))
         origin: Mapping[Bound, str] = dict(zip(check.bounds, check.stated_by, strict=True))
     else:
         stated = tuple(derived(case["name"], check.precision, noise, signature, result))

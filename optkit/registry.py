@@ -14,7 +14,7 @@ from functools import cache
 from optkit.errors import UnavailableError, UserError, did_you_mean
 from optkit.plugin import Pass, Runner
 
-_ALL_PASSES = (
+_PASSES = (
     "torch_to_onnx",
     "torch_to_openvino",
     "onnx_simplify",
@@ -27,8 +27,6 @@ _ALL_PASSES = (
     "openvino_compress_weights",
 )
 
-import importlib.util as _u
-_PASSES = tuple(n for n in _ALL_PASSES if _u.find_spec("optkit.passes."+n))  # TEMPORARY
 _RUNNERS = ("torch_runner", "onnx_runner", "openvino_runner")
 
 

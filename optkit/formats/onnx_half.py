@@ -117,8 +117,8 @@ class _Scope:
 
     def __init__(self, job: _Job, graph: Any, outer: _Scope | None, io: int, frozen: bool = False) -> None:
         self.job, self.graph, self.outer, self.io, self.frozen = job, graph, outer, io, frozen
-        self.constants: dict[str, Any] = {}
-        self._hoist()
+        onnx_types.hoist(graph)
+        self.constants = {t.name: t for t in graph.initializer}
         around = outer.visible if outer else {}
         own = {name: tensor.data_type for name, tensor in self.constants.items()}
         self.types = onnx_types.value_types(graph, job.opsets, {**around, **own}) | own
@@ -154,27 +154,6 @@ class _Scope:
         _replace(graph.input, self.inputs)
         _replace(graph.node, self.nodes)
         _replace(graph.initializer, [*others, *self.tensors])
-
-    def _hoist(self) -> None:
-        """Take initializers, and Constant nodes that hold a tensor or numbers, out of the graph."""
-        import numpy as np
-        import onnx
-
-        results = {v.name for v in self.graph.output}
-        self.constants = {t.name: t for t in self.graph.initializer}
-        rest = []
-        for node in self.graph.node:
-            value = node.attribute[0] if node.op_type == "Constant" and node.output[0] not in results else None
-            if value is not None and value.name == "value":
-                self.constants[node.output[0]] = value.t
-                value.t.name = node.output[0]
-            elif value is not None and value.name in ("value_float", "value_floats", "value_int", "value_ints"):
-                numbers = np.asarray(onnx.helper.get_attribute_value(value),
-                                     np.float32 if "float" in value.name else np.int64)  # fmt: skip
-                self.constants[node.output[0]] = onnx.numpy_helper.from_array(numbers, node.output[0])
-            else:
-                rest.append(node)
-        _replace(self.graph.node, rest)
 
     # values
 

@@ -92,6 +92,31 @@ def _contrib() -> dict[tuple[str, str], Any]:
     return newest
 
 
+def hoist(graph: Any) -> None:
+    """Make initializers of one graph's Constant nodes, but for those that are graph outputs or hold no tensor."""
+    import numpy as np
+    import onnx
+
+    results = {v.name for v in graph.output}
+    nodes = list(graph.node)
+    rest = []
+    for node in nodes:
+        value = node.attribute[0] if node.op_type == "Constant" and node.output[0] not in results else None
+        if value is not None and value.name == "value":
+            tensor = graph.initializer.add()
+            tensor.CopyFrom(value.t)
+            tensor.name = node.output[0]
+        elif value is not None and value.name in ("value_float", "value_floats", "value_int", "value_ints"):
+            dtype = np.float32 if "float" in value.name else np.int64
+            numbers = np.asarray(onnx.helper.get_attribute_value(value), dtype)
+            graph.initializer.append(onnx.numpy_helper.from_array(numbers, node.output[0]))
+        else:
+            rest.append(node)
+    if len(rest) < len(nodes):
+        del graph.node[:]
+        graph.node.extend(rest)
+
+
 def infer(model: Any) -> Any:
     """The model with the types and shapes that ONNX's own inference finds; values on disk are not needed."""
     import onnx

@@ -1,20 +1,43 @@
-"""The OpenVINO runtime as optkit uses it: one Core, inference that reports its failures, conversion that is quiet."""
+"""The OpenVINO runtime as optkit uses it: imported offline, one Core, failures reported, conversion that is quiet.
+
+`import openvino` sends a telemetry event, as do convert_model and NNCF, without asking (2026.4); here none does.
+"""
 
 from __future__ import annotations
 
 import functools
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 from optkit.plugin import need
+
+TELEMETRY = "openvino_telemetry"
+
+
+def load(module: str = "openvino") -> ModuleType:
+    """`openvino` or `nncf`, imported so that it finds no telemetry package and takes its own stub.
+
+    Raises UnavailableError. What was imported before, by somebody else, is left as it is.
+    """
+    if module in sys.modules:
+        return sys.modules[module]
+    found = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == TELEMETRY}
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        return need(module)
+    finally:
+        del sys.modules[TELEMETRY]
+        sys.modules.update(found)
 
 
 @functools.cache
 def core() -> Any:
     """The process's `openvino.Core`, made once: devices and plugins are looked for only once."""
-    return need("openvino").Core()
+    return load().Core()
 
 
 def reason(error: Exception) -> str:
@@ -37,8 +60,8 @@ def infer(request: Any, feeds: Mapping[Any, Any], *, share_inputs: bool = False)
 
 @contextmanager
 def quiet_conversion() -> Iterator[None]:
-    """`openvino.convert_model` without its telemetry (on by default) and with the root logger left as it was."""
-    need("openvino")
+    """`openvino.convert_model` without its telemetry, whoever imported it, and with the root logger left as it was."""
+    load()
     from openvino.tools.ovc import convert_impl, telemetry_stub, telemetry_utils
 
     root = logging.getLogger()

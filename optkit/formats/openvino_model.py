@@ -15,11 +15,11 @@ from typing import Any
 from optkit.artifact import Dim, Shape, Signature, TensorSpec
 from optkit.errors import SourceError, StepError, did_you_mean
 from optkit.formats.openvino_core import core as core
+from optkit.formats.openvino_core import load as load
 from optkit.formats.openvino_core import quiet_conversion as quiet_conversion
 from optkit.formats.openvino_core import reason as reason
 from optkit.formats.openvino_ir import DTYPES
 from optkit.formats.openvino_ir import inspect as inspect
-from optkit.plugin import need
 
 MAIN = "model.xml"
 RECORD = ["optkit", "signature"]
@@ -37,7 +37,7 @@ def files(path: Path) -> tuple[str, ...]:
 
 def read(path: Path) -> Any:
     """The `openvino.Model` in an IR; weights are mapped from the file, not copied. Raises SourceError."""
-    need("openvino")
+    load()
     try:
         with path.open("rb") as handle:
             head = handle.read(4096)
@@ -152,7 +152,7 @@ def save(
     Operators that OpenVINO numbered itself are renumbered in graph order, so equal models give equal files.
     Raises StepError for an input that the model lacks, or a dimension that is declared dynamic but fixed in the model.
     """
-    ov = need("openvino")
+    ov = load()
     ports = {name: port for port in model.inputs for name in port.get_names()}
     for spec in inputs:
         if spec.name not in ports:
@@ -256,7 +256,7 @@ def rename(model: Any, input_names: Sequence[str], output_names: Sequence[str]) 
 
     An output that is an input passed through gets a Convert to its own type: one tensor cannot keep two names.
     """
-    need("openvino")
+    load()
     import openvino.opset15 as ops
 
     for side, ports, names in (("inputs", model.inputs, input_names), ("outputs", model.outputs, output_names)):
@@ -283,7 +283,7 @@ def bound_dims(model: Any, inputs: Sequence[TensorSpec], dims: Mapping[str, Dim]
     GPU and NPU plugins plan memory from them. A range of one size is left open, and so is everything if any dynamic
     dimension of an input or output would come out fixed.
     """
-    ov = need("openvino")
+    ov = load()
     names = {spec.name: spec.shape for spec in inputs}
     shapes: dict[int, Any] = {}
     done: list[str] = []
@@ -304,14 +304,21 @@ def bound_dims(model: Any, inputs: Sequence[TensorSpec], dims: Mapping[str, Dim]
         return ()
     twin = model.clone()
     try:
-        twin.reshape({twin.inputs[index]: shape for index, shape in shapes.items()})
+        _set_shapes(twin, shapes)
     except RuntimeError:
         return ()  # the model's own shape rules refuse the range: leave it open, the checks run over it anyway
     pairs = zip([*model.inputs, *model.outputs], [*twin.inputs, *twin.outputs], strict=True)
     if any(_fixed(before.get_partial_shape(), after.get_partial_shape()) for before, after in pairs):
         return ()
-    model.reshape({model.inputs[index]: shape for index, shape in shapes.items()})
+    _set_shapes(model, shapes)
     return tuple(dict.fromkeys(done))
+
+
+def _set_shapes(model: Any, shapes: Mapping[int, Any]) -> None:
+    """Not `model.reshape`, which also rewrites the operators that look as if they had a size built in."""
+    for index, shape in shapes.items():
+        model.inputs[index].get_node().set_partial_shape(shape)
+    model.validate_nodes_and_infer_types()
 
 
 def _fixed(before: Any, after: Any) -> bool:

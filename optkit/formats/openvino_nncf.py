@@ -22,14 +22,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from optkit.errors import DataError, OptkitError, StepError, did_you_mean
-from optkit.formats.openvino_core import core, infer, reason
-from optkit.plugin import Context, Options, need
+from optkit.formats.openvino_core import core, infer, load, reason
+from optkit.plugin import Context, Options
 
 if TYPE_CHECKING:
     from optkit.plugin import Samples, Tensors
-
-
-TELEMETRY = "openvino_telemetry"
 
 
 class Ignored(Options):
@@ -97,12 +94,14 @@ class Feeds:
     hidden: Hidden
 
     def __len__(self) -> int:
-        return len(self.samples) // self.batch
+        with self.hidden.shown():  # a user's own dataset may import anything
+            return len(self.samples) // self.batch
 
     def __iter__(self) -> Iterator[Tensors]:
-        feeds = iter(self.samples.feeds(self.batch))
+        with self.hidden.shown():
+            feeds = iter(self.samples.feeds(self.batch))
         for _ in range(len(self)):
-            with self.hidden.shown():  # a user's own dataset may import anything
+            with self.hidden.shown():
                 feed = next(feeds, None)
             if feed is None:
                 return
@@ -193,8 +192,8 @@ def nncf_session(context: Context, stages: int) -> Iterator[Session]:
     hidden = Hidden({"torch", "onnx", "nncf.torch"})
     sys.meta_path.insert(0, hidden)
     try:
-        nncf = _import()
-        session = Session(nncf, context, hidden)
+        load()
+        session = Session(load("nncf"), context, hidden)
         with _patched(session, stages):
             yield session
     except OptkitError:
@@ -203,19 +202,6 @@ def nncf_session(context: Context, stages: int) -> Iterator[Session]:
         raise StepError(f"NNCF failed: {reason(error)}", details=type(error).__name__) from error
     finally:
         sys.meta_path.remove(hidden)
-
-
-def _import() -> ModuleType:
-    if "nncf" in sys.modules:
-        return sys.modules["nncf"]
-    need("openvino")
-    telemetry = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == TELEMETRY}
-    sys.modules[TELEMETRY] = None  # type: ignore[assignment]
-    try:
-        return need("nncf")
-    finally:
-        del sys.modules[TELEMETRY]
-        sys.modules.update(telemetry)
 
 
 @contextmanager

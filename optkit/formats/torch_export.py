@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +17,14 @@ from optkit.plugin import need
 
 if TYPE_CHECKING:
     from optkit.formats.torch_call import TorchModel
+
+# What torch warns of whenever TorchScript is used: that it is old.
+ABOUT_TORCHSCRIPT = (
+    "`torch.jit.",
+    "You are using the legacy TorchScript-based ONNX export",
+    "The feature will be removed. Please remove usage of this function",
+    "no signature found for <torch.ScriptMethod",
+)
 
 
 def dynamic_shapes(inputs: Sequence[TensorSpec], dims: Mapping[str, Dim]) -> list[dict[int, Any]]:
@@ -212,14 +221,28 @@ def baked_in(warned: list[str]) -> Iterator[None]:
     for warning in caught:
         text = str(warning.message).strip().splitlines()[0]
         if issubclass(warning.category, torch.jit.TracerWarning):
+            if _only_checks(warning.filename, warning.lineno):
+                continue
             raise StepError(
-                f"tracing keeps one way through a decision, at {warning.filename}:{warning.lineno}: {text.split('. ')[0]}",
+                "tracing keeps one way through a decision, at "
+                f"{warning.filename}:{warning.lineno}: {text.split('. ')[0]}",
                 subject="with.exporter",
                 details=str(warning.message),
                 hint="leave out `exporter: torchscript`, or use torch.where in place of the Python if",
             )
-        if not (issubclass(warning.category, DeprecationWarning) and "torch" in text):
+        if not text.startswith(ABOUT_TORCHSCRIPT):
             warned.append(text)
+
+
+def _only_checks(file: str, line: int) -> bool:
+    """Whether the Python decision at a line is an assert, or an if that only raises: a trace may keep its other way."""
+    here = linecache.getline(file, line).strip()
+    below = next(
+        (text for n in range(1, 4) if (text := linecache.getline(file, line + n).strip()) not in {"", "):"}), ""
+    )
+    return here.startswith(("assert ", "torch._assert(", "torch._check(")) or (
+        here.startswith(("if ", "elif ")) and below.startswith("raise ")
+    )
 
 
 def trace(

@@ -188,8 +188,22 @@ def node_place(error: BaseException) -> str:
         found = step.tb_frame.f_locals.get("node")
         node = found if hasattr(found, "meta") and hasattr(found, "target") else node
         step = step.tb_next
-    if node is None:
-        return ""
+    return _made_at(node) if node is not None else ""
+
+
+def program_places(program: Any, operators: Sequence[str]) -> dict[str, str]:
+    """Where the first of each operator ("aten.svd.default") of a program, or of it decomposed, is made."""
+    found: dict[str, str] = {}
+    for decompose in (False, True):
+        if set(operators) <= set(found):
+            break
+        for node in (program.run_decompositions() if decompose else program).graph.nodes:
+            if node.op == "call_function" and str(node.target) in operators and (place := _made_at(node)):
+                found.setdefault(str(node.target), place)
+    return found
+
+
+def _made_at(node: Any) -> str:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path = re.sub(r"^(L\['self'\])?\.?(inner\.?)*", "", str(stack[-1][0])) if stack else ""
     lines = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', node.meta.get("stack_trace") or "")

@@ -25,6 +25,13 @@ def rename(model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     machine; each node keeps the path of the module it comes from.
     """
     graph = model.graph
+    for name in outputs:
+        if name in inputs:
+            raise StepError(
+                f"{name!r} is the name of an input and of an output, which ONNX cannot have",
+                subject="outputs",
+                hint="declare outputs under other names, in forward's order",
+            )
     if len(graph.inputs) != len(inputs) or len(graph.outputs) != len(outputs):
         raise StepError(
             f"the exported graph has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs, the model "

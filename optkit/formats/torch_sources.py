@@ -106,7 +106,8 @@ def open_source(descriptor: Mapping[str, Any], device: str = "cpu") -> Source:
             subject="model.weights",
             hint="give weights for them",
         )
-    source.module.requires_grad_(False)
+    for parameter in source.module.parameters():  # ScriptModules have no requires_grad_ of their own
+        parameter.requires_grad_(False)
     return source if device == "cpu" else _moved(source, device)
 
 

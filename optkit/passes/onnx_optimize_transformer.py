@@ -18,8 +18,8 @@ from optkit.errors import StepError
 from optkit.formats import onnx_model, onnx_session
 from optkit.plugin import Context, Options, Pass, need
 
-ModelType = Literal["bart", "bert", "bert_keras", "bert_tf", "clip", "conformer", "gpt2", "gpt2_tf", "gpt_neox", "mmdit",
-                    "phi", "qwen3", "sam2", "swin", "t5", "tnlr", "unet", "vae", "vit"]  # fmt: skip
+ModelType = Literal["bart", "bert", "bert_keras", "bert_tf", "clip", "conformer", "gpt2", "gpt2_tf", "gpt_neox",
+                    "mmdit", "phi", "qwen3", "sam2", "swin", "t5", "tnlr", "unet", "vae", "vit"]  # fmt: skip
 # Standard operators that fusions make too, besides those of onnxruntime's own domain.
 _FUSED = frozenset({"Attention", "Gelu", "LayerNormalization", "RMSNormalization", "RotaryEmbedding",
                     "SimplifiedLayerNormalization"})  # fmt: skip
@@ -153,8 +153,7 @@ def _captured() -> Iterator[list[str]]:
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     printed = io.StringIO()
     search = list(sys.path)
-    folder = str(Path(need("onnxruntime").__file__).parent / "transformers")
-    need("onnxruntime.transformers.optimizer")
+    folder = str(Path(need("onnxruntime.transformers.optimizer").__file__ or "").parent)
     # its modules import each other by bare name from that folder, and log under those names
     names = [name for name, module in list(sys.modules.items())
              if str(getattr(module, "__file__", None) or "").startswith(folder)]  # fmt: skip
@@ -172,6 +171,7 @@ def _captured() -> Iterator[list[str]]:
             logger.propagate, logger.level = propagate, level
         sys.path[:] = search
         messages += [line for line in printed.getvalue().splitlines() if line.strip()]
+        messages[:] = dict.fromkeys(messages)
 
 
 PASS = Pass(

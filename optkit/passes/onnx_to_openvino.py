@@ -12,7 +12,7 @@ from pydantic import Field
 from optkit.artifact import Artifact, TensorSpec
 from optkit.errors import StepError, did_you_mean
 from optkit.formats import openvino_model
-from optkit.plugin import Context, Options, Pass, need
+from optkit.plugin import Context, Options, Pass
 
 
 class OnnxToOpenVino(Options):
@@ -26,7 +26,7 @@ def run(artifact: Artifact, out_dir: Path, options: OnnxToOpenVino, context: Con
 
     Raises StepError that names the operators OpenVINO has no conversion for, and the nodes they are.
     """
-    ov = need("openvino")
+    ov = openvino_model.load()
     context.progress("convert", None)
     try:
         with openvino_model.quiet_conversion():

@@ -130,17 +130,19 @@ class _Clock:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Without log lines of torch.onnx and onnxscript on what this pass reports itself (opset) or that concern nobody."""
+    """Without log lines of torch.onnx and onnxscript on what this pass reports itself (opset) or concerns nobody."""
     logs = [
         getLogger(name)
         for name in (
             "torch.onnx._internal.exporter._registration",
             "torch.onnx._internal.exporter._compat",
             "onnxscript.version_converter",
+            "onnx_ir.passes.common.initializer_deduplication",
         )
     ]
     noise = (
         "torchvision is not installed",
+        "Skipped deduplication of initializer",
         "Setting ONNX exporter to use operator set version",
         "The model version conversion is not supported",
         "Failed to convert the model to the target version",

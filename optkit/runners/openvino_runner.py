@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from optkit.artifact import Artifact, TensorSpec
 from optkit.errors import DataError, SourceError, StepError, UnavailableError, did_you_mean
 from optkit.formats import openvino_core, openvino_model
-from optkit.plugin import Runner, need
+from optkit.plugin import Runner
 
 if TYPE_CHECKING:
     from optkit.plugin import Tensors
@@ -121,7 +121,6 @@ def open_model(
     arithmetic; "bfloat16" and "float16" keep what the runtime does for speed, which includes int8 activations for
     compressed weights. Raises UnavailableError for a device or precision that this machine does not have.
     """
-    need("openvino")
     kind, hint = device.upper(), HINTS.get(precision or "float32")
     if hint is None:
         raise UnavailableError(f"OpenVINO has no precision {precision!r}", hint=did_you_mean(precision or "", HINTS))

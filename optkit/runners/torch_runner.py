@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class TorchSession:
     """An open model. provider: "torch cpu float32": the library, the device, and the type it computes in.
 
-    bfloat16 has no numpy type: such an input is taken as float32 and rounded, such an output is given as float32, exactly.
+    bfloat16 has no numpy type: such an input is taken as float32 and rounded, such an output is given as float32.
     """
 
     model: TorchModel
@@ -30,7 +30,7 @@ class TorchSession:
     provider: str
 
     def infer(self, tensors: Tensors) -> Tensors:
-        """Outputs by name, as copies. Raises DataError for a wrong name, dtype or shape, SourceError if forward fails."""
+        """Outputs by name. Raises DataError for a wrong name, dtype or shape, SourceError where forward fails."""
         import torch
 
         for name in tensors:

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import openvino as ov
-import openvino.opset15 as ops
 
 from optkit.artifact import Artifact, Dim, TensorSpec
-from optkit.formats import openvino_model
+from optkit.formats import openvino_core, openvino_model
 from optkit.plugin import Context
 from optkit.runners.openvino_runner import RUNNER
 
 if TYPE_CHECKING:
     from optkit.plugin import Tensors
+
+openvino_core.load()  # without its telemetry: the tests that need OpenVINO take it from here
+import openvino as ov  # noqa: E402
+import openvino.opset15 as ops  # noqa: E402
 
 IMAGE = TensorSpec("image", "float32", ("batch", 3, 16, 16), layout="NCHW")
 TOKENS = TensorSpec("tokens", "float32", ("batch", "length", 32))

@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-import openvino as ov
-import openvino.opset15 as ops
 import pytest
-from openvino_models import DIMS, IMAGE, TOKENS, artifact, cnn, encoder, finished, infer, relu, weight, written
+from openvino_models import DIMS, IMAGE, TOKENS, artifact, cnn, encoder, finished, infer, ops, ov, relu, weight, written
 
 from optkit.artifact import Artifact, Dim, TensorSpec
 from optkit.errors import DataError, SourceError, StepError, UnavailableError

@@ -1,0 +1,205 @@
+"""The range of values that tensors inside an ONNX model take on data, in memory that does not grow with the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from optkit.errors import StepError
+from optkit.formats import onnx_model, onnx_session
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+    Feed = Mapping[str, NDArray[Any]]
+
+Method = Literal["minmax", "entropy", "percentile"]
+Ranges = dict[str, tuple[float, float]]
+
+_BINS = 4096  # over [-reach, reach]
+_LEVELS = 128  # of an 8-bit integer on either side of zero
+_NO_PREPACK_FROM = 256 << 20  # bytes: prepacking copies the weights
+_FLOAT, _FLOAT16 = 1, 10
+
+
+def ranges(
+    model: Any,
+    folder: Path,
+    tensors: Mapping[str, int],
+    feeds: Iterable[Feed],
+    method: Method,
+    *,
+    percentile: float = 99.99,
+    threads: int = 1,
+    each: Callable[[], None] = lambda: None,
+) -> Ranges:
+    """Smallest and largest value to represent, for each of `tensors` (name to ONNX type, float32 or float16).
+
+    "minmax" takes the extremes, "percentile" cuts off (100 - percentile) / 2 percent at each end, "entropy" cuts where
+    8 bits lose least information. `model` may refer to weights in `folder`. `each` is called after every feed. One
+    feed's tensors are held at a time. Raises StepError where a tensor becomes NaN or infinite.
+    """
+    if method == "minmax":
+        return _extremes(model, folder, tensors, feeds, threads, each)
+    session, fetched = _session(model, folder, list(tensors), threads)
+    histograms = {name: Histogram(name) for name in tensors}
+    for feed in feeds:
+        values = dict(zip(fetched, _run(session, fetched, feed), strict=True))
+        for name, histogram in histograms.items():
+            histogram.add(values[name] if name in values else feed[name])
+        each()
+    if method == "entropy":
+        return {name: histogram.entropy() for name, histogram in histograms.items()}
+    return {name: histogram.percentile(percentile) for name, histogram in histograms.items()}
+
+
+def _extremes(
+    model: Any, folder: Path, tensors: Mapping[str, int], feeds: Iterable[Feed], threads: int, each: Callable[[], None]
+) -> Ranges:
+    """The extremes, found inside the graph so that no tensor leaves it."""
+    import numpy as np
+    import onnx
+
+    augmented = onnx.ModelProto()
+    augmented.CopyFrom(model)
+    names = []
+    for i, (name, kind) in enumerate(tensors.items()):
+        if kind == _FLOAT16:  # no float16 kernel on a CPU
+            wide = f"optkit_{i}_wide"
+            augmented.graph.node.append(onnx.helper.make_node("Cast", [name], [wide], to=_FLOAT))
+            name = wide
+        for operator in ("ReduceMin", "ReduceMax"):
+            output = f"optkit_{i}_{operator}"
+            augmented.graph.node.append(onnx.helper.make_node(operator, [name], [output], keepdims=0))
+            augmented.graph.output.append(onnx.helper.make_tensor_value_info(output, _FLOAT, []))
+            names.append(output)
+    session = _open(augmented, folder, threads)
+    low, high = np.full(len(tensors), np.inf), np.full(len(tensors), -np.inf)
+    for feed in feeds:
+        found = np.asarray(_run(session, names, feed), np.float64).reshape(-1, 2)
+        for (smallest, largest), name in zip(found, tensors, strict=True):
+            if not np.isfinite(smallest) or not np.isfinite(largest):
+                raise _not_finite(name)
+        low, high = np.minimum(low, found[:, 0]), np.maximum(high, found[:, 1])
+        each()
+    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(tensors)}
+
+
+def _session(model: Any, folder: Path, tensors: Sequence[str], threads: int) -> tuple[Any, list[str]]:
+    """A session that gives tensors out, and which: the model's own inputs come from the feed."""
+    import onnx
+
+    augmented = onnx.ModelProto()
+    augmented.CopyFrom(model)
+    given = {v.name for v in model.graph.input}
+    there = {v.name for v in model.graph.output}
+    fetched = [name for name in tensors if name not in given]
+    for name in fetched:
+        if name not in there:
+            augmented.graph.output.append(onnx.ValueInfoProto(name=name))
+    return _open(augmented, folder, threads), fetched
+
+
+def _open(model: Any, folder: Path, threads: int) -> Any:
+    prepack = onnx_model.size_bytes(model) < _NO_PREPACK_FROM
+    return onnx_session.open_session(model.SerializeToString(), threads=threads, folder=folder, prepack=prepack)
+
+
+def _run(session: Any, names: Sequence[str], feed: Feed) -> Any:
+    with onnx_session.ort_errors("the model under calibration"):
+        return session.run(names, dict(feed))
+
+
+def _not_finite(name: str) -> StepError:
+    return StepError(f"tensor {name!r} becomes NaN or infinite on the calibration data", subject="data",
+                     hint="check the data's preprocessing; a mask of minus infinity belongs to a node to name in "
+                          "with.exclude")  # fmt: skip
+
+
+class Histogram:
+    """Counts of one tensor's values in a fixed number of bins over [-reach, reach]; reach doubles when it must."""
+
+    def __init__(self, name: str) -> None:
+        import numpy as np
+
+        self.name = name
+        self.counts: NDArray[np.int64] = np.zeros(_BINS, np.int64)
+        self.reach = 0.0
+        self.low, self.high = np.inf, -np.inf
+
+    def add(self, values: Array) -> None:
+        """Count one array's values. Raises StepError where one is NaN or infinite."""
+        import numpy as np
+
+        if not values.size:
+            return
+        low, high = float(values.min()), float(values.max())
+        if not np.isfinite(low) or not np.isfinite(high):
+            raise _not_finite(self.name)
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        reach = max(abs(low), abs(high))
+        self.reach = self.reach or reach  # zeros counted so far lie in the same bin at any reach
+        while self.reach < reach:
+            pairs = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = np.zeros(_BINS, np.int64)
+            self.counts[_BINS // 4 : -_BINS // 4] = pairs
+            self.reach *= 2
+        span = self.reach or 1.0
+        self.counts += np.histogram(values, _BINS, (-span, span))[0]
+
+    def percentile(self, percent: float) -> tuple[float, float]:
+        """The range that `percent` of the values lie in, an equal share cut off at each end."""
+        import numpy as np
+
+        share = np.cumsum(self.counts) / max(int(self.counts.sum()), 1)
+        cut = (100.0 - percent) / 200.0
+        width = 2 * self.reach / _BINS
+        left = -self.reach + width * int(np.searchsorted(share, cut, side="right"))
+        right = -self.reach + width * (int(np.searchsorted(share, 1.0 - cut)) + 1)
+        return max(self.low, left), min(self.high, right)
+
+    def entropy(self) -> tuple[float, float]:
+        """The range, cut off at the magnitude where 8 bits keep most of the distribution's information.
+
+        Minimises the Kullback-Leibler divergence between the distribution and its quantised form, over thresholds
+        (S. Migacz, "8-bit inference with TensorRT", GTC 2017).
+        """
+        import numpy as np
+
+        half = _BINS // 2
+        counts = (self.counts[half:] + self.counts[:half][::-1]).astype(np.float64)
+        counts[0] = counts[1]  # exact zeros, of ReLU and padding, are free in any quantisation
+        if not counts.any():
+            return self.low, self.high
+        best, threshold = np.inf, half
+        for end in range(_LEVELS, half + 1, 8):
+            divergence = _divergence(counts, end)
+            if divergence < best:
+                best, threshold = divergence, end
+        limit = self.reach * threshold / half
+        return max(self.low, -limit), min(self.high, limit)
+
+
+def _divergence(counts: NDArray[np.float64], end: int) -> float:
+    """KL divergence of the first `end` bins, with the rest clipped into the last, from the same at `_LEVELS` levels."""
+    import numpy as np
+
+    kept = counts[:end]
+    clipped = kept.copy()
+    clipped[-1] += counts[end:].sum()
+    starts = np.arange(_LEVELS) * end // _LEVELS
+    used = kept > 0
+    filled = np.maximum(np.add.reduceat(used.astype(np.float64), starts), 1)
+    levels = np.add.reduceat(kept, starts) / filled
+    quantised = np.repeat(levels, np.diff(np.append(starts, end))) * used
+    if not clipped.sum() or not quantised.sum():
+        return float("inf")
+    p, q = clipped / clipped.sum(), quantised / quantised.sum()
+    there = p > 0
+    # a bin that only clipping fills has no counterpart: count it as one value among them all
+    return float(np.sum(p[there] * np.log(p[there] / np.maximum(q[there], 1 / counts.sum()))))

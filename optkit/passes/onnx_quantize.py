@@ -1,0 +1,302 @@
+"""onnx.quantize: 8-bit integers in an ONNX graph, with ranges from data (static) or found while it runs (dynamic)."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from optkit.artifact import Artifact
+from optkit.errors import DataError, StepError, did_you_mean
+from optkit.formats import onnx_integer, onnx_model, onnx_qdq, onnx_ranges, onnx_types
+from optkit.plugin import Context, Options, Pass, Samples, need
+
+if TYPE_CHECKING:
+    from optkit.plugin import Tensors
+
+_STATIC = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_BETWEEN = ("Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "MaxPool", "Relu", "Reshape",
+            "Squeeze", "Unsqueeze")  # fmt: skip
+_DYNAMIC = ("Gemm", "MatMul")
+_BATCH = 16  # samples in one feed of a calibration; entropy and percentile hold their activations, so they take 4
+
+
+class QuantizeOptions(Options):
+    """What is quantised, and how."""
+
+    method: Literal["static", "dynamic"] = Field(
+        "static", description="static: ranges of activations from data; dynamic: found in each call, without data"
+    )
+    target: Literal["onnxruntime", "tensorrt"] = Field(
+        "onnxruntime", alias="for", description="whose kernels: tensorrt takes symmetric int8 alone, bias in float"
+    )
+    calibration: Literal["minmax", "entropy", "percentile"] | None = Field(
+        None, description="how a range follows from the data (static); minmax unless given"
+    )
+    percentile: float | None = Field(
+        None, gt=50, le=100, description="percent of the values inside the range, with calibration: percentile; 99.99 "
+                                         "unless given")  # fmt: skip
+    per_channel: bool = Field(True, description="a scale for each output channel of a weight, not one for all")
+    activation_type: Literal["int8", "uint8"] | None = Field(
+        None, description="static; unless given uint8 for onnxruntime, int8 for tensorrt"
+    )
+    weight_type: Literal["int8", "uint8"] = Field("int8", description="integer type of weights")
+    symmetric: bool | None = Field(
+        None, description="ranges of activations symmetric around 0 (static); unless given only for tensorrt"
+    )
+    op_types: tuple[str, ...] = Field(
+        (),
+        description=(
+            f"operators to quantise. Unless given: {', '.join(_STATIC)}, with onnxruntime's convolutional models also what "
+            f"lies between them ({', '.join(_BETWEEN)}); dynamic: {', '.join(_DYNAMIC)}, Gather for tables on request"
+        ),
+    )
+    exclude: tuple[str, ...] = Field((), description="names of nodes that stay float; * stands for anything")
+    reduce_range: bool = Field(False, description="7-bit weights, for x86 processors without VNNI, whose 8-bit "
+                                                  "products saturate")  # fmt: skip
+
+    @model_validator(mode="after")
+    def _consistent(self) -> QuantizeOptions:
+        wrong = [text for holds, text in (
+            (self.percentile is not None and self.calibration != "percentile",
+             "percentile goes with calibration: percentile"),
+            (self.method == "dynamic" and self.calibration is not None, "dynamic quantisation does not calibrate"),
+            (self.method == "dynamic" and self.symmetric, "dynamic quantisation has asymmetric activations"),
+            (self.method == "dynamic" and self.activation_type == "int8", "dynamic activations are uint8"),
+            (self.method == "dynamic" and not set(self.op_types) <= {*_DYNAMIC, "Gather"},
+             f"dynamic quantisation takes {', '.join(_DYNAMIC)} and Gather: convolutions become slower by it"),
+            (self.target == "tensorrt" and self.method == "dynamic", "tensorrt takes static quantisation alone"),
+            (self.target == "tensorrt" and "uint8" in (self.activation_type, self.weight_type),
+             "tensorrt takes int8 alone, not uint8"),
+            (self.target == "tensorrt" and self.symmetric is False, "tensorrt takes symmetric ranges alone"),
+            (self.target == "tensorrt" and self.reduce_range, "reduce_range is for x86 processors, not tensorrt"),
+        ) if holds]  # fmt: skip
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    @property
+    def activations(self) -> Literal["int8", "uint8"]:
+        """The integer type of activations."""
+        return self.activation_type or ("int8" if self.target == "tensorrt" else "uint8")
+
+    @property
+    def scheme(self) -> onnx_integer.Scheme:
+        """How weights are quantised."""
+        return onnx_integer.Scheme(self.weight_type, self.per_channel, self.reduce_range)
+
+
+def run(artifact: Artifact, out_dir: Path, options: QuantizeOptions, context: Context) -> dict[str, Any]:
+    """Quantise a model. Weights are read and written one at a time, calibration samples a batch at a time.
+
+    Raises DataError where static quantisation has no data or it lacks an input; StepError where a name in `exclude`
+    matches no node, a tensor becomes NaN on the data, or nothing in the model can be quantised.
+    """
+    need("onnx")
+    if options.method == "static" and context.data is None:
+        raise DataError("static quantisation needs data to calibrate on", subject="data",
+                        hint="give the step `data:`, or set with.method: dynamic")  # fmt: skip
+    model = onnx_integer.prepare(onnx_model.load(artifact.path, weights=False))
+    already = onnx_model.count_operators(model)
+    if any(already[name] for name in _INSERTED):
+        raise StepError("the model is quantised already", hint="quantise the float model this one was made from",
+                        subject="from")  # fmt: skip
+    op_types, excluded = _op_types(model, options), _excluded(model, options.exclude)
+    targets = [n for n in model.graph.node if n.op_type in op_types and n.domain == "" and n.name not in excluded]
+    rewrite = onnx_integer.Rewrite(model, artifact.path.parent, options.scheme)
+    types = onnx_types.value_types(model.graph, onnx_types.opsets(model))
+    inner = sum(n.op_type in op_types for n in onnx_model.all_nodes(model.graph))
+    notes: dict[str, Any] = {
+        "op_types": list(op_types),
+        "excluded": sorted(excluded),
+        "left_in_subgraphs": inner - sum(n.op_type in op_types for n in model.graph.node),
+    }
+    if options.method == "dynamic":
+        _needs_opset(model, 11)
+        context.progress("quantising weights", None)
+        notes["left_float"] = dict(onnx_integer.quantise_dynamically(rewrite, targets, types))
+    else:
+        notes |= _statically(artifact, rewrite, targets, types, op_types, options, context)
+    counts = onnx_model.count_operators(model)
+    if not any(counts[name] for name in _INSERTED):
+        raise StepError(f"nothing was quantised: no {' or '.join(op_types)} fits"
+                        + (" outside of with.exclude" if excluded else ""), subject="with.op_types",
+                        hint=f"the model has {_shown(model)}")  # fmt: skip
+    onnx_model.save(model, out_dir, source=artifact.path.parent, payloads=rewrite.payloads)
+    return {**notes, "inserted": {name: counts[name] for name in _INSERTED if counts[name]}}
+
+
+def confirm(parent: Artifact, artifact: Artifact, options: QuantizeOptions, context: Context) -> list[str]:
+    """Whether the integers that were asked for are in the file, and excluded nodes are as they were."""
+    from optkit.formats import onnx_weights
+
+    before = onnx_integer.prepare(onnx_model.load(parent.path, weights=False))
+    model = onnx_model.load(artifact.path, weights=False)
+    tensors = {t.name: t for t in model.graph.initializer}
+    kinds = {name: onnx_model.dtype_name(t.data_type) for name, t in tensors.items()}
+    counts = onnx_model.count_operators(model)
+    wanted = ("QuantizeLinear", "DequantizeLinear") if options.method == "static" else ()
+    complaints = [f"the graph has no {name}" for name in wanted if not counts[name]]
+    if options.method == "dynamic" and not counts["MatMulInteger"] and "Gather" not in options.op_types:
+        complaints.append("the graph has no MatMulInteger")
+    makers = {name: node for node in model.graph.node for name in node.output}
+    excluded = _excluded(before, options.exclude)
+    now = {node.name: node for node in model.graph.node}
+    heavy = set(_op_types(before, options)) & set(_STATIC)
+    floats = {t.name for t in before.graph.initializer if t.data_type == onnx_integer.FLOAT and len(t.dims) > 1}
+    for node in before.graph.node:
+        new = now.get(node.name)
+        if new is None or new.op_type != node.op_type or len(node.input) < 2 or node.input[1] not in floats:
+            continue
+        maker = makers.get(new.input[1])
+        quantised = maker is not None and maker.op_type == "DequantizeLinear"
+        label = f"{node.op_type} {node.name}"
+        if node.name in excluded and quantised:
+            complaints.append(f"{label} was excluded and is quantised")
+        if node.op_type in heavy and node.name not in excluded and options.method == "static":
+            got = kinds.get(maker.input[0]) if maker is not None and quantised else "float32"
+            if got != options.weight_type:
+                complaints.append(f"the weight of {label} is {got}, not {options.weight_type}")
+            feed = makers.get(new.input[0])
+            if feed is None or feed.op_type != "DequantizeLinear":
+                complaints.append(f"the input of {label} is not quantised")
+    for node in model.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear", "MatMulInteger"):
+            continue
+        zeros = [t for t in (tensors.get(name) for name in node.input[2:]) if t is not None]
+        for zero in zeros if options.target == "tensorrt" else ():
+            if kinds[zero.name] != "int8" or onnx_weights.read(zero, artifact.path.parent).any():
+                complaints.append(f"{node.op_type} {node.name} has a {kinds[zero.name]} zero point other than int8 0")
+        if node.op_type == "QuantizeLinear" and zeros and kinds[zeros[0].name] != options.activations:
+            complaints.append(f"{node.name} quantises to {kinds[zeros[0].name]}, not {options.activations}")
+        if node.op_type == "MatMulInteger" and kinds.get(node.input[1]) != options.weight_type:
+            complaints.append(f"the weight of {node.name} is {kinds.get(node.input[1])}, not {options.weight_type}")
+    return complaints
+
+
+_INSERTED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger")
+
+
+def _statically(
+    artifact: Artifact, rewrite: onnx_integer.Rewrite, targets: Sequence[Any], types: Mapping[str, int],
+    op_types: Sequence[str], options: QuantizeOptions, context: Context,
+) -> dict[str, Any]:  # fmt: skip
+    halves = any(types.get(name) == onnx_integer.FLOAT16 for node in targets for name in node.input)
+    _needs_opset(rewrite.model, 19 if halves else 13)
+    symmetric = options.target == "tensorrt" if options.symmetric is None else options.symmetric
+    static = onnx_qdq.Static(rewrite, targets, types, options.activations, symmetric, options.target == "tensorrt")
+    tensors = static.activations()
+    if not tensors:
+        return {"samples": 0}
+    data = context.data
+    assert data is not None
+    seen = 0
+    feeds = _feeds(artifact, data, options, context)
+
+    def counted() -> Iterator[Tensors]:
+        nonlocal seen
+        for feed, count in feeds:
+            yield feed
+            seen += count
+            context.progress(f"calibrating on {seen} of {len(data)} samples", min(seen / max(len(data), 1), 1.0))
+
+    ranges = onnx_ranges.ranges(
+        rewrite.model, artifact.path.parent, tensors, counted(), options.calibration or "minmax",
+        percentile=options.percentile or 99.99, threads=context.threads,
+    )  # fmt: skip
+    if not seen:
+        raise DataError("the calibration data has no samples", subject="data", hint="name a dataset that is not empty")
+    context.progress("quantising weights", None)
+    return {"samples": seen, "messages": static.insert(ranges, op_types)}
+
+
+def _feeds(
+    artifact: Artifact, data: Samples, options: QuantizeOptions, context: Context
+) -> Iterator[tuple[Tensors, int]]:
+    """Batches of the model's inputs, and how many samples each holds.
+
+    A model with other dynamic axes than the batch gets one sample at a time, in its own length: padding would count as
+    data. Where the batch is fixed, the last sample fills up the last batch.
+    """
+    import numpy as np
+
+    inputs = onnx_model.describe(artifact.path, artifact.meta).inputs
+    axes = [axis for spec in inputs for axis in (spec.shape or ())[1:]]
+    first = next((spec.shape[0] for spec in inputs if spec.shape), 1)
+    batch = 1 if any(isinstance(axis, str) for axis in axes) else _BATCH
+    if options.calibration in ("entropy", "percentile"):
+        batch = min(batch, 4)
+    if isinstance(first, int):
+        batch = first
+    elif first in context.dims:
+        batch = max(min(batch, context.dims[first].max), context.dims[first].min)
+    for feed in data.feeds(batch):
+        tensors = {}
+        for spec in inputs:
+            if spec.name not in feed:
+                raise DataError(f"the calibration data has no {spec.name!r}", subject="data",
+                                hint=did_you_mean(spec.name, feed))  # fmt: skip
+            tensors[spec.name] = feed[spec.name]
+        count = len(next(iter(tensors.values()), ()))
+        if isinstance(first, int) and 0 < count < batch:
+            tensors = {name: np.concatenate([v, np.repeat(v[-1:], batch - count, 0)]) for name, v in tensors.items()}
+        yield tensors, count
+
+
+def _op_types(model: Any, options: QuantizeOptions) -> tuple[str, ...]:
+    import onnx
+
+    for name in options.op_types:
+        if not onnx.defs.has(name):
+            known = {node.op_type for node in model.graph.node}
+            raise StepError(f"there is no operator {name!r}", hint=did_you_mean(name, known), subject="with.op_types")
+    if options.op_types:
+        return tuple(sorted(set(options.op_types)))
+    if options.method == "dynamic":
+        return _DYNAMIC
+    counts = Counter(node.op_type for node in model.graph.node)
+    convolutional = counts["Conv"] + counts["ConvTranspose"] >= counts["MatMul"] + counts["Gemm"]
+    return _STATIC + _BETWEEN if convolutional and options.target == "onnxruntime" else _STATIC
+
+
+def _excluded(model: Any, patterns: Sequence[str]) -> set[str]:
+    """The names of the nodes that patterns match. Raises StepError for a pattern that matches none."""
+    names = [node.name for node in model.graph.node]
+    found: set[str] = set()
+    for pattern in patterns:
+        matches = {name for name in names if name == pattern} or set(fnmatch.filter(names, pattern))
+        if not matches:
+            raise StepError(f"no node is called {pattern!r}", hint=did_you_mean(pattern, names),
+                            subject="with.exclude")  # fmt: skip
+        found |= matches
+    return found
+
+
+def _needs_opset(model: Any, version: int) -> None:
+    if onnx_model.opset(model) < version:
+        raise StepError(f"the model has opset {onnx_model.opset(model)}; its quantisation needs {version}",
+                        hint=f"export it at opset {version} or newer")  # fmt: skip
+
+
+def _shown(model: Any) -> str:
+    counts = Counter(node.op_type for node in model.graph.node).most_common(8)
+    return ", ".join(f"{n} {name}" for name, n in counts) or "no nodes"
+
+
+PASS = Pass(
+    name="onnx.quantize",
+    version=1,
+    source="onnx",
+    target="onnx",
+    summary="8-bit integers, with ranges from data or found at run time",
+    run=run,
+    confirm=confirm,
+    options=QuantizeOptions,
+    fidelity="lossy",
+    tools=("onnx", "onnxruntime"),
+    needs_data=lambda options: bool(options.method == "static"),
+)

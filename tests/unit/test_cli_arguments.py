@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from optkit.cli.arguments import (
+    data_section,
+    example_flags,
+    is_recipe,
+    model_name,
+    model_section,
+    parse_dim,
+    parse_input,
+    recipe_data,
+)
+from optkit.errors import UserError
+
+NET = """
+from torch import nn
+class Encoder(nn.Module):
+    def forward(self, ids, mask, scale=1.0):
+        return ids
+class Other(nn.Module):
+    def forward(self, x):
+        return x
+def build():
+    return Encoder().eval()
+def make(**kwargs):
+    return unknown()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "spec"),
+    [
+        ("image:float32[batch,3,224,224]", "image", {"shape": ["batch", 3, 224, 224], "dtype": "float32"}),
+        ("image[batch, 3]", "image", {"shape": ["batch", 3], "dtype": "float32"}),
+        ("x:0:int64[2]", "x:0", {"shape": [2], "dtype": "int64"}),
+        ("a/b.c:bool[]", "a/b.c", {"shape": [], "dtype": "bool"}),
+        ("ids:int64[batch,seq]=0..30521", "ids", {"shape": ["batch", "seq"], "dtype": "int64", "range": [0, 30521]}),
+        ("x[4] = -1.5 .. 2e3", "x", {"shape": [4], "dtype": "float32", "range": [-1.5, 2000]}),
+    ],
+)
+def test_inputs(text: str, name: str, spec: dict[str, object]) -> None:
+    assert parse_input(text) == (name, spec)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("image", "NAME:dtype"),
+        ("image:float31[3]", "float32"),
+        ("image[3,x-y]", "NAME:dtype"),
+        ("x[1]=a..b", "NAME"),
+        ("[3]", "NAME"),
+    ],
+)
+def test_wrong_inputs(text: str, hint: str) -> None:
+    with pytest.raises(UserError, match="--input") as caught:
+        parse_input(text)
+    assert hint in caught.value.hint
+
+
+def test_dims() -> None:
+    assert parse_dim("batch=1:8:64") == ("batch", {"min": 1, "opt": 8, "max": 64})
+    assert parse_dim("batch=1:64") == ("batch", {"min": 1, "max": 64})
+    assert parse_dim("batch=8") == ("batch", {"min": 8, "max": 8})
+    for wrong in ("batch", "batch=", "batch=8:1", "batch=0:1", "batch=1:2:3:4", "1=2"):
+        with pytest.raises(UserError, match="--dim"):
+            parse_dim(wrong)
+
+
+def test_models() -> None:
+    for name in ("m.onnx", "m.xml", "m.pt2", "net.py"):
+        Path(name).touch()
+    assert model_section("m.onnx") == {"onnx": "m.onnx"}
+    assert model_section("m.xml") == {"openvino": "m.xml"}
+    assert model_section("m.pt2") == {"pt2": "m.pt2"}
+    assert model_section("net.py:build", "w.pt") == {"torch": "net.py:build", "weights": "w.pt"}
+    assert model_section("package.module:build") == {"torch": "package.module:build"}
+    Path("hf").mkdir()
+    Path("hf/config.json").touch()
+    assert model_section("hf") == {"huggingface": "hf"}
+    Path("made").mkdir()
+    Path("made/model.xml").touch()
+    assert model_section("made") == {"openvino": str(Path("made/model.xml"))}
+    with zipfile.ZipFile("s.pt", "w") as archive:
+        archive.writestr("s/code/__torch__.py", "")
+    assert model_section("s.pt") == {"torchscript": "s.pt"}
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "what", "hint"),
+    [
+        ("m.onxx", None, "there is no m.onxx", "'m.onnx'"),
+        ("net.py", None, "does not say which callable", "net.py:build"),
+        ("w.safetensors", None, "holds weights", "--weights w.safetensors"),
+        ("w.pt", None, "holds weights", "--weights w.pt"),
+        ("m.h5", None, "no kind optkit reads", ".onnx"),
+        ("empty", None, "holds no model", "config.json"),
+        ("m.onnx", "w.pt", "weights of its own", "leave"),
+    ],
+)
+def test_wrong_models(model: str, weights: str | None, what: str, hint: str) -> None:
+    for name in ("m.onnx", "net.py", "w.safetensors", "w.pt", "m.h5"):
+        Path(name).touch()
+    Path("empty").mkdir()
+    with pytest.raises(UserError, match=what) as caught:
+        model_section(model, weights)
+    assert hint in caught.value.hint
+
+
+def test_data() -> None:
+    Path("images").mkdir()
+    assert data_section(None) == {"random": 32}
+    assert data_section("random:7") == {"random": 7}
+    assert data_section("a.npz") == {"npz": "a.npz"}
+    assert data_section("images") == {"images": "images"}
+    assert data_section("data.py:samples") == {"python": "data.py:samples"}
+    assert data_section("t.jsonl", {"huggingface": "hf"})["tokenizer"] == "hf"
+    for wrong in ("t.jsonl", "a.csv", "random:x y"):
+        with pytest.raises(UserError, match="--data"):
+            data_section(wrong)
+
+
+def test_a_torch_model_without_inputs_is_told_the_flags_with_its_own_argument_names() -> None:
+    Path("net.py").write_text(NET)
+    with pytest.raises(UserError, match="does not say what goes into it") as caught:
+        recipe_data("net.py:build", ["onnx"])
+    hint = caught.value.hint
+    assert "--input 'ids:float32[batch,3,224,224]' --input 'mask:float32[batch,3,224,224]' --dim batch=1:8:64" in hint
+    assert "scale" not in hint
+    assert "NAME:float32" in example_flags("net.py:make")  # what it returns cannot be read from the text
+    assert "NAME:float32" in example_flags("package.module:build")
+
+
+def test_a_dim_without_a_range_names_the_flag() -> None:
+    with pytest.raises(UserError, match="which sizes batch, seq may take") as caught:
+        recipe_data("net.py:build", ["onnx"], ["x[batch,seq]"])
+    assert "--dim batch=1:8:64 --dim seq=1:8:64" in caught.value.hint
+
+
+def test_nothing_to_make_is_an_error() -> None:
+    with pytest.raises(UserError, match="nothing says what to make") as caught:
+        recipe_data("net.py:build", [])
+    assert "openvino" in caught.value.hint
+    assert "torch" not in caught.value.hint.split("one of:")[1]
+
+
+def test_the_recipe_that_flags_stand_for_is_one_that_loads() -> None:
+    from optkit.recipe import recipe_from
+
+    data = recipe_data("models/My net.py:build", ["onnx", "openvino", "onnx"], ["x[batch,3]"], ["batch=1:4"], "a.npz")
+    recipe = recipe_from(data)
+    assert recipe.name == "My-net"
+    assert [s.id for s in recipe.steps] == ["onnx", "openvino"] == list(recipe.deliver)
+    assert recipe.dims["batch"].max == 4
+    assert recipe.check_on == "judge"
+
+
+def test_names() -> None:
+    Path("file.onnx").touch()
+    assert model_name("file.onnx") == "file"
+    assert model_name("a/net.py:build") == "net"
+    assert model_name("package.module:build") == "module"
+    assert is_recipe("A.YAML")
+    assert not is_recipe("a.onnx")
