@@ -97,19 +97,25 @@ def _named(spec: TensorSpec) -> Input:
             f"input {spec.name} has no known rank, so no shape can be written for it",
             hint="export the model with shapes, or write the recipe by hand",
         )
-    shape = tuple(d if isinstance(d, int) else dim_name(d, axis) for axis, d in enumerate(spec.shape))
-    renamed = shape != spec.shape
+    shape = tuple(d if isinstance(d, int) else dim_name(d, axis, spec.name) for axis, d in enumerate(spec.shape))
+    nameless = any(isinstance(d, str) and made_up(d, axis, spec.name) for axis, d in enumerate(spec.shape))
     return Input(
         TensorSpec(spec.name, spec.dtype, shape, spec.layout, spec.range or default_range(spec)),
-        "the file has no names for its dynamic dims" if renamed else "",
+        "the file has no names for its dynamic dims" if nameless else "",
     )
 
 
-def dim_name(name: str, axis: int) -> str:
-    """A dim's own name where it is a word that says something, else "batch" for axis 0 and "dimN" after it."""
-    if re.fullmatch(r"[A-Za-z]\w*", name) and not re.match(r"unk|dyn|dim_|s\d+$", name):
+def dim_name(name: str, axis: int, tensor: str) -> str:
+    """A dim's own name where the file gives it one, else "batch" for axis 0 and TENSOR_AXIS after it."""
+    if not made_up(name, axis, tensor) and re.fullmatch(r"[A-Za-z]\w*", name):
         return name
-    return "batch" if axis == 0 else f"dim{axis}"
+    word = re.sub(r"\W", "_", tensor)
+    return "batch" if axis == 0 else f"{word if word[:1].isalpha() else f'x{word}'}_{axis}"
+
+
+def made_up(name: str, axis: int, tensor: str) -> bool:
+    """Whether an exporter or a runner made up the dim's name."""
+    return name == f"{tensor}_{axis}" or re.match(r"unk_|dyn|dim_|s\d+$|\W", name) is not None
 
 
 def default_range(spec: TensorSpec) -> tuple[float, float] | None:
@@ -187,7 +193,7 @@ def _data(looked: Looked) -> list[str]:
 
 
 def _steps(source: str, to: Sequence[str]) -> list[str]:
-    """Step lines: the targets, then, as a comment, a lossy pass on the last of them."""
+    """Step lines: the targets, then, as a comment, a lossy pass on each of them."""
     from optkit.registry import passes
 
     targets = list(dict.fromkeys(to)) or reachable(source)
@@ -198,10 +204,10 @@ def _steps(source: str, to: Sequence[str]) -> list[str]:
         if use is None:
             raise UserError(f"no conversion leads on from {source}", hint="optkit passes lists what there is")
         lines.append(f"  - {flow({'id': use.name.rpartition('.')[2], 'use': use.name})}")
-    ends = [*targets, source] if not targets or source != "torch" else targets
-    for use in passes().values():
-        if use.fidelity == "lossy" and use.source == use.target and use.source in ends:
-            parent = use.source if use.source in targets else "source"
+    for end in targets or [source]:
+        use = next((p for p in passes().values() if p.fidelity == "lossy" and p.source == p.target == end), None)
+        if use is not None:
+            parent = end if end in targets else "source"
             lines += [
                 "  # Smaller and faster, at a cost in accuracy that its bounds limit:",
                 f"  # - id: {use.name.replace('.', '-')}",
@@ -210,7 +216,6 @@ def _steps(source: str, to: Sequence[str]) -> list[str]:
                 *(["  #   data: fit"] if use.needs_data else []),
                 '  #   check: ["cosine >= 0.99"]',
             ]
-            break
     return lines
 
 

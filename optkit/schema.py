@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
 
 from optkit.artifact import DTYPES
@@ -101,11 +101,24 @@ def _complete_step(step: Schema, known: dict[str, Pass], ref: Any) -> None:
             if item.options is not Options
             else {"with": {"type": "object", "maxProperties": 0}}
         }
+        needs: list[Schema] = []
         if item.needs_data is True:
-            then["required"] = ["data"]
+            needs.append({"required": ["data"]})
+        elif callable(item.needs_data) and wants_data_by_default(item):
+            needs.append({"anyOf": [{"required": ["data"]}, {"required": ["with"]}]})
         if item.fidelity == "lossy":
-            then["anyOf"] = [{"required": ["check"]}, {"required": ["waive"]}]
+            needs.append({"anyOf": [{"required": ["check"]}, {"required": ["waive"]}]})
+        if needs:
+            then["allOf"] = needs
         step["allOf"].append({"if": {"properties": {"use": {"const": name}}, "required": ["use"]}, "then": then})
+
+
+def wants_data_by_default(item: Pass) -> bool:
+    """Whether a pass must be given data when none of its options is set."""
+    try:
+        return item.wants_data(item.options())
+    except ValidationError:  # an option without a default: there is no such case
+        return False
 
 
 def _texts(field: Schema) -> Schema:

@@ -42,7 +42,13 @@ def scalar(value: Any) -> str:
         plain = re.fullmatch(r"[A-Za-z0-9_./\\ :@+-]+", value) and yaml.safe_load(f"[{value}]") == [value]
     except yaml.YAMLError:
         plain = False
-    return value if plain else json.dumps(value)
+    return value if plain else quoted(value)
+
+
+def quoted(text: str) -> str:
+    """A double-quoted YAML scalar. Unlike JSON's, its escapes reach past U+FFFF, and it holds what can be printed."""
+    escapes = {'"': '\\"', "\\": "\\\\"}
+    return '"' + "".join(escapes.get(c) or (c if c.isprintable() else f"\\U{ord(c):08x}") for c in text) + '"'
 
 
 def with_note(text: str, note: str) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +28,15 @@ if TYPE_CHECKING:
 
 _INT32 = 2**31 - 1
 _HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_FLOAT_OUT = ("Gemm", "MatMul")  # onnxruntime's integer products give floats as fast, and far closer ones
 
 
 @dataclass
 class Static:
     """A static quantisation before it is done. targets: the nodes to quantise; types: of every value of the graph.
 
-    tensorrt: one pair per consumer, no pair behind a product, bias in float.
+    tensorrt: one pair per consumer, none behind a product or convolution, bias in float. Products of two activations
+    stay float: they gain little, and attention loses much. left: why targets were left alone, with how many each.
     """
 
     rewrite: Rewrite
@@ -42,6 +45,7 @@ class Static:
     activation_type: Kind
     symmetric: bool
     tensorrt: bool
+    left: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         found = []
@@ -50,7 +54,12 @@ class Static:
             if unknown:
                 raise StepError(f"the type of {unknown[0]!r}, at {node.op_type} {node.name!r}, is unknown",
                                 hint="run onnx.simplify first, or name the node in with.exclude")  # fmt: skip
-            if any(self.types.get(name) in (FLOAT, FLOAT16) for name in (*node.input, *node.output)):
+            constant = any(name in self.rewrite.initializers for name in node.input)
+            if not any(self.types.get(name) in (FLOAT, FLOAT16) for name in (*node.input, *node.output)):
+                self.left["not floating point"] += 1
+            elif node.op_type in _HEAVY and not constant:
+                self.left["without a constant weight"] += 1
+            else:
                 found.append(node)
         self.targets = found
 
@@ -65,7 +74,7 @@ class Static:
 
     def _bare(self, node: Any) -> bool:
         """Whether a node's output stays unquantised."""
-        return self.tensorrt and node.op_type in _HEAVY
+        return node.op_type in (_HEAVY if self.tensorrt else _FLOAT_OUT)
 
     def insert(self, ranges: Ranges, op_types: Sequence[str]) -> list[str]:
         """Rewrite the graph; returns what onnxruntime's quantiser had to say."""
@@ -81,9 +90,11 @@ class Static:
             dtype = np.float16 if self.types[name] == FLOAT16 else np.float32
             data[name] = TensorData(lowest=np.array(low, dtype), highest=np.array(high, dtype))
         kinds = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
-        extra: dict[str, Any] = {"ActivationSymmetric": self.symmetric, "WeightSymmetric": True}
-        if self.tensorrt:
-            extra |= {"QuantizeBias": False, "DedicatedQDQPair": True, "OpTypesToExcludeOutputQuantization": _HEAVY}
+        extra = {
+            "ActivationSymmetric": self.symmetric, "WeightSymmetric": True, "QuantizeBias": not self.tensorrt,
+            "DedicatedQDQPair": self.tensorrt,
+            "OpTypesToExcludeOutputQuantization": _HEAVY if self.tensorrt else _FLOAT_OUT,
+        }  # fmt: skip
         mark = model.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")  # its types are known already
         with _captured() as messages:
             quantiser = QDQQuantizer(model, scheme.per_channel, scheme.reduce_range, kinds[scheme.kind],

@@ -78,7 +78,7 @@ def describe(path: Path, meta: Mapping[str, Any] | None = None) -> Signature:
 
 
 def signature_of(model: Any, meta: Mapping[str, Any] | None = None) -> Signature:
-    """Inputs and outputs of an `openvino.Model` or `CompiledModel`, as `describe` gives them."""
+    """Inputs and outputs of an `openvino.Model`, as `describe` gives them."""
     recorded = _recorded(model)
     sides = []
     for side, ports in (("inputs", model.inputs), ("outputs", model.outputs)):
@@ -94,7 +94,7 @@ def signature_of(model: Any, meta: Mapping[str, Any] | None = None) -> Signature
 
 def _recorded(model: Any) -> dict[str, Any]:
     try:
-        if hasattr(model, "has_rt_info") and model.has_rt_info(RECORD):
+        if model.has_rt_info(RECORD):
             found = json.loads(model.get_rt_info(RECORD).astype(str))
             if isinstance(found, dict):
                 return found

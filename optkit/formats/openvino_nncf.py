@@ -144,31 +144,40 @@ class Hidden:
 
 @dataclass
 class Session:
-    """`nncf` ready to use. warnings: what it logged at warning level or above, for the notes."""
+    """`nncf` ready to use.
+
+    batch: samples per feed. logged: level and text of what NNCF has logged so far, from INFO up.
+    """
 
     nncf: ModuleType
     context: Context
     hidden: Hidden
-    warnings: list[str] = field(default_factory=list)
+    batch: int = 1
+    logged: list[tuple[int, str]] = field(default_factory=list)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What it warned of, for the notes."""
+        return [text for level, text in self.logged if level >= logging.WARNING]
 
     def feeds(self, model: Any, limit: int | None, cap: int) -> tuple[Any, int]:
-        """The step's data as an `nncf.Dataset` over `model`'s inputs, and how many feeds of it to use.
+        """The step's data as an `nncf.Dataset` over `model`'s inputs, and how many of its feeds to use.
 
-        limit: as many were asked for; None means all, up to `cap`. Raises DataError.
+        limit: as many samples were asked for; None means all, up to `cap`. Raises DataError.
         """
         samples = self.context.data
         if samples is None:
             raise DataError("this step fits on data, and none was given", subject="data", hint="add data: to the step")
-        batch = _fixed_batch(model) or 1
-        names = frozenset(self._name(port) for port in model.inputs)
-        source = Feeds(samples, batch, names, self.hidden)
-        if len(source) < max(limit or 1, 1):
+        batch = self.batch = _fixed_batch(model) or 1
+        source = Feeds(samples, batch, frozenset(self._name(port) for port in model.inputs), self.hidden)
+        wanted = -(-(limit or 1) // batch)
+        if len(source) < wanted:
             raise DataError(
-                f"the dataset has {len(samples)} samples, {(limit or 1) * batch} are needed",
+                f"the dataset has {len(samples)} samples, {wanted * batch} are needed",
                 subject="data" if limit is None else "with.subset_size",
                 hint="give more samples, or a smaller subset_size",
             )
-        return self.nncf.Dataset(source), limit or min(len(source), cap)
+        return self.nncf.Dataset(source), wanted if limit else min(len(source), max(cap // batch, 1))
 
     def _name(self, port: Any) -> str:
         own = {spec.name for spec in self.context.inputs} & port.get_names()
@@ -189,19 +198,37 @@ def nncf_session(context: Context, stages: int) -> Iterator[Session]:
 
     Raises StepError in place of whatever NNCF or OpenVINO raise inside; optkit's own errors pass.
     """
+    with _hiding() as hidden:
+        session = Session(_nncf(), context, hidden)
+        try:
+            with _patched(session, stages):
+                yield session
+        except OptkitError:
+            raise
+        except Exception as error:  # NNCF raises its own errors and, from its internals, nearly any other
+            raise StepError(f"NNCF failed: {reason(error)}", details=type(error).__name__) from error
+
+
+@contextmanager
+def _hiding() -> Iterator[Hidden]:
     hidden = Hidden({"torch", "onnx", "nncf.torch"})
     sys.meta_path.insert(0, hidden)
     try:
-        load()
-        session = Session(load("nncf"), context, hidden)
-        with _patched(session, stages):
-            yield session
-    except OptkitError:
-        raise
-    except Exception as error:  # NNCF raises its own errors and, from its internals, nearly any other
-        raise StepError(f"NNCF failed: {reason(error)}", details=type(error).__name__) from error
+        yield hidden
     finally:
         sys.meta_path.remove(hidden)
+
+
+def _nncf() -> ModuleType:
+    load()
+    return load("nncf")
+
+
+def preload() -> None:
+    """Import NNCF, and what of it a step imports only when it runs, ahead of the step."""
+    with _hiding():
+        _nncf()
+        load("nncf.openvino.quantization.quantize_model")
 
 
 @contextmanager
@@ -216,26 +243,29 @@ def _patched(session: Session, stages: int) -> Iterator[None]:
     places: list[tuple[Any, str, Any]] = [
         (tracking, "telemetry", NNCFTelemetryStub()),
         (engine, "OVNativeEngine", _engine(engine, session.context.threads)),
-        (nncf_logger, "handlers", [_Collect(session.warnings)]),
+        (nncf_logger, "handlers", [_Collect(session.logged)]),
         *((track, name, method) for name, method in bars.items()),
     ]
     before = [(place, name, getattr(place, name)) for place, name, _ in places]
+    level = nncf_logger.level
+    nncf_logger.setLevel(logging.INFO)
     try:
         for place, name, value in places:
             setattr(place, name, value)
         yield
     finally:
+        nncf_logger.setLevel(level)
         for place, name, value in before:
             setattr(place, name, value)
 
 
 class _Collect(logging.Handler):
-    def __init__(self, warnings: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self.warnings = warnings
+    def __init__(self, logged: list[tuple[int, str]]) -> None:
+        super().__init__()
+        self.logged = logged
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.warnings.append(record.getMessage())
+        self.logged.append((record.levelno, record.getMessage()))
 
 
 def _engine(engine: Any, threads: int) -> type:

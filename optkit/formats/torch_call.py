@@ -195,7 +195,7 @@ def _failed(error: Exception, feeds: Mapping[str, Any], folder: Path | None) -> 
     return SourceError(
         f"the model fails on {shapes}: {type(error).__name__}: {first}",
         subject="model",
-        hint="check shape, dtype and range of the declared inputs, and the ranges under dims",
+        hint="check the declared shapes, dtypes and ranges; sizes that are always equal need one name",
         details=f"{where}\n{type(error).__name__}: {error}".strip(),
     )
 

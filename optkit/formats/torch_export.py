@@ -78,6 +78,7 @@ def export(model: TorchModel, inputs: Sequence[TensorSpec], dims: Mapping[str, D
             subject="with.exporter",
             hint="`with: {exporter: torchscript}` on a conversion to ONNX, or convert to OpenVINO",
         )
+    check_ranges(model, inputs, dims)
     sizes, feeds = runnable_feeds(model, inputs, dims)
     traced = Traced(inputs, dims, model.parameters, sizes)
     shapes = dynamic_shapes(inputs, dims)
@@ -93,13 +94,34 @@ def export(model: TorchModel, inputs: Sequence[TensorSpec], dims: Mapping[str, D
 
 
 def symbols(program: Any, inputs: Sequence[TensorSpec]) -> dict[str, str]:
-    """Symbol in an exported program ("s77") to the declared dim it stands for ("batch")."""
+    """Symbol in an exported program ("s77") to the declared dim it stands for ("batch"); inputs in its own order."""
     found = {}
     for spec, value in zip(inputs, _user_inputs(program), strict=True):
         for name, size in zip(spec.shape or (), value.shape, strict=True):
             if isinstance(name, str) and not isinstance(size, int):
                 found[str(size.node.expr)] = name
     return found
+
+
+def own_symbols(model: TorchModel, inputs: Sequence[TensorSpec]) -> dict[str, str]:
+    """`symbols` of the exported program a model was loaded from, whose inputs may be in another order."""
+    return symbols(model.exported, sorted(inputs, key=lambda spec: model.source.takes.index(spec.name)))
+
+
+def check_ranges(model: TorchModel, inputs: Sequence[TensorSpec], dims: Mapping[str, Dim]) -> None:
+    """Raises SourceError where an exported program holds for less than the declared range of a dim."""
+    if model.exported is None:
+        return
+    limits = {str(symbol): limit for symbol, limit in model.exported.range_constraints.items()}
+    for symbol, name in own_symbols(model, inputs).items():
+        dim, limit = dims.get(name), limits.get(symbol)
+        if dim and limit is not None and not (limit.lower <= max(dim.min, 2) and dim.max <= limit.upper):
+            raise SourceError(
+                f"dim {name!r} is declared {dim.min}..{dim.max}, but the program was exported for "
+                f"{limit.lower}..{limit.upper}",
+                subject=f"dims.{name}",
+                hint="narrow its range, or export again with a wider one",
+            )
 
 
 def _user_inputs(program: Any) -> list[Any]:

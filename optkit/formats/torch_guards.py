@@ -21,6 +21,7 @@ from optkit.errors import StepError
 from optkit.formats.torch_files import place, user_frame
 from optkit.plugin import need
 
+PLUMBING = ("/module.py", "/container.py")  # of torch.nn: they call layers and decide nothing
 SOURCE = re.compile(r"L\['(\w+)'\]\.size\(\)\[(\d+)\]")
 
 
@@ -62,7 +63,7 @@ def _running_line() -> traceback.FrameSummary | None:
         file = frame.f_code.co_filename
         if not file.startswith((torch_home, "<")):
             return _summary(frame)
-        if layer is None and file.startswith(f"{torch_home}/nn/"):
+        if layer is None and file.startswith(f"{torch_home}/nn/") and not file.endswith(PLUMBING):
             layer = _summary(frame)
         if frame.f_back is None:
             break

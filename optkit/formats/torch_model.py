@@ -23,9 +23,9 @@ from optkit.errors import SourceError
 from optkit.formats.torch_call import TorchModel as TorchModel
 from optkit.formats.torch_call import dtype_name
 from optkit.formats.torch_call import named_tensors as named_tensors
+from optkit.formats.torch_export import check_ranges, own_symbols, runnable_feeds
 from optkit.formats.torch_export import dynamic_shapes as dynamic_shapes
 from optkit.formats.torch_export import export as export
-from optkit.formats.torch_export import runnable_feeds, symbols
 from optkit.formats.torch_feeds import example_feeds as example_feeds
 from optkit.formats.torch_files import kind_of as kind_of
 from optkit.formats.torch_files import quiet
@@ -120,6 +120,7 @@ def describe(path: Path, meta: Mapping[str, Any] | None = None) -> Signature:
     }
     if not dims and model.exported is not None:
         dims = _exported_dims(model)
+    check_ranges(model, model.inputs, dims)
     sizes, feeds = runnable_feeds(model, model.inputs, dims)
     first, again = model.call(feeds), model.call(feeds)
     _check_deterministic(model, feeds, first, again)
@@ -155,7 +156,7 @@ def _exported_dims(model: TorchModel) -> dict[str, Dim]:
     """The ranges an exported program itself has, for the names `exported_inputs` gave."""
     limits = {str(symbol): limit for symbol, limit in model.exported.range_constraints.items()}
     found = {}
-    for symbol, name in symbols(model.exported, model.inputs).items():
+    for symbol, name in own_symbols(model, model.inputs).items():
         low = max(int(limits[symbol].lower), 1) if symbol in limits else 1
         high = min(int(limits[symbol].upper), low + 1024) if symbol in limits else 1024
         found[name] = Dim(low, low, high)

@@ -48,13 +48,10 @@ class QuantizeOptions(Options):
     symmetric: bool | None = Field(
         None, description="ranges of activations symmetric around 0 (static); unless given only for tensorrt"
     )
-    op_types: tuple[str, ...] = Field(
-        (),
-        description=(
-            f"operators to quantise. Unless given: {', '.join(_STATIC)}, with onnxruntime's convolutional models also what "
-            f"lies between them ({', '.join(_BETWEEN)}); dynamic: {', '.join(_DYNAMIC)}, Gather for tables on request"
-        ),
-    )
+    op_types: tuple[str, ...] = Field((), description=(
+        f"operators to quantise. Unless given: {', '.join(_STATIC)}, and with onnxruntime's convolutional models what "
+        f"lies between them ({', '.join(_BETWEEN)}); dynamic: {', '.join(_DYNAMIC)}, and Gather for tables on request. "
+        "Products of two activations stay float"))  # fmt: skip
     exclude: tuple[str, ...] = Field((), description="names of nodes that stay float; * stands for anything")
     reduce_range: bool = Field(False, description="7-bit weights, for x86 processors without VNNI, whose 8-bit "
                                                   "products saturate")  # fmt: skip
@@ -191,7 +188,7 @@ def _statically(
     static = onnx_qdq.Static(rewrite, targets, types, options.activations, symmetric, options.target == "tensorrt")
     tensors = static.activations()
     if not tensors:
-        return {"samples": 0}
+        return {"samples": 0, "left_float": dict(static.left)}
     data = context.data
     assert data is not None
     seen = 0
@@ -211,7 +208,7 @@ def _statically(
     if not seen:
         raise DataError("the calibration data has no samples", subject="data", hint="name a dataset that is not empty")
     context.progress("quantising weights", None)
-    return {"samples": seen, "messages": static.insert(ranges, op_types)}
+    return {"samples": seen, "left_float": dict(static.left), "messages": static.insert(ranges, op_types)}
 
 
 def _feeds(

@@ -134,4 +134,5 @@ PASS = Pass(
     options=OnnxToOpenVino,
     fidelity="rounding",
     tools=("openvino",),
+    modules=("optkit.formats.warm_openvino",),
 )

@@ -94,6 +94,12 @@ def run(artifact: Artifact, out_dir: Path, options: OpenVinoCompressWeights, con
             compressed = nncf.compress_weights(model, **arguments)
         except nncf.InvalidGroupSizeError as error:
             raise _group_size(options, str(error)) from error
+    if any("applying AWQ algorithm, it will be skipped" in text for _, text in session.logged):
+        raise StepError(
+            "AWQ found nothing to scale: it takes a linear layer after an activation or a gate, as in a gated MLP",
+            subject="with.awq",
+            hint="leave awq out; scale_estimation and gptq work on any linear layer",
+        )
     openvino_model.save(
         compressed,
         out_dir,
@@ -144,11 +150,16 @@ def _group_size(options: OpenVinoCompressWeights, message: str) -> StepError:
 
 
 def confirm(parent: Artifact, artifact: Artifact, options: OpenVinoCompressWeights, context: Context) -> list[str]:
-    """Re-reads the IR: weights in the bits asked for, and fewer bytes than the parent."""
+    """Re-reads the IR: weights in the bits asked for, and fewer bytes of them than the parent has."""
     complaints = [problem] if (problem := _missing(_made(artifact.path), options)) else []
-    if parent.files and artifact.files and artifact.size_bytes >= parent.size_bytes:
-        complaints.append(f"the file has {artifact.size_bytes} bytes, its parent {parent.size_bytes}")
+    before, after = (_weight_bytes(item) for item in (parent, artifact))
+    if after >= before:
+        complaints.append(f"the weights have {after} bytes, the parent's {before}")
     return complaints
+
+
+def _weight_bytes(item: Artifact) -> int:
+    return item.path.with_suffix(".bin").stat().st_size
 
 
 PASS = Pass(
@@ -162,6 +173,7 @@ PASS = Pass(
     options=OpenVinoCompressWeights,
     fidelity="lossy",
     tools=("openvino", "nncf"),
+    modules=("optkit.formats.warm_openvino", "optkit.formats.warm_nncf"),
     needs_data=lambda options: options.fits,
     timeout_seconds=7200.0,
 )

@@ -96,4 +96,5 @@ PASS = Pass(
     fidelity="rounding",
     precision="float16",
     tools=("openvino",),
+    modules=("optkit.formats.warm_openvino",),
 )

@@ -101,7 +101,7 @@ def run(artifact: Artifact, out_dir: Path, options: OpenVinoQuantize, context: C
             hint="ignore less" if ignored else "leave this step out",
         )
     smoothed = sum(op.get_friendly_name().endswith("nncf_smooth_quant") for op in quantised.get_ops())
-    if options.smooth_quant and not smoothed:
+    if not smoothed and (options.smooth_quant or options.smooth_quant_alpha is not None):
         raise StepError(
             "SmoothQuant found nothing to smooth", subject="with.smooth_quant", hint="leave smooth_quant out"
         )
@@ -112,7 +112,7 @@ def run(artifact: Artifact, out_dir: Path, options: OpenVinoQuantize, context: C
         context.dims,
         outputs=artifact.signature.outputs if artifact.signature else (),
     )
-    return {"samples": size, "fake_quantize": made, "smoothed": smoothed, "warnings": session.warnings}
+    return {"samples": size * session.batch, "fake_quantize": made, "smoothed": smoothed, "warnings": session.warnings}
 
 
 def _advanced(session: Session, options: OpenVinoQuantize) -> Any:
@@ -152,6 +152,7 @@ PASS = Pass(
     options=OpenVinoQuantize,
     fidelity="lossy",
     tools=("openvino", "nncf"),
+    modules=("optkit.formats.warm_openvino", "optkit.formats.warm_nncf"),
     needs_data=True,
     timeout_seconds=7200.0,
 )

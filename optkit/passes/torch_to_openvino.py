@@ -68,7 +68,7 @@ def _check_distinct(program: Any, names: Sequence[str]) -> None:
     for index, tensor in enumerate(tensors):
         if tensor in tensors[:index]:
             raise StepError(
-                f"outputs {names[tensors.index(tensor)]!r} and {names[index]!r} are one tensor, which OpenVINO cannot give twice",
+                f"outputs {names[tensors.index(tensor)]!r} and {names[index]!r} are one tensor, which OpenVINO refuses",
                 subject="outputs",
                 hint="declare one of them alone, or go by way of ONNX: to: onnx first",
             )

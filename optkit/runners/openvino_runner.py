@@ -182,5 +182,6 @@ RUNNER = Runner(
     open=open_model,
     inspect=openvino_model.inspect,
     tools=("openvino",),
+    modules=("optkit.formats.warm_openvino",),
     precisions=frozenset(HINTS),
 )

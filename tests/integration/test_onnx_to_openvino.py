@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +235,47 @@ def test_confirm_sees_a_doctored_file(tmp_path: Path, doctor: str, what: str) ->
     assert PASS.confirm is not None
     complaints = PASS.confirm(source, artifact(tmp_path / "out"), PASS.options(), ctx)
     assert any(what in complaint for complaint in complaints), complaints
+
+
+ALONE = """
+import sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from openvino_models import IMAGE, cnn, context, converted, images, ov, written
+from optkit.formats.openvino_model import quiet_conversion
+from optkit.passes.openvino_quantize import PASS
+
+class Data(type(images(1))):
+    def feeds(self, batch):
+        import {imported} as found  # a user's dataset may import what NNCF must not
+        assert found.__spec__.origin != "hidden"
+        return super().feeds(batch)
+
+folder = Path({folder!r})
+ctx = context(folder, IMAGE, outputs=("logits",), data=Data(images(1).make, 4))
+with quiet_conversion():
+    ov.convert_model(str(folder / "model.onnx"))
+converted(PASS, written(cnn(), folder / "in", IMAGE), folder / "out", ctx)
+assert "torch" not in sys.modules, "NNCF imported torch"
+assert "openvino_telemetry" not in sys.modules
+"""
+
+
+def test_alone_it_imports_no_torch_and_leaves_nothing_at_home(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    home = tmp_path / "home"
+    home.mkdir()
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", ends[:1], ends[1:])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), tmp_path / "model.onnx")
+    environment = {name: value for name, value in os.environ.items() if name not in {"CI", "PYTHONPATH"}}
+    script = ALONE.format(path=[str(here), str(here.parents[1])], folder=str(tmp_path), imported="onnx")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        env=environment | {"HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(home.iterdir()) == []  # telemetry writes a client id there before it sends

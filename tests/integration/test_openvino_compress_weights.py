@@ -15,10 +15,14 @@ from openvino_models import (
     context,
     converted,
     encoder,
+    finished,
     infer,
+    ops,
+    ov,
     relu,
     sentences,
     sqnr_db,
+    weight,
     written,
 )
 
@@ -54,7 +58,7 @@ def refused(source: Artifact, ctx: Context, **options: Any) -> OptkitError:
         ({"mode": "int4_sym", "group_size": 16}, {"int4": 5, "uint8": 1}, 12),
         ({"mode": "int4_asym", "group_size": 16, "all_layers": True}, {"uint4": 6}, 12),
         ({"mode": "int4_sym", "group_size": -1}, {"int4": 5, "uint8": 1}, 8),
-        ({"mode": "int4_sym", "group_size": 16, "ratio": 0.5}, {"int4": 3, "uint8": 3}, 12),
+        ({"mode": "int4_sym", "group_size": 16, "ratio": 0.5}, {"int4": 2, "uint8": 4}, 12),
     ],
 )
 def test_stores_weights_in_the_bits_asked_for(
@@ -77,16 +81,31 @@ def test_shrinks_the_weights_fourfold(encoded: Artifact, tmp_path: Path) -> None
     assert after["int8"] * 4 <= before["float32"]
 
 
+def gated() -> Any:
+    """down(relu(gate(x)) * up(x)), as in a gated MLP, and a head: `(batch, length, 8)`."""
+    tokens = ops.parameter([-1, -1, 32], ov.Type.f32, name="tokens")
+    gate, up = (ops.matmul(tokens, weight(256, 32, seed=s), False, True, name=n) for s, n in ((1, "gate"), (2, "up")))
+    down = ops.matmul(ops.multiply(up, ops.relu(gate)), weight(32, 256), False, True, name="down")
+    return finished([ops.matmul(down, weight(8, 32), False, True, name="head")], [tokens], ["tokens"], ["scores"])
+
+
 @pytest.mark.parametrize("method", ["awq", "gptq", "scale_estimation", "lora_correction"])
-def test_methods_that_fit_on_data_change_the_weights(encoded: Artifact, tmp_path: Path, method: str) -> None:
-    plain, _ = converted(PASS, encoded, tmp_path / "plain", bare(tmp_path), mode="int4_sym", group_size=16)
+def test_methods_that_fit_on_data_change_the_weights(tmp_path: Path, method: str) -> None:
+    source = written(gated(), tmp_path / "in", TOKENS)
+    plain, _ = converted(PASS, source, tmp_path / "plain", bare(tmp_path), mode="int4_sym", group_size=16)
     data = sentences(12)
     options = {"mode": "int4_sym", "group_size": 16, "subset_size": 10, method: True}
-    made, notes = converted(PASS, encoded, tmp_path / "out", bare(tmp_path, data), **options)
-    assert notes["compressed"]["int4"] == 5
+    made, notes = converted(PASS, source, tmp_path / "out", bare(tmp_path, data), **options)
+    assert notes["compressed"]["int4"] == 3
     assert made.path.with_suffix(".bin").read_bytes() != plain.path.with_suffix(".bin").read_bytes()
     assert {shape["tokens"][0] for shape in data.seen} == {1}
     assert data.peak <= 3
+
+
+def test_awq_that_nncf_skips(encoded: Artifact, tmp_path: Path) -> None:
+    error = refused(encoded, bare(tmp_path, sentences(4)), mode="int4_sym", group_size=16, awq=True)
+    assert error.what.startswith("AWQ found nothing to scale")
+    assert error.subject == "with.awq"
 
 
 def test_data_chooses_the_layers_of_a_ratio(encoded: Artifact, tmp_path: Path) -> None:
@@ -170,10 +189,11 @@ def test_prints_nothing(encoded: Artifact, tmp_path: Path, capfd: pytest.Capture
 def test_confirm_sees_a_doctored_file(encoded: Artifact, tmp_path: Path) -> None:
     assert PASS.confirm is not None
     ctx = bare(tmp_path)
+    size = encoded.path.with_suffix(".bin").stat().st_size
     complaints = PASS.confirm(encoded, encoded, PASS.options(), ctx)
     assert [text.split(":")[0] for text in complaints] == [
         "no weight was compressed",
-        f"the file has {encoded.size_bytes} bytes, its parent {encoded.size_bytes}",
+        f"the weights have {size} bytes, the parent's {size}",
     ]
     eight, _ = converted(PASS, encoded, tmp_path / "out", ctx)
     (complaint,) = PASS.confirm(encoded, eight, PASS.options(mode="int4_sym"), ctx)

@@ -93,10 +93,19 @@ def test_optkits_own_requirements_are_found() -> None:
 
 @pytest.mark.parametrize(
     ("version", "spec", "held"),
-    [("1.23.2", "==1.23.2", True), ("2.13.0+cpu", "==2.13.0", True), ("1.0", "==1.0.0", True),
-     ("1.23.10", ">=1.23.9", True), ("3.14.0", ">=3.11,<3.14", False), ("3.11.7", ">=3.11,<3.14", True), ("1.2", "", True), ("1.2", "!=1.2", False),
-     ("1.4.9", "~=1.4", True), ("2.0", "~=1.4", False)],
-)  # fmt: skip
+    [
+        ("1.23.2", "==1.23.2", True),
+        ("2.13.0+cpu", "==2.13.0", True),
+        ("1.0", "==1.0.0", True),
+        ("1.23.10", ">=1.23.9", True),
+        ("3.14.0", ">=3.11,<3.14", False),
+        ("3.11.7", ">=3.11,<3.14", True),
+        ("1.2", "", True),
+        ("1.2", "!=1.2", False),
+        ("1.4.9", "~=1.4", True),
+        ("2.0", "~=1.4", False),
+    ],
+)
 def test_versions(version: str, spec: str, held: bool) -> None:
     assert meets(version, spec) is held
 

@@ -181,8 +181,6 @@ def test_every_recipe_in_the_repository_is_valid(schema: dict[str, Any], file: P
         ("steps.2.id", "a b"),
         ("steps.2.timeout", 0),
         ("deliver", ["ov", "ov"]),
-        ("seed", -1),
-        ("threads", 0),
     ],
 )
 def test_the_schema_and_the_recipe_refuse_the_same_mistakes(
@@ -192,6 +190,11 @@ def test_the_schema_and_the_recipe_refuse_the_same_mistakes(
     assert not valid(recipe, schema, schema)
     with pytest.raises(RecipeError):
         make_plan(recipe_from(recipe, files))
+
+
+@pytest.mark.parametrize(("path", "value"), [("seed", -1), ("seed", 1.5), ("threads", 0), ("device", 1)])
+def test_numbers_out_of_range_are_refused(schema: dict[str, Any], path: str, value: Any) -> None:
+    assert not valid(changed(path, value), schema, schema)
 
 
 @pytest.mark.parametrize("drop", ["data", "check"])
