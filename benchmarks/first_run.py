@@ -1,7 +1,7 @@
 """First run of a recipe against a plain script by hand that does the same conversions and comparisons in order.
 
-Usage: python benchmarks/first_run.py [digits] [minilm] [--rounds N]. Whole processes, empty cache, run in turn A B A B, so
-that a drift of the machine's speed hits both; the ratio is taken pair by pair. Prints a table. Nothing fails on a figure.
+Usage: python benchmarks/first_run.py [digits] [minilm] [--rounds N]. Whole processes, empty cache, run in turn
+A B A B, so that a drift of the machine's speed hits both; the ratio is taken pair by pair. Prints a table.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Big ONNX models: a run with nothing to do, and the peak memory of each pass.
 
-Usage: python benchmarks/large_models.py nothing [--mb 100 3000]     wall seconds of a second, wholly cached run
-       python benchmarks/large_models.py memory [--mb 1500]           peak resident memory of each pass, over the model's bytes
+Usage: python benchmarks/large_models.py nothing [--mb 100 3000]     seconds of a wholly cached run
+       python benchmarks/large_models.py memory [--mb 1500]           each pass's peak memory over the model's bytes
 Makes a model of stacked MatMul layers with random weights in a temporary folder. Prints a table.
 """
 

@@ -232,6 +232,15 @@ def artifact_at(
     return artifact, recipe
 
 
+def dims_at(ref: str) -> dict[str, Dim]:
+    """The ranges of a delivered artifact's dims; none for anything else."""
+    try:
+        record = json.loads((Path(ref) / RECORD).read_text(encoding="utf-8"))
+        return {name: Dim(**sizes) for name, sizes in record["dims"].items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def delivered(folder: Path) -> Artifact:
     """The artifact in a delivered folder, from its optkit.json. Raises UserError when that is missing or damaged."""
     try:
@@ -288,6 +297,8 @@ def compare(
                 )
             )
             pair.append(artifact.with_signature(Signature.from_json(told["signature"])))
+            for name, sizes in dims_at(str(ref)).items():
+                ranges.setdefault(name, sizes)
         first, second = pair
         assert first.signature is not None
         assert second.signature is not None

@@ -50,6 +50,7 @@ def deliver(artifact: Artifact, folder: Path, *, step: Mapping[str, Any], chain:
         "main": artifact.path.name,
         "digest": artifact.digest,
         "signature": artifact.signature.to_json() if artifact.signature else None,
+        "dims": run["source"]["dims"],
         "preprocessing": {n: d.get("preprocessing") for n, d in run["data"].items()},
         "status": step["status"],
         "check": step["check"],

@@ -21,7 +21,7 @@ from optkit.judging import judge_case
 from optkit.parity.cases import Case, make_cases
 from optkit.planning import Plan, Step
 from optkit.pool import Message, Pool
-from optkit.recipe import SOURCE
+from optkit.recipe import SOURCE, HuggingFaceSource
 from optkit.registry import get_runner
 from optkit.report import SCHEMA, Report, exit_code_of
 from optkit.sources import source_artifact
@@ -330,7 +330,8 @@ class _Run:
         }
 
     def source_modules(self) -> set[str]:
-        return set(get_runner(self.recipe.source_format).modules)
+        extra = {"optkit.formats.warm_transformers"} if isinstance(self.recipe.model, HuggingFaceSource) else set()
+        return {*get_runner(self.recipe.source_format).modules, *extra}
 
     def warm(self) -> None:
         """Let workers that would idle import what the coming steps need."""
@@ -340,6 +341,8 @@ class _Run:
         for state in self.states.values():
             if state.phase == "waiting":
                 coming |= dict.fromkeys(state.step.use.modules)
+                if state.step.parent == SOURCE:
+                    coming |= dict.fromkeys(self.source_modules())
             if state.phase != "done":
                 coming |= dict.fromkeys(get_runner(state.step.use.target).modules)
         while self.pool.free:
@@ -475,11 +478,13 @@ class _Run:
         data: dict[str, Any] = {
             "schema": SCHEMA, "optkit": __version__, "name": self.recipe.name,
             "recipe": {"path": str(self.recipe.document.file) if self.recipe.document.file else None,
-                       "digest": digest_of(self.recipe.document.data)},
+                       "digest": digest_of(self.recipe.document.data),
+                       "set": list(self.recipe.document.assigned), "only": list(self.plan.chosen)},
             "started": self.began.isoformat(timespec="seconds"), "seconds": 0.0,
             "environment": keys.environment(self.plan),
             "source": {"format": self.recipe.source_format, "digest": self.unsigned.digest,
                        "signature": source.signature.to_json() if source and source.signature else None,
+                "dims": keys.dims_json(self.dims),
                        "noise": self.record.data.get("noise") if self.record else None,
                        "provider": self.record.data.get("provider") if self.record else None},
             "data": self.data_info or {}, "steps": steps, "deliver": [],

@@ -58,7 +58,7 @@ def write(model: str, folder: Path, to: Sequence[str] = (), weights: str | None 
 
 def look(model: str, weights: str | None = None) -> Looked:
     """What can be found out about a model. Raises as `write` does."""
-    from optkit.cli.arguments import model_section
+    from optkit.shorthand import model_section
 
     section = model_section(model, weights)
     kind = next(iter(section))
@@ -125,7 +125,7 @@ def default_range(spec: TensorSpec) -> tuple[float, float] | None:
 
 def render(looked: Looked, model: str, folder: Path, to: Sequence[str]) -> str:
     """The recipe's text. `model` is what the user typed."""
-    from optkit.cli.arguments import model_name
+    from optkit.shorthand import model_name
 
     section = looked.section
     source = {"onnx": "onnx", "openvino": "openvino"}.get(next(iter(section)), "torch")
@@ -204,19 +204,16 @@ def _steps(source: str, to: Sequence[str]) -> list[str]:
         if use is None:
             raise UserError(f"no conversion leads on from {source}", hint="optkit passes lists what there is")
         lines.append(f"  - {flow({'id': use.name.rpartition('.')[2], 'use': use.name})}")
+    examples: list[str] = []
     for end in targets or [source]:
         use = next((p for p in passes().values() if p.fidelity == "lossy" and p.source == p.target == end), None)
         if use is not None:
             parent = end if end in targets else "source"
-            lines += [
-                "  # Smaller and faster, at a cost in accuracy that its bounds limit:",
-                f"  # - id: {use.name.replace('.', '-')}",
-                f"  #   from: {parent}",
-                f"  #   use: {use.name}",
-                *(["  #   data: fit"] if use.needs_data else []),
-                '  #   check: ["cosine >= 0.99"]',
-            ]
-    return lines
+            examples += [f"- id: {use.name.replace('.', '-')}", f"  from: {parent}", f"  use: {use.name}"]
+            examples += [*(["  data: fit"] if use.needs_data else []), '  check: ["cosine >= 0.99"]']
+    if examples:
+        lines.append("  # Smaller and faster, at a cost in accuracy that the bounds limit:")
+    return [*lines, *(f"  # {line}" for line in examples)]
 
 
 def reachable(source: str) -> list[str]:

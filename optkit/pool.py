@@ -40,6 +40,7 @@ class _Worker:
     limit: float = 0.0
     log_start: int = 0
     stopped: bool = False
+    reader: threading.Thread = field(default_factory=threading.Thread)
 
 
 class Pool:
@@ -51,7 +52,8 @@ class Pool:
     def __init__(self, jobs: int, folder: Path) -> None:
         self.jobs = jobs
         self._folder = folder
-        self._workers: list[_Worker] = []
+        self._workers: list[_Worker] = []  # those that can take a task
+        self._all: list[_Worker] = []  # those as well that died or were stopped
         self._messages: queue.Queue[Message] = queue.Queue()
         self._started = 0
 
@@ -59,10 +61,15 @@ class Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in list(self._workers):
+        for worker in self._all:
             self._kill(worker)
-        for worker in list(self._workers):
+        for worker in self._all:
             worker.process.wait()
+            worker.reader.join(timeout=5)
+            for pipe in (worker.process.stdin, worker.process.stdout):
+                with contextlib.suppress(OSError):  # what was still to be written to a dead worker
+                    if pipe is not None:
+                        pipe.close()
 
     @property
     def free(self) -> int:
@@ -81,13 +88,22 @@ class Pool:
 
     def warm(self, task: str, module: str, folder: Path) -> None:
         """Have an idle worker import a module, the one that has loaded most others."""
-        idle = [w for w in list(self._workers)
-                if w.task is None and w.python == sys.executable and module not in w.loaded]
-        self._give(max(idle, key=lambda w: len(w.loaded)), task, {"task": "warm", "modules": [module]}, folder, 600.0,
-                   {module})
+        idle = [
+            w for w in list(self._workers) if w.task is None and w.python == sys.executable and module not in w.loaded
+        ]
+        self._give(
+            max(idle, key=lambda w: len(w.loaded)), task, {"task": "warm", "modules": [module]}, folder, 600.0, {module}
+        )
 
-    def submit(self, task: str, step: dict[str, Any], folder: Path, limit: float, python: str | None = None,
-               loads: Iterable[str] = ()) -> None:
+    def submit(
+        self,
+        task: str,
+        step: dict[str, Any],
+        folder: Path,
+        limit: float,
+        python: str | None = None,
+        loads: Iterable[str] = (),
+    ) -> None:
         """Hand over a task: write `folder`/step.json and give it to the idle worker that has loaded most of `loads`."""
         wanted, interpreter = set(loads), python or sys.executable
         idle = [w for w in list(self._workers) if w.task is None and w.python == interpreter]
@@ -95,8 +111,9 @@ class Pool:
         best = max(idle, key=lambda w: (len(w.loaded & wanted), -len(w.loaded)), default=None)
         self._give(best or self._spawn(interpreter), task, step, folder, limit, wanted)
 
-    def _give(self, worker: _Worker, task: str, step: dict[str, Any], folder: Path, limit: float,
-              loads: set[str]) -> None:
+    def _give(
+        self, worker: _Worker, task: str, step: dict[str, Any], folder: Path, limit: float, loads: set[str]
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "step.json"
         path.write_text(json.dumps(step, indent=1, allow_nan=False), encoding="utf-8")
@@ -120,9 +137,11 @@ class Pool:
                 task, worker.task = worker.task, None
                 self._kill(worker)
                 self._workers.remove(worker)
-                error = StepTimeout(f"ran past its limit of {worker.limit:g} s and was stopped",
-                                    hint="raise `timeout:` on the step, or make its work smaller",
-                                    details=self._tail(worker))
+                error = StepTimeout(
+                    f"ran past its limit of {worker.limit:g} s and was stopped",
+                    hint="raise `timeout:` on the step, or make its work smaller",
+                    details=self._tail(worker),
+                )
                 return Message("result", task, {"ok": False, "error": error.to_json(), "seconds": worker.limit})
         return None
 
@@ -135,21 +154,36 @@ class Pool:
         self._started += 1
         self._folder.mkdir(parents=True, exist_ok=True)
         log = self._folder / f"worker-{self._started}.log"
-        env = dict(os.environ, PYTHONUNBUFFERED="1", OPENVINO_TELEMETRY_OPT_OUT="1", HF_HUB_OFFLINE="1",
-                   HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
+        env = dict(
+            os.environ,
+            PYTHONUNBUFFERED="1",
+            OPENVINO_TELEMETRY_OPT_OUT="1",
+            HF_HUB_OFFLINE="1",
+            HF_HUB_DISABLE_TELEMETRY="1",
+            DO_NOT_TRACK="1",
+        )
         env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [env.get("PYTHONPATH")])])
         with log.open("w", encoding="utf-8") as stderr:
             try:
                 process = subprocess.Popen(
-                    [python, "-m", "optkit.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
-                    text=True, encoding="utf-8", env=env, start_new_session=True,
+                    [python, "-m", "optkit.worker"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    text=True,
+                    encoding="utf-8",
+                    env=env,
+                    start_new_session=True,
                 )
             except OSError as error:
-                raise StepError(f"the interpreter {python} cannot be started: {error.strerror}",
-                                hint="check `python:` on the step") from error
+                raise StepError(
+                    f"the interpreter {python} cannot be started: {error.strerror}", hint="check `python:` on the step"
+                ) from error
         worker = _Worker(python, process, log)
+        worker.reader = threading.Thread(target=self._listen, args=(worker,), daemon=True)
         self._workers.append(worker)
-        threading.Thread(target=self._listen, args=(worker,), daemon=True).start()
+        self._all.append(worker)
+        worker.reader.start()
         return worker
 
     def _listen(self, worker: _Worker) -> None:
@@ -162,8 +196,11 @@ class Pool:
             if "progress" in data:
                 self._messages.put(Message("progress", task, data))
                 continue
-            result = {"ok": False, "error": data["failed"]} if "failed" in data else json.loads(
-                Path(data["done"]).read_text(encoding="utf-8"))
+            result = (
+                {"ok": False, "error": data["failed"]}
+                if "failed" in data
+                else json.loads(Path(data["done"]).read_text(encoding="utf-8"))
+            )
             if not result["ok"] and not result["error"].get("details"):
                 result["error"]["details"] = self._tail(worker)
             worker.task = None
@@ -174,8 +211,11 @@ class Pool:
             with contextlib.suppress(ValueError):
                 self._workers.remove(worker)
         if task and not worker.stopped:
-            error = StepCrashed(_how(code), hint="optkit replay repeats it alone; a native crash is a bug in the backend",
-                                details=self._tail(worker))
+            error = StepCrashed(
+                _how(code),
+                hint="optkit replay repeats it alone; a native crash is a bug in the backend",
+                details=self._tail(worker),
+            )
             self._messages.put(Message("result", task, {"ok": False, "error": error.to_json(), "seconds": 0.0}))
 
     def _tail(self, worker: _Worker, lines: int = 20) -> str:
@@ -194,14 +234,19 @@ class Pool:
 def _how(code: int) -> str:
     if code < 0:
         name = signal.Signals(-code).name if -code in {s.value for s in signal.Signals} else f"signal {-code}"
-        why = {"SIGKILL": ", most likely for want of memory", "SIGSEGV": " (segmentation fault)",
-               "SIGABRT": " (the backend aborted)", "SIGILL": " (illegal instruction)"}.get(name, "")
+        why = {
+            "SIGKILL": ", most likely for want of memory",
+            "SIGSEGV": " (segmentation fault)",
+            "SIGABRT": " (the backend aborted)",
+            "SIGILL": " (illegal instruction)",
+        }.get(name, "")
         return f"its process was ended by {name}{why}"
     return f"its process ended with exit code {code} before it answered"
 
 
-def run_alone(step: dict[str, Any], log_folder: Path | None = None, limit: float = 3600.0,
-              loads: Iterable[str] = ()) -> dict[str, Any]:
+def run_alone(
+    step: dict[str, Any], log_folder: Path | None = None, limit: float = 3600.0, loads: Iterable[str] = ()
+) -> dict[str, Any]:
     """The result of one task in a child process of its own."""
     with contextlib.ExitStack() as stack:
         folder = log_folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="optkit-")))

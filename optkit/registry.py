@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import re
 from collections.abc import Iterable
 from functools import cache
+from typing import TypeVar, get_args
+
+from pydantic import ValidationError
 
 from optkit.errors import UnavailableError, UserError, did_you_mean
-from optkit.plugin import Pass, Runner
+from optkit.plugin import Fidelity, Options, Pass, Runner
+
+T = TypeVar("T", Pass, Runner)
+
+PRECISIONS = ("float64", "float32", "float16", "bfloat16")
+"""What a pass may compute in, finest first."""
 
 _PASSES = (
     "torch_to_onnx",
@@ -37,39 +46,66 @@ class NoRouteError(UserError):
 @cache
 def passes() -> dict[str, Pass]:
     """Every pass by name. Loads no backend. Raises UnavailableError for a broken plug-in."""
-    found = {p.name: p for p in (importlib.import_module(f"optkit.passes.{name}").PASS for name in _PASSES)}
-    for name, item in _plugged("optkit.passes", Pass):
-        if name in found:
-            raise UnavailableError(f"two passes are called {name!r}; one comes from a plug-in",
-                                   hint="uninstall or rename the plug-in's pass")
-        found[name] = item
+    found: dict[str, Pass] = {
+        p.name: p for p in (importlib.import_module(f"optkit.passes.{name}").PASS for name in _PASSES)
+    }
+    for place, item in _plugged("optkit.passes", Pass):
+        if item.name in found:
+            raise _broken(place, f"there is another pass called {item.name!r}", "rename one, or uninstall the plug-in")
+        if problem := _pass_problem(item):
+            raise _broken(place, problem, "correct the pass; optkit.plugin.Pass says what it must hold")
+        found[item.name] = item
     return found
 
 
 @cache
 def runners() -> dict[str, Runner]:
     """Every runner by format. Loads no backend. Raises UnavailableError for a broken plug-in."""
-    found = {r.format: r for r in (importlib.import_module(f"optkit.runners.{name}").RUNNER for name in _RUNNERS)}
-    for name, item in _plugged("optkit.runners", Runner):
-        if name in found:
-            raise UnavailableError(f"two runners serve the format {name!r}; one comes from a plug-in",
-                                   hint="uninstall the plug-in or give its format another name")
-        found[name] = item
+    found: dict[str, Runner] = {
+        r.format: r for r in (importlib.import_module(f"optkit.runners.{name}").RUNNER for name in _RUNNERS)
+    }
+    for place, item in _plugged("optkit.runners", Runner):
+        if item.format in found:
+            raise _broken(
+                place, f"another runner serves {item.format!r}", "rename its format, or uninstall the plug-in"
+            )
+        found[item.format] = item
     return found
 
 
-def _plugged(group: str, kind: type[Pass] | type[Runner]) -> Iterable[tuple[str, Pass | Runner]]:
+def _plugged(group: str, kind: type[T]) -> Iterable[tuple[str, T]]:
+    """What installed packages add to a group: the place it is at, and the constant."""
     for point in importlib.metadata.entry_points(group=group):
+        place = f"{point.value} ({group})"
         try:
             item = point.load()
-        except Exception as error:  # somebody else's module may fail in any way
-            raise UnavailableError(f"the plug-in {point.value} ({group}) cannot be loaded: "
-                                   f"{type(error).__name__}: {error}",
-                                   hint=f"reinstall or remove the package that brings {point.name!r}") from error
+        except (Exception, SystemExit) as error:  # somebody else's module may fail in any way
+            what = f"it cannot be loaded: {type(error).__name__}: {error}"
+            raise _broken(place, what, f"reinstall or remove the package that brings {point.name!r}") from error
         if not isinstance(item, kind):
-            raise UnavailableError(f"the plug-in {point.value} ({group}) is a {type(item).__name__}, "
-                                   f"not a {kind.__name__}", hint="its entry point must name the constant")
-        yield (item.name if isinstance(item, Pass) else item.format), item
+            what = f"it is a {type(item).__name__}, not a {kind.__name__}"
+            raise _broken(place, what, f"its entry point must name a {kind.__name__} constant")
+        yield place, item
+
+
+def _broken(place: str, what: str, hint: str) -> UnavailableError:
+    return UnavailableError(f"the plug-in {place} is broken: {what}", hint=hint)
+
+
+def _pass_problem(item: Pass) -> str:
+    """What of a pass's data cannot be right, or ""."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", item.name):
+        return f"{item.name!r} cannot name a pass"
+    if item.fidelity not in get_args(Fidelity):
+        return f"fidelity {item.fidelity!r} is none of {', '.join(get_args(Fidelity))}"
+    if item.precision not in (None, *PRECISIONS):
+        return f"precision {item.precision!r} is none of {', '.join(PRECISIONS)}"
+    if unknown := item.keeps - {"names", "dtypes", "dims"}:
+        return f"keeps {', '.join(sorted(unknown))}, which is none of names, dtypes, dims"
+    options: object = item.options
+    if not (isinstance(options, type) and issubclass(options, Options)):
+        return f"its options are {options!r}, not a subclass of optkit.plugin.Options"
+    return ""
 
 
 def get_pass(name: str) -> Pass:
@@ -106,23 +142,42 @@ def route(source: str, target: str) -> tuple[Pass, ...]:
     Raises NoRouteError when there is none (with the formats that can be reached) or when two are equally short (with
     both, since either may be meant).
     """
-    usable = [p for p in passes().values() if p.source != p.target and p.fidelity != "lossy" and p.needs_data is False]
+    usable = [p for p in passes().values() if _faithful_conversion(p) and (p.target == target or _optionless(p))]
     chains: list[tuple[Pass, ...]] = [()]
     seen = {source}
     while chains:
         longer = [
-            (*chain, p) for chain in chains for p in usable
+            (*chain, p)
+            for chain in chains
+            for p in usable
             if p.source == (chain[-1].target if chain else source) and p.target not in seen
-        ]  # fmt: skip
+        ]
         arrived = [chain for chain in longer if chain[-1].target == target]
         if len(arrived) > 1:
             ways = " and ".join(" -> ".join(p.name for p in chain) for chain in arrived)
-            raise NoRouteError(f"there are {len(arrived)} equally short ways from {source} to {target}: {ways}",
-                               hint="name the one you mean with `use:`")
+            raise NoRouteError(
+                f"there are {len(arrived)} equally short ways from {source} to {target}: {ways}",
+                hint="name the one you mean with `use:`",
+            )
         if arrived:
             return arrived[0]
         seen.update(chain[-1].target for chain in longer)
         chains = longer
     reachable = sorted(seen - {source})
-    raise NoRouteError(f"no conversion leads from {source} to {target}",
-                       hint=f"from {source} you can reach: {', '.join(reachable) or 'nothing'}")
+    raise NoRouteError(
+        f"no conversion leads from {source} to {target}",
+        hint=f"from {source} you can reach: {', '.join(reachable) or 'nothing'}",
+    )
+
+
+def _faithful_conversion(p: Pass) -> bool:
+    return p.source != p.target and p.fidelity != "lossy" and p.needs_data is False
+
+
+def _optionless(p: Pass) -> bool:
+    """Whether a pass can stand on the way to another: nobody is asked for its options there."""
+    try:
+        p.options()
+    except ValidationError:
+        return False
+    return True

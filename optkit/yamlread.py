@@ -31,6 +31,8 @@ class Document:
     data: Any
     file: Path | None
     places: dict[Key, Location] = field(default_factory=dict)
+    assigned: list[str] = field(default_factory=list)
+    """Overrides that were applied, as written."""
 
     def place(self, key: Sequence[str | int]) -> Location | None:
         """The place of `key`, or of the nearest enclosing key that has one."""

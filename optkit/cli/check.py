@@ -53,10 +53,10 @@ def command(a: str, b: str, data: str | None, bounds: tuple[str, ...], inputs: t
     import json
 
     from optkit.api import compare
-    from optkit.cli.arguments import parse_dim, parse_input
     from optkit.cli.failure import lines
     from optkit.errors import UserError
     from optkit.parity.bounds import BoundError, parse_bound
+    from optkit.shorthand import parse_dim, parse_input
 
     for text in bounds:
         try:

@@ -81,11 +81,12 @@ def command(
 
 def make(model: str, flags: Mapping[str, Any], sets: tuple[str, ...], only: tuple[str, ...]) -> Plan:
     """The plan of a recipe file, or of a model and the flags that stand for one. Raises UserError."""
-    from optkit.cli.arguments import is_recipe, recipe_data
     from optkit.cli.common import read_plan
+    from optkit.cli.flags import example_flags
     from optkit.errors import UserError
     from optkit.planning import make_plan
     from optkit.recipe import recipe_of
+    from optkit.shorthand import is_recipe, model_section, recipe_data
     from optkit.yamlread import Document, set_value
 
     if is_recipe(model):
@@ -99,7 +100,12 @@ def make(model: str, flags: Mapping[str, Any], sets: tuple[str, ...], only: tupl
                 hint="change the recipe, or override a value with --set",
             )
         return read_plan(model, sets, only)
-    document = Document(recipe_data(model, **flags), None)
+    try:
+        document = Document(recipe_data(model, **flags), None)
+    except UserError as error:
+        if error.subject == "inputs":
+            error.hint = example_flags(model_section(model, flags["weights"]))
+        raise
     for assignment in sets:
         set_value(document, assignment)
     plan = make_plan(recipe_of(document, Path.cwd()))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optkit.artifact import TensorSpec
+from optkit.dataspec import resolve_path
 from optkit.errors import OptkitError, SourceError
 from optkit.init import CHECK, Input, Looked
 
@@ -150,7 +151,7 @@ def example(torch: Any, spec: TensorSpec) -> Any:
 
 def of_folder(section: dict[str, Any]) -> Looked:
     """What a Hugging Face folder's config says of the model's inputs; loads no backend. Raises SourceError."""
-    folder = Path(section["huggingface"])
+    folder = resolve_path(section["huggingface"], Path())
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -48,4 +49,4 @@ def command(model: str, output: Path, to: tuple[str, ...], weights: str | None, 
     if not quiet:
         guesses = sum(CHECK in line and not line.startswith("#") for line in text.splitlines())
         marked = f"; look at {guesses} guessed value{'s' * (guesses != 1)} in it" if guesses else ""
-        click.echo(f"wrote {clean(output)}{marked}\nnext: optkit plan {clean(output)}", err=True)
+        click.echo(f"wrote {clean(output)}{marked}\nnext: optkit plan {clean(shlex.quote(str(output)))}", err=True)

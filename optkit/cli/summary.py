@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -89,7 +90,7 @@ def error_text(step: Data, colour: bool) -> str:
     lines = [head(step, doing.get(error.get("phase", ""), "failed"), colour), f"  {first}", *(f"  {x}" for x in rest)]
     lines += [f"  {line}" for line in remedy_lines(error.get("hint", ""))]
     if step.get("replay"):
-        lines.append(f"  again, alone: optkit replay {clean(relative(Path(step['replay'])))}")
+        lines.append(f"  again, alone: optkit replay {clean(shlex.quote(relative(Path(step['replay']))))}")
     return "\n".join(lines)
 
 

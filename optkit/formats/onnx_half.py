@@ -124,6 +124,7 @@ class _Scope:
         self.types = onnx_types.value_types(graph, job.opsets, {**around, **own}) | own
         self.visible: dict[str, int] = {**around, **self.types}
         self.inputs = [v for v in graph.input if v.name not in self.constants]
+        self.results = {v.name for v in graph.output}
         self.free = {v.name for v in self.inputs}
         self.origins = dict.fromkeys(self.free, "data")
         self.primary: dict[str, int] = {}  # the type a value is made in
@@ -139,9 +140,8 @@ class _Scope:
             if value.type.tensor_type.elem_type == FLOAT:
                 value.type.tensor_type.elem_type = self.io
                 self._define(value.name, self.io, value.name)
-        results = {v.name for v in graph.output}
         for node in graph.node:
-            self._node(node, results)
+            self._node(node)
         for value in graph.output:
             if value.type.tensor_type.elem_type == FLOAT:
                 value.type.tensor_type.elem_type = self.io
@@ -196,7 +196,8 @@ class _Scope:
 
         tensor = onnx.TensorProto()
         tensor.CopyFrom(self.constants[name])
-        if (name, FLOAT) in self.names or (name, FLOAT16) in self.names:
+        reserved = name in self.results and kind != self.io
+        if reserved or (name, FLOAT) in self.names or (name, FLOAT16) in self.names:
             tensor.name = self.job.fresh(name, kind)
         if kind == FLOAT16:
             values = onnx_weights.read(tensor, self.job.folder)
@@ -229,7 +230,7 @@ class _Scope:
 
     # nodes
 
-    def _node(self, node: Any, results: set[str]) -> None:
+    def _node(self, node: Any) -> None:
         half, found = self.job.half, onnx_types.slots(node, self.job.opsets)
         floats = [i for i, name in enumerate(node.input) if name and self._owner(name).types[name] == FLOAT]
         made = [i for i, name in enumerate(node.output) if name and self.types.get(name) == FLOAT]
@@ -254,7 +255,7 @@ class _Scope:
         for i in made:
             name = node.output[i]
             kind = FLOAT16 if not keep and found and found.outputs[i].takes("float16") else FLOAT
-            if name in results and kind != self.io:
+            if name in self.results and kind != self.io:
                 late.append(name)
                 node.output[i] = self.job.fresh(name, kind)
             self._define(name, kind, node.output[i])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from optkit.errors import StepError
 from optkit.formats import onnx_types, onnx_weights
+from optkit.plugin import need
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -262,10 +263,8 @@ def _product(rewrite: Rewrite, node: Any, activations: dict[str, tuple[str, str,
 
 def prepare(model: Any) -> Any:
     """The model with typed values, constants as initializers, and a name for every node; functions inlined."""
-    import onnx
-
     if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+        model = need("onnx.inliner").inline_local_functions(model)
     model = onnx_types.infer(model)
     onnx_types.hoist(model.graph)
     taken = {node.name for node in model.graph.node}

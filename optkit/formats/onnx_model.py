@@ -246,7 +246,8 @@ def _sidecars(model: Any, path: Path) -> tuple[str, ...]:
 
 
 def _not_onnx(path: Path, why: str) -> SourceError:
-    start = path.open("rb").read(64)
+    with path.open("rb") as handle:
+        start = handle.read(64)
     if start.startswith(b"version https://git-lfs"):
         return SourceError(
             f"{path.name} is a Git LFS pointer, not the model itself", hint="git lfs pull", subject="model"

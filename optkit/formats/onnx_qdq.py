@@ -101,6 +101,7 @@ class Static:
                                      kinds[self.activation_type], TensorsData(CalibrationMethod.MinMax, data),
                                      [node.name for node in self.targets], [], list(op_types), extra)  # fmt: skip
             quantiser.quantize_model()
+            self._spare_others(ranges)
             quantiser.model.topological_sort()
         model.metadata_props.remove(mark)
         lost = [text for text in messages if "exceeds the range" in text or "failed to infer" in text]
@@ -108,6 +109,18 @@ class Static:
             raise StepError(f"onnxruntime's quantiser: {lost[0]}", hint="name the node in with.exclude")
         self.rewrite.prune()
         return messages
+
+    def _spare_others(self, ranges: Ranges) -> None:
+        """Give nodes that stay float the float value of what only other nodes need quantised, such as a residual."""
+        quantised = {name for node in self.targets if not self._bare(node) for name in node.output}
+        targets = {node.name for node in self.targets}
+        spared = {f"{name}_DequantizeLinear_Output": name for name in ranges if name not in quantised}
+        for node in self.rewrite.model.graph.node:
+            if node.name in targets:
+                continue
+            for i, name in enumerate(node.input):
+                if name in spared:
+                    node.input[i] = spared[name]
 
     def _weights(self, ranges: Ranges) -> None:
         """Put integers and a DequantizeLinear in the place of every target's constant weight."""

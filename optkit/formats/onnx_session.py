@@ -79,6 +79,7 @@ def _translated(error: Exception, name: str) -> OptkitError:
     # [ONNXRuntimeError] : 1 : FAIL : /onnxruntime_src/.../model.cc:256 onnxruntime::Model::Model(...) text
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).strip()
     text = re.sub(r"/onnxruntime_src/\S+ [^\n]*?\) (?=[A-Z])", "", text)
+    text = re.sub(r"^Load model from .*? failed: *", "", text)
     kind, details = type(error).__name__, str(error)
     if found := re.search(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)", text):
         return SourceError(
@@ -111,7 +112,15 @@ def _translated(error: Exception, name: str) -> OptkitError:
             details=details,
             hint="keep that operator in float32, or run the model on another device",
         )
-    if kind == "InvalidGraph" or "Type Error" in text or "type inference failed" in text.lower():
+    if found := re.search(r"Duplicate definition of name \((.*?)\)", text):
+        return SourceError(
+            f"two values in {name} are called {found[1]!r}",
+            hint="where the exporter took an output's name for an inner value too, give the output another name",
+            subject="model",
+            details=details,
+        )
+    wrong = ("Invalid model", "invalid model", "Type Error", "ype inference failed", "is not a registered function/op")
+    if kind == "InvalidGraph" or any(part in text for part in wrong):
         return SourceError(
             f"onnxruntime refuses the graph of {name}: {text}",
             subject="model",

@@ -93,8 +93,8 @@ def _check_kwargs(build: Callable[..., Any], kwargs: Mapping[str, Any], name: st
 def _importable(folder: Path | None) -> Iterator[None]:
     """What lies beside a factory can be imported meanwhile, freshly; sys.path is put back afterwards.
 
-    A module of another place that has the name of a sibling is set aside and comes back, so that two recipes whose
-    helpers share a name do not get each other's. The standard library and installed packages are never set aside.
+    A loaded module that has the name of a sibling is set aside and comes back, so that two recipes whose helpers share
+    a name do not get each other's. The standard library and installed packages are never set aside.
     """
     if folder is None:
         yield
@@ -117,8 +117,7 @@ def _importable(folder: Path | None) -> Iterator[None]:
         yield
     finally:
         sys.path[:] = before
-        elsewhere = {n: m for n, m in aside.items() if Path(getattr(m, "__file__", None) or "/").parent != folder}
-        sys.modules.update(elsewhere)
+        sys.modules.update(aside)
 
 
 def _import(where: str, folder: Path | None) -> Any:

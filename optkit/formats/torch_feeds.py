@@ -32,7 +32,7 @@ def dynamic_dims(inputs: Sequence[TensorSpec], dims: Mapping[str, Dim]) -> tuple
 def torch_dtype(spec: TensorSpec) -> Any:
     """The torch dtype of an input. Raises SourceError for one that torch lacks."""
     torch = need("torch")
-    dtype = getattr(torch, spec.dtype, None)
+    dtype = getattr(torch, spec.dtype, None) if spec.dtype not in {"int4", "uint4"} else None  # there, but empty shells
     if not isinstance(dtype, torch.dtype):
         raise SourceError(
             f"torch has no dtype {spec.dtype!r}", subject=f"inputs.{spec.name}", hint="float32, int64, ..."

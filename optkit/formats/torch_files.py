@@ -149,26 +149,25 @@ def check_exported(path: Path, trust_pickle: bool) -> None:
     """Raises SourceError for a .pt2 in which torch.export.load would run pickled code, unless that is trusted."""
     if trust_pickle:
         return
-    found: list[str] = []
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith((".pt", ".pth")):
-                found += pickled_objects(archive.read(name)) if archive.getinfo(name).file_size else []
-            elif name.endswith("_config.json"):
-                payloads = json.loads(archive.read(name)).get("config", {})
-                found += [
-                    f"whatever {entry} holds"
-                    for entry, about in payloads.items()
-                    if isinstance(about, Mapping)
-                    and about.get("use_pickle")
-                    and pickled_objects(archive.read(_sibling(name, str(about["path_name"]))))
-                ]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = list(_pickled_payloads(archive))
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise SourceError(f"{path} is damaged: {error}", subject="model", hint="copy it again") from error
     if found:
         raise untrusted(path, found, "model.trust_pickle")
 
 
-def _sibling(name: str, file: str) -> str:
-    return name.rsplit("/", 1)[0] + "/" + file
+def _pickled_payloads(archive: zipfile.ZipFile) -> Iterator[str]:
+    """What torch.export.load would call: example inputs are a pickle, weights and constants where they say so."""
+    for name in archive.namelist():
+        if name.endswith((".pt", ".pth")) and archive.getinfo(name).file_size:
+            yield from pickled_objects(archive.read(name))
+        elif name.endswith("_config.json"):
+            folder = name.rsplit("/", 1)[0]
+            for about in json.loads(archive.read(name)).get("config", {}).values():
+                if about.get("use_pickle"):
+                    yield from pickled_objects(archive.read(f"{folder}/{about['path_name']}"))
 
 
 def load_pickle(path: Path, *, trust_pickle: bool, subject: str) -> Any:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optkit.artifact import Dim, TensorSpec
 from optkit.errors import StepError
+from optkit.formats import onnx_weights
 from optkit.formats.torch_feeds import static_shape
 from optkit.plugin import need
 
@@ -120,3 +121,24 @@ def _renamed(size: Any, pattern: re.Pattern[str], symbols: Mapping[str, str]) ->
     if isinstance(size, int):
         return size
     return None if size.value is None else pattern.sub(lambda match: symbols[match[1]], size.value)
+
+
+def to_proto(model: Any) -> tuple[Any, dict[str, Callable[[], Any]]]:
+    """The ModelProto, and for each weight above 1 KiB what gives its values; in the proto it has none.
+
+    So that weights go from torch to the file one at a time, for `onnx_model.save`.
+    """
+    ir, onnx = need("onnx_ir", "onnx-ir"), need("onnx")
+    large = [value for value in model.graph.initializers.values() if value.const_value.nbytes > onnx_weights.SMALL]
+    for value in large:
+        del model.graph.initializers[value.name]
+    proto = ir.to_proto(model)
+    payloads: dict[str, Callable[[], Any]] = {}
+    for value in large:
+        model.graph.initializers[value.name] = value
+        held = value.const_value
+        tensor = onnx.TensorProto(name=value.name, dims=held.shape.numpy(), data_type=int(held.dtype))
+        onnx_weights.refer(tensor, "", 0, onnx_weights.size_of(tensor))
+        proto.graph.initializer.append(tensor)
+        payloads[value.name] = held.numpy
+    return proto, payloads

@@ -242,4 +242,5 @@ def _pickle(descriptor: Mapping[str, Any]) -> Source:
 
 def _huggingface(descriptor: Mapping[str, Any]) -> Source:
     module, forward = from_folder(descriptor)
-    return of_module("huggingface", module, forward=forward)
+    # transformers' **kwargs are its own: a misspelt input would go there and have no effect.
+    return replace(of_module("huggingface", module, forward=forward), anything=False)

@@ -33,11 +33,11 @@ def run(artifact: Artifact, out_dir: Path, options: Fp16Options, context: Contex
     and cheap operators between such nodes. Constants of 1e8 and more act as infinity (attention masks) and become
     65504. Raises StepError where a named operator or node does not exist or nothing is left to convert.
     """
-    onnx = need("onnx")
+    need("onnx")
     need("onnxruntime")
     model = onnx_model.load(artifact.path, weights=False)
     if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+        model = need("onnx.inliner").inline_local_functions(model)
     nodes = list(onnx_model.all_nodes(model.graph))
     _known(options, nodes)
     context.progress("computing in float16 where that is safe", None)
@@ -146,4 +146,5 @@ PASS = Pass(
     precision="float16",
     keeps=frozenset({"names", "dims"}),
     tools=("onnx", "onnxruntime"),
+    modules=("optkit.formats.warm_onnxruntime",),
 )

@@ -185,4 +185,5 @@ PASS = Pass(
     options=TransformerOptions,
     fidelity="rounding",
     tools=("onnxruntime", "onnx"),
+    modules=("optkit.formats.warm_onnxruntime",),
 )

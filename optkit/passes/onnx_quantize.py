@@ -295,5 +295,6 @@ PASS = Pass(
     options=QuantizeOptions,
     fidelity="lossy",
     tools=("onnx", "onnxruntime"),
+    modules=("optkit.formats.warm_onnxruntime", "optkit.formats.warm_quantization"),
     needs_data=lambda options: bool(options.method == "static"),
 )

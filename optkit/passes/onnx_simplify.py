@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,9 @@ from optkit.artifact import Artifact
 from optkit.errors import StepCrashed, StepError, StepTimeout
 from optkit.formats import onnx_model, onnx_simplify_child
 from optkit.plugin import Context, Options, Pass, need
+
+# Makes of MatMul and Add a Gemm between reshapes: more nodes, in no pattern that transformer fusions know.
+_SKIPPED = ("fuse_matmul_add_bias_into_gemm_batched",)
 
 
 class SimplifyOptions(Options):
@@ -86,6 +90,7 @@ def _simplify(source: Path, target: Path, options: SimplifyOptions) -> None:
     arguments = {
         "perform_optimization": not options.skip_optimizers,
         "skip_fuse_bn": options.skip_fuse_bn,
+        "skipped_optimizers": list(_SKIPPED),
         "skip_constant_folding": options.skip_constant_folding,
         "skip_shape_inference": options.skip_shape_inference,
         "tensor_size_threshold": f"{options.largest_constant_mb}MB",
@@ -107,8 +112,15 @@ def _simplify(source: Path, target: Path, options: SimplifyOptions) -> None:
     hint = "leave this step out, or try with.skip_constant_folding or with.skip_optimizers"
     if child.returncode < 0:
         raise StepCrashed(f"onnxsim died: {_signal(-child.returncode)}", hint=hint, details=details)
-    last = details.splitlines()[-1] if details else f"exit code {child.returncode}"
-    raise StepError(f"onnxsim failed: {last}", hint=hint, details=details)
+    raise StepError(f"onnxsim failed: {_last_words(details) or f'exit code {child.returncode}'}", hint=hint,
+                    details=details)  # fmt: skip
+
+
+def _last_words(log: str) -> str:
+    """The message of the exception that a log ends with, or its last line."""
+    lines = log.splitlines()
+    starts = [i for i, line in enumerate(lines) if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    return " ".join(lines[starts[-1] if starts else -1 :])
 
 
 def _signal(number: int) -> str:

@@ -20,7 +20,7 @@ from optkit.formats.torch_export import baked_in, symbols, trace
 from optkit.formats.torch_feeds import static_shape
 from optkit.formats.torch_files import quiet
 from optkit.formats.torch_guards import node_place
-from optkit.formats.torch_onnx import name_dims, rename
+from optkit.formats.torch_onnx import name_dims, rename, to_proto
 from optkit.plugin import Context, Options, Pass, need
 
 # The IR version that came with each opset: a file cannot name an older one. From onnx.helper.VERSION_TABLE.
@@ -88,24 +88,17 @@ def run(artifact: Artifact, out_dir: Path, options: TorchToOnnx, context: Contex
     known = artifact.signature.outputs if artifact.signature else ()
     name_dims(onnx, inputs, context.dims, names, known)
     onnx.ir_version = options.written_ir_version
-    size = sum(value.const_value.nbytes for value in onnx.graph.initializers.values() if value.const_value is not None)
-    apart = size >= onnx_model.EXTERNAL_FROM if options.external_data == "auto" else options.external_data
-    try:
-        ir.save(onnx, out_dir / onnx_model.MAIN, external_data=onnx_model.DATA if apart else None)
-    except ValueError as error:  # protobuf ends at 2 GiB
-        raise StepError(
-            f"the model cannot be written as one file: {error}",
-            subject="with.external_data",
-            hint="external_data: auto",
-        ) from error
+    proto, payloads = to_proto(onnx)
+    size = onnx_model.size_bytes(proto)
+    onnx_model.save(proto, out_dir, options.external_data, payloads=payloads)
     clock.stop()
     operators = Counter(node.op_type for node in ir.traversal.RecursiveGraphIterator(onnx.graph))
     return {
         "opset": got,
         "ir_version": onnx.ir_version,
         "exporter": options.exporter,
-        "weight_bytes": size,
-        "external_data": apart,
+        "size_bytes": size,
+        "external_data": (out_dir / onnx_model.DATA).exists(),
         "operators": dict(sorted(operators.items())),
         "exporter_warned": warned,
         "seconds": clock.seconds,
@@ -214,9 +207,8 @@ def _trace(
     }
     file = context.scratch / "traced.onnx"
     clock.start("translate")
-    torch._C._jit_set_onnx_log_enabled(False)  # it prints the whole graph to stdout when an operator is unknown
     try:
-        with baked_in(warned):
+        with _no_graph_dump(torch), baked_in(warned):
             torch.onnx.export(
                 traced,
                 tuple(feeds.values()),
@@ -233,9 +225,22 @@ def _trace(
             f"the torchscript exporter failed: {str(error).strip().splitlines()[0]}",
             subject="model",
             details=str(error),
-            hint="leave out `exporter: torchscript`, or replace the operator",
+            hint="replace the operator in the model"
+            + ("" if model.scripted else ", or leave out `exporter: torchscript`"),
         ) from error
     return ir.load(file)
+
+
+@contextmanager
+def _no_graph_dump(torch: Any) -> Iterator[None]:
+    """Without the whole graph on stdout when the torchscript exporter fails; torch 2.13 always turns its log on."""
+    before = torch._C._jit_onnx_log
+    torch._C._jit_onnx_log = lambda *_: None
+    try:
+        yield
+    finally:
+        torch._C._jit_onnx_log = before
+        torch._C._jit_set_onnx_log_enabled(False)
 
 
 # ------------------------------------------------------------------------------------------------ confirm
@@ -302,10 +307,11 @@ PASS = Pass(
     version=1,
     source="torch",
     target="onnx",
-    summary="export to ONNX with the recipe's names and dynamic dims",
+    summary="Export a torch model to ONNX with the recipe's names and dims",
     run=run,
     confirm=confirm,
     options=TorchToOnnx,
     fidelity="rounding",
     tools=("torch", "onnx", "onnxscript", "onnx-ir"),
+    modules=("optkit.formats.warm_torch", "optkit.formats.warm_torch_export"),
 )

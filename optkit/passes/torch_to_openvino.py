@@ -113,7 +113,7 @@ def _output_names(
         raise StepError(
             f"the converted model has {len(converted.outputs)} outputs, the model {len(names)}",
             subject="outputs",
-            hint="return a flat tuple, or a dict, of tensors from forward",
+            hint="go by way of ONNX: to: onnx, with: {exporter: torchscript}",
         )
     return names
 
@@ -181,10 +181,11 @@ PASS = Pass(
     version=1,
     source="torch",
     target="openvino",
-    summary="convert to OpenVINO IR directly, weights as they are",
+    summary="Convert a torch model to OpenVINO IR without ONNX in between",
     run=run,
     confirm=confirm,
     options=TorchToOpenVino,
     fidelity="rounding",
     tools=("torch", "openvino"),
+    modules=("optkit.formats.warm_torch", "optkit.formats.warm_openvino"),
 )

@@ -202,7 +202,13 @@ def _flat(data: Data, prefix: str = "") -> Iterable[tuple[str, Any]]:
 def _reproduce(report: Data) -> str:
     recipe = report.get("recipe") or {}
     path = recipe.get("path")
-    lines = [f"optkit convert {shlex.quote(path)}" if path else "# made without a recipe file; optkit init writes one"]
+    flags = [part for text in recipe.get("set", ()) for part in ("--set", text)]
+    flags += [part for step in recipe.get("only", ()) for part in ("--only", step)]
+    lines = [
+        shlex.join(["optkit", "convert", path, *flags])
+        if path
+        else "# made without a recipe file; optkit init writes one"
+    ]
     lines += [f"optkit verify {shlex.quote(d.path)}" for d in deliveries(report) if d.path]
     return fenced("\n".join(lines), "sh")
 

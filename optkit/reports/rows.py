@@ -142,7 +142,9 @@ def verdict(report: Data) -> str:
         return f"{name}: interrupted"
     good = sum(d.status == "passed" for d in made)
     if report.get("exit_code") == 0 and good == total:
-        return f"{name}: " + ("the delivery holds" if total == 1 else f"all {total} deliveries hold")
+        return f"{name}: " + (
+            {1: "the delivery holds", 2: "both deliveries hold"}.get(total, f"all {total} deliveries hold")
+        )
     others: dict[str, list[str]] = {}
     for item in made:
         if item.status != "passed":

@@ -146,4 +146,5 @@ RUNNER = Runner(
     open=open_model,
     inspect=onnx_model.inspect,
     tools=("onnxruntime",),
+    modules=("optkit.formats.warm_onnxruntime",),
 )

@@ -176,5 +176,6 @@ RUNNER = Runner(
     open=open_model,
     inspect=inspect,
     tools=("torch",),
+    modules=("optkit.formats.warm_torch",),
     precisions=frozenset({"float64"}),
 )

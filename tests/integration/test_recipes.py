@@ -1,4 +1,4 @@
-"""The shipped recipes: each loads and is planned; the CPU ones run and hold, with an empty cache and then a full one."""
+"""The shipped recipes: each loads and is planned; the CPU ones run and hold, then come from the cache."""
 
 from __future__ import annotations
 

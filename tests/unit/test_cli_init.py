@@ -83,7 +83,7 @@ def test_an_onnx_file() -> None:
     text = Path("recipe.yaml").read_text()
     assert "# the file has no names for its dynamic dims" in text
     assert "#   judge: {npz: judge.npz}   # an array named x" in text
-    assert "# - id: openvino-quantize" in text
+    assert "  # - id: openvino-quantize\n  #   from: openvino\n  #   use: openvino.quantize\n" in text
 
 
 def test_integers_get_a_range_without_which_no_sample_could_be_made_up() -> None:

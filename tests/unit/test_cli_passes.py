@@ -85,7 +85,7 @@ def test_examples_are_recipes_that_plan(tmp_path: Path) -> None:
         steps[0]["from"] = "source"
         if not use.wants_data(use.options.model_validate(steps[0].get("with", {}))):
             steps[0].pop("data", None)
-        data = {"fit": {"random": 8}, "judge": {"random": 8}}
+        data = {"fit": {"random": 8, "seed": 1}, "judge": {"random": 8}}
         recipe = {"version": 1, "model": models[use.source], "data": data, "check_on": "judge", "steps": steps}
         assert make_plan(recipe_from(recipe, tmp_path)).steps[-1].use is use
     assert yaml.safe_load(example(SOME))["steps"][0]["with"] == {"bits": 8}

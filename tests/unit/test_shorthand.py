@@ -3,11 +3,15 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from optkit.cli.arguments import (
+from optkit.cli import cli
+from optkit.cli.flags import example_flags
+from optkit.errors import UserError
+from optkit.shorthand import (
     data_section,
-    example_flags,
     is_recipe,
     model_name,
     model_section,
@@ -15,7 +19,6 @@ from optkit.cli.arguments import (
     parse_input,
     recipe_data,
 )
-from optkit.errors import UserError
 
 NET = """
 from torch import nn
@@ -122,6 +125,9 @@ def test_data() -> None:
     assert data_section(None) == {"random": 32}
     assert data_section("random:7") == {"random": 7}
     assert data_section("a.npz") == {"npz": "a.npz"}
+    np.savez("labelled.npz", x=np.zeros(3), label=np.zeros(3))
+    assert data_section("labelled.npz") == {"npz": "labelled.npz", "label": "label"}
+    assert data_section("labelled.npz", inputs=["x", "label"]) == {"npz": "labelled.npz"}
     assert data_section("images") == {"images": "images"}
     assert data_section("data.py:samples") == {"python": "data.py:samples"}
     assert data_section("t.jsonl", {"huggingface": "hf"})["tokenizer"] == "hf"
@@ -130,15 +136,26 @@ def test_data() -> None:
             data_section(wrong)
 
 
-def test_a_torch_model_without_inputs_is_told_the_flags_with_its_own_argument_names() -> None:
+def test_a_model_that_does_not_know_its_inputs_is_told_the_flags_with_its_own_names() -> None:
     Path("net.py").write_text(NET)
-    with pytest.raises(UserError, match="does not say what goes into it") as caught:
+    result = CliRunner().invoke(cli, ["convert", "net.py:build", "--to", "onnx"])
+    assert result.exit_code == 2
+    assert "a torch model does not say what goes into it" in result.stderr
+    assert (
+        "--input 'ids:float32[batch,3,224,224]' --input 'mask:float32[batch,3,224,224]' --dim batch=1:8:64"
+        in result.stderr
+    )
+    assert "scale" not in result.stderr
+    assert "NAME:float32" in example_flags({"torch": "net.py:make"})  # what it returns cannot be read from the text
+    assert "NAME:float32" in example_flags({"torch": "package.module:build"})
+    Path("hf").mkdir()
+    Path("hf/config.json").write_text('{"vocab_size": 100}')
+    result = CliRunner().invoke(cli, ["convert", "hf", "--to", "onnx"])
+    assert "--input 'input_ids:int64[batch,sequence]=0..99' --input 'attention_mask:" in result.stderr
+    assert "--dim batch=1:8:64 --dim sequence=8:64:128" in result.stderr
+    with pytest.raises(UserError, match="does not say what goes into it"):
         recipe_data("net.py:build", ["onnx"])
-    hint = caught.value.hint
-    assert "--input 'ids:float32[batch,3,224,224]' --input 'mask:float32[batch,3,224,224]' --dim batch=1:8:64" in hint
-    assert "scale" not in hint
-    assert "NAME:float32" in example_flags("net.py:make")  # what it returns cannot be read from the text
-    assert "NAME:float32" in example_flags("package.module:build")
+    assert "inputs" not in recipe_data("net.py:build", ["onnx"], inputs_given=True)
 
 
 def test_a_dim_without_a_range_names_the_flag() -> None:
@@ -170,5 +187,6 @@ def test_names() -> None:
     assert model_name("file.onnx") == "file"
     assert model_name("a/net.py:build") == "net"
     assert model_name("package.module:build") == "module"
+    assert model_name("package:some_models/inner/folder") == "some_models"
     assert is_recipe("A.YAML")
     assert not is_recipe("a.onnx")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,10 @@ def recipe_data(
             hint=f"add --to FORMAT; one of: {', '.join(f for f in formats() if f != 'torch')}",
         )
     specs = dict(parse_input(text) for text in inputs)
-    if "torch" in section and not specs and not inputs_given:
-        raise UserError("a torch model does not say what goes into it", hint=example_flags(section["torch"]))
+    kind = next(iter(section))
+    if kind in ("torch", "torchscript", "huggingface") and not specs and not inputs_given:
+        hint = "add --input NAME:dtype[dims], for example --input 'image:float32[batch,3,224,224]' --dim batch=1:8:64"
+        raise UserError(f"a {kind} model does not say what goes into it", hint=hint, subject="inputs")
     ranges = dict(parse_dim(text) for text in dims)
     named = list(dict.fromkeys(d for spec in specs.values() for d in spec["shape"] if isinstance(d, str)))
     if missing := [name for name in named if name not in ranges]:
@@ -56,7 +58,7 @@ def recipe_data(
         "version": 1,
         "name": re.sub(r"[^A-Za-z0-9._-]+", "-", model_name(model)).strip("-.") or "model",
         "model": section,
-        "data": {"judge": data_section(data, section)},
+        "data": {"judge": data_section(data, section, inputs=list(specs))},
         "check_on": "judge",
         "steps": [{"id": target, "to": target} for target in dict.fromkeys(to)],
         "deliver": list(dict.fromkeys(to)),
@@ -66,6 +68,8 @@ def recipe_data(
 
 def model_name(model: str) -> str:
     """What to call a model by its path or callable."""
+    if model.startswith("package:"):
+        return model.removeprefix("package:").partition("/")[0]
     place, colon, _ = model.rpartition(":")
     if colon and (place.endswith(".py") or not Path(model).exists()):
         return Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
@@ -73,7 +77,12 @@ def model_name(model: str) -> str:
 
 
 def model_section(model: str, weights: str | None = None) -> dict[str, Any]:
-    """The `model:` section for a path or a callable. Raises UserError for what is no model optkit reads."""
+    """The `model:` section for a path (also "package:NAME/path") or a callable.
+
+    Raises UserError for what is no model optkit reads.
+    """
+    from optkit.dataspec import resolve_path
+
     place, colon, name = model.rpartition(":")
     if colon and name.isidentifier() and (place.endswith(".py") or re.fullmatch(r"[A-Za-z_][\w.]*", place)):
         return {"torch": model} | ({"weights": weights} if weights else {})
@@ -82,7 +91,7 @@ def model_section(model: str, weights: str | None = None) -> dict[str, Any]:
             f"--weights goes with FILE.py:NAME, and {model} is a file with weights of its own",
             hint="leave --weights out",
         )
-    path = Path(model)
+    path = resolve_path(model, Path())
     if not path.exists():
         from optkit.errors import did_you_mean
 
@@ -93,7 +102,7 @@ def model_section(model: str, weights: str | None = None) -> dict[str, Any]:
             or "name a recipe (.yaml), a model file, a Hugging Face folder or FILE.py:NAME",
         )
     if path.is_dir():
-        return _folder(path)
+        return _folder(model, path)
     suffix = path.suffix.lower()
     if suffix == ".py":
         raise UserError(f"{model} does not say which callable returns the model", hint=f"{model}:build")
@@ -112,12 +121,12 @@ def model_section(model: str, weights: str | None = None) -> dict[str, Any]:
     )
 
 
-def _folder(path: Path) -> dict[str, Any]:
+def _folder(text: str, path: Path) -> dict[str, Any]:
     for name, kind in (("model.onnx", "onnx"), ("model.xml", "openvino")):
         if (path / name).is_file():
-            return {kind: str(path / name)}
+            return {kind: f"{text.rstrip('/')}/{name}"}
     if (path / "config.json").is_file():
-        return {"huggingface": str(path)}
+        return {"huggingface": text}
     raise UserError(
         f"the folder {path} holds no model optkit knows",
         hint="a Hugging Face folder has a config.json; otherwise name the model's file",
@@ -125,10 +134,7 @@ def _folder(path: Path) -> dict[str, Any]:
 
 
 def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
+    return any("/code/" in name for name in _members(path))
 
 
 def parse_input(text: str) -> tuple[str, dict[str, Any]]:
@@ -174,10 +180,13 @@ def parse_dim(text: str) -> tuple[str, dict[str, int]]:
     return name, {"min": sizes[0], "max": sizes[-1]} | ({"opt": sizes[1]} if len(sizes) == 3 else {})
 
 
-def data_section(spec: str | None, model: Mapping[str, Any] | None = None, samples: int = 32) -> dict[str, Any]:
+def data_section(
+    spec: str | None, model: Mapping[str, Any] | None = None, samples: int = 32, inputs: Collection[str] = ()
+) -> dict[str, Any]:
     """A dataset from one word: FILE.npz, FILE.jsonl, a folder of images, FILE.py:NAME, random:N; None is random.
 
-    A .jsonl is tokenised with the tokenizer of a Hugging Face `model`; its text is under the key "text".
+    An array "label" or "labels" of a .npz that is none of the `inputs` is taken for the labels. A .jsonl is tokenised
+    with the tokenizer of a Hugging Face `model`; its text is under the key "text".
     """
     kind, _, number = (spec or "random").partition(":")
     if kind == "random" and (not number or number.isdigit()):
@@ -190,7 +199,8 @@ def data_section(spec: str | None, model: Mapping[str, Any] | None = None, sampl
     if path.is_dir():
         return {"images": spec}
     if path.suffix == ".npz":
-        return {"npz": spec}
+        label = next((n for n in ("label", "labels") if n not in inputs and f"{n}.npy" in _members(path)), None)
+        return {"npz": spec} | ({"label": label} if label else {})
     if path.suffix == ".jsonl":
         folder = (model or {}).get("huggingface")
         if folder is None:
@@ -205,30 +215,9 @@ def data_section(spec: str | None, model: Mapping[str, Any] | None = None, sampl
     )
 
 
-def example_flags(factory: str) -> str:
-    """The flags a torch model needs, with its own argument names where its source file shows them."""
-    place = Path(factory.rpartition(":")[0])
-    names = forward_names(place, factory.rpartition(":")[2]) if place.suffix == ".py" else []
-    flags = " ".join(f"--input '{name}:float32[batch,3,224,224]'" for name in names or ["NAME"])
-    return f"add {flags} --dim batch=1:8:64, with the model's own dtypes and shapes"
-
-
-def forward_names(file: Path, factory: str) -> list[str]:
-    """The arguments of the model's `forward`, read from the source text; nothing is imported. [] when in doubt."""
-    import ast
-
-    try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, SyntaxError):
+def _members(path: Path) -> list[str]:
+    """The names in a zip archive; none where there is no archive."""
+    if not zipfile.is_zipfile(path):
         return []
-    forwards = {
-        item.name: [a.arg for a in method.args.args[1 : len(method.args.args) - len(method.args.defaults)]]
-        for item in ast.walk(tree) if isinstance(item, ast.ClassDef)
-        for method in item.body if isinstance(method, ast.FunctionDef) and method.name == "forward"
-    }  # fmt: skip
-    made = [
-        node.func.id for item in ast.walk(tree) if isinstance(item, ast.FunctionDef) and item.name == factory
-        for node in ast.walk(item) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    ]  # fmt: skip
-    used = [name for name in dict.fromkeys([*made, factory]) if name in forwards]
-    return forwards[used[0]] if len(used) == 1 else []
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
