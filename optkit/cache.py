@@ -1,21 +1,24 @@
 """Content-addressed store of what was made, and a memory of file digests.
 
     ROOT/entries/ab/abcd.../entry.json + files/    one result under its key; appears whole, by a rename
-    ROOT/staging/PID-XXXX/                         what is being made; a dead process's leftovers are swept
+    ROOT/staging/XXXX/YYYY/                        what process XXXX is making; a dead one's leftovers are swept
     ROOT/digests/ab/abcd....json                   sha256 of a user's file, valid while size, mtime and inode stand
 
 A damaged entry is a miss and is deleted. Several processes may share one root: whoever renames first wins, and the
-others take what is there.
+others take what is there. Each holds a lock on its own staging folder, so that others know it is alive, in whatever
+container it runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import time
 import uuid
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +29,9 @@ from optkit.errors import UnavailableError
 
 # A file written within this time of being read may change again without its mtime telling (coarse clocks).
 _RACY_NS = 2_000_000_000
+
+_NEW_SECONDS = 60.0  # a folder this young may be about to be locked
+_ABANDONED_SECONDS = 7 * 24 * 3600.0  # where locks do not work: whoever made a folder this old is surely gone
 
 
 @dataclass(frozen=True)
@@ -38,23 +44,31 @@ class Entry:
 
 
 class Cache:
-    """The store under `root` ($OPTKIT_CACHE, else the user's cache folder). Raises UnavailableError if it is unusable."""
+    """The store under `root` ($OPTKIT_CACHE, else the user's cache folder). Raises UnavailableError if unusable."""
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = (root or default_root()).absolute()
+        self._own: Path | None = None
         try:
             for name in ("entries", "staging", "digests"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
+            self._sweep()
+            shutil.rmtree(self.stage())  # whether it can be written to is told now, not after an hour's work
         except OSError as error:
-            raise UnavailableError(f"the cache folder {self.root} cannot be used: {error.strerror}",
-                                   hint="name another with --cache DIR or OPTKIT_CACHE") from error
-        self._sweep()
+            raise UnavailableError(
+                f"the cache folder {self.root} cannot be used: {error.strerror or error}",
+                hint="name another with --cache DIR or OPTKIT_CACHE",
+            ) from error
 
     def _sweep(self) -> None:
+        """Delete what dead processes left in staging."""
         for folder in (self.root / "staging").iterdir():
-            pid = folder.name.split("-")[0]
-            if pid.isdigit() and not Path(f"/proc/{pid}").exists() and _is_old(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # somebody else sweeps it, or it is not ours to delete
+                age = time.time() - folder.stat().st_mtime
+                lock = _lock(folder) if age > _NEW_SECONDS else None
+                if lock is not None and (lock != UNKNOWN or age > _ABANDONED_SECONDS):
+                    shutil.rmtree(folder, ignore_errors=True)
+                _unlock(lock)
 
     def _folder(self, key: str) -> Path:
         return self.root / "entries" / key[:2] / key
@@ -65,82 +79,99 @@ class Cache:
         try:
             record = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
             files, data = record["files"], record["data"]
-            sound = record["key"] == key and all(_matches(folder / "files" / n, was) for n, was in files.items())
-        except FileNotFoundError:
-            sound = not folder.exists()
-            if sound:
+            if record["key"] == key and all(_matches(folder / "files" / n, was) for n, was in files.items()):
+                return Entry(key, folder / "files", data)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            if not folder.exists():
                 return None
-        except (OSError, ValueError, KeyError, TypeError):
-            sound = False
-        if not sound:
+        self._discard(folder)
+        return None
+
+    def _discard(self, folder: Path) -> None:
+        """Delete an entry, all of it at once for whoever looks."""
+        try:
+            folder.rename(gone := self.stage() / "entry")
+            shutil.rmtree(gone.parent, ignore_errors=True)
+        except OSError:  # somebody else was faster
             shutil.rmtree(folder, ignore_errors=True)
-            return None
-        return Entry(key, folder / "files", data)
 
     def stage(self) -> Path:
         """A new empty folder to make a result in; give it to `put`, or remove it."""
-        folder = self.root / "staging" / f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        if self._own is None or not self._own.is_dir():
+            self._own = self.root / "staging" / uuid.uuid4().hex[:16]
+            self._own.mkdir()
+            weakref.finalize(self, _close, self._own, _lock(self._own), os.getpid())
+        folder = self._own / uuid.uuid4().hex[:16]
         folder.mkdir()
         return folder
 
-    def put(self, key: str, data: Mapping[str, Any], staged: Path | None = None,
-            digests: Mapping[str, str] | None = None) -> Entry:
+    def put(
+        self,
+        key: str,
+        data: Mapping[str, Any],
+        staged: Path | None = None,
+        digests: Mapping[str, str] | None = None,
+    ) -> Entry:
         """Store `data`, and the files in `staged` (which is consumed), under `key`.
 
         `digests` gives the sha256 of files whose maker has computed it already. Raises OSError when the disk is full;
         nothing is left behind then.
         """
-        files = {}
-        making = self.stage()
+        making: Path | None = None
         try:
+            making = self.stage()
             inside = making / "files"
             if staged is not None:
                 staged.rename(inside)
-                for path in sorted(p for p in inside.rglob("*") if p.is_file()):
-                    name = path.relative_to(inside).as_posix()
-                    files[name] = _record(path, (digests or {}).get(name))
             else:
                 inside.mkdir()
+            names = sorted(p.relative_to(inside).as_posix() for p in inside.rglob("*") if p.is_file())
+            files = {name: _record(inside / name, (digests or {}).get(name)) for name in names}
             record = {"key": key, "files": files, "data": data}
             (making / "entry.json").write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
             folder = self._folder(key)
             folder.parent.mkdir(exist_ok=True)
-            try:
-                making.rename(folder)
-            except OSError:
-                winner = self.get(key)  # somebody else was first, or a damaged entry stands in the way
-                if winner is not None:
-                    return winner
-                shutil.rmtree(folder, ignore_errors=True)
-                making.rename(folder)
+            for attempt in range(3):
+                try:
+                    making.rename(folder)
+                    break
+                except OSError:
+                    winner = self.get(key)  # somebody else was first; a damaged entry in the way is deleted here
+                    if winner is not None:
+                        return winner
+                    if attempt == 2:
+                        raise
             return Entry(key, folder / "files", data)
         finally:
-            shutil.rmtree(making, ignore_errors=True)
+            for left in (making, staged):
+                if left is not None:
+                    shutil.rmtree(left, ignore_errors=True)
 
     def digest(self, path: Path, *, known_only: bool = False) -> str | None:
         """sha256 (hex) of a file, from memory while its size, mtime and inode are as they were.
 
         With `known_only`, None instead of reading a file of over 64 MiB. Raises OSError when it cannot be read.
         """
+        now = time.time_ns()
         stat = path.stat()
-        place = str(path.absolute())
-        mark = [place, stat.st_size, stat.st_mtime_ns, stat.st_ino]
-        name = hashlib.sha256(place.encode()).hexdigest()
+        mark = [str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()
         memo = self.root / "digests" / name[:2] / f"{name}.json"
-        try:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             known = json.loads(memo.read_text(encoding="utf-8"))
-            if known["mark"] == mark:
+            if known["mark"] == mark and len(bytes.fromhex(known["digest"])) == 32:
                 return str(known["digest"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
         if known_only and stat.st_size > 64 << 20:
             return None
         digest = digest_file(path)
-        if time.time_ns() - stat.st_mtime_ns > _RACY_NS:
-            memo.parent.mkdir(exist_ok=True)
-            temporary = memo.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_text(json.dumps({"mark": mark, "digest": digest}), encoding="utf-8")
-            temporary.replace(memo)
+        if now - stat.st_mtime_ns > _RACY_NS:
+            temporary = memo.with_suffix(f".{uuid.uuid4().hex[:12]}.tmp")
+            with contextlib.suppress(OSError):  # without it, the file is read again the next time
+                memo.parent.mkdir(exist_ok=True)
+                temporary.write_text(json.dumps({"mark": mark, "digest": digest}), encoding="utf-8")
+                temporary.replace(memo)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
         return digest
 
     def digest_all(self, paths: Iterable[Path], *, known_only: bool = False) -> str | None:
@@ -155,10 +186,49 @@ class Cache:
 
 
 def default_root() -> Path:
-    """$OPTKIT_CACHE, else $XDG_CACHE_HOME/optkit, else ~/.cache/optkit."""
-    if named := os.environ.get("OPTKIT_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "optkit"
+    """$OPTKIT_CACHE, else $XDG_CACHE_HOME/optkit, else ~/.cache/optkit. Raises UnavailableError without a home."""
+    try:
+        if named := os.environ.get("OPTKIT_CACHE"):
+            return Path(named).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "optkit"
+    except RuntimeError as error:
+        hint = "name one with --cache DIR or OPTKIT_CACHE"
+        raise UnavailableError(f"there is no place for the cache: {error}", hint=hint) from error
+
+
+UNKNOWN = -1
+"""Stands for a lock on a file system that has none."""
+
+
+def _lock(folder: Path) -> int | None:
+    """The descriptor of an exclusive lock on a folder; None when another process holds it, UNKNOWN without locks."""
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, PermissionError):
+        return UNKNOWN
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return handle
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except OSError:
+        os.close(handle)
+        return UNKNOWN
+
+
+def _unlock(lock: int | None) -> None:
+    if lock is not None and lock != UNKNOWN:
+        os.close(lock)
+
+
+def _close(folder: Path, lock: int | None, pid: int) -> None:
+    """Give a staging folder up: at the end of its Cache, or of the process; a fork of that has no say."""
+    if os.getpid() == pid:
+        shutil.rmtree(folder, ignore_errors=True)
+        _unlock(lock)
 
 
 def _record(path: Path, sha256: str | None) -> dict[str, Any]:
@@ -172,10 +242,3 @@ def _matches(path: Path, was: Mapping[str, Any]) -> bool:
         return False
     # A touched file is read again; an untouched one is believed, so that a 3 GB entry costs one stat.
     return bool(stat.st_mtime_ns == was["mtime_ns"] or digest_file(path) == was["sha256"])
-
-
-def _is_old(folder: Path) -> bool:
-    try:
-        return time.time() - folder.stat().st_mtime > 60
-    except OSError:
-        return False

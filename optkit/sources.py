@@ -12,6 +12,7 @@ from optkit.data.imports import local_files, locate_module
 from optkit.errors import SourceError
 from optkit.recipe import (
     ExportedSource,
+    FileSource,
     HuggingFaceSource,
     OnnxSource,
     OpenVINOSource,
@@ -31,7 +32,7 @@ def source_artifact(recipe: Recipe, cache: Cache, *, known_only: bool = False) -
     mean reading a big file. Raises SourceError for a file that went missing.
     """
     try:
-        if isinstance(recipe.model, OnnxSource | OpenVINOSource):
+        if isinstance(recipe.model, OnnxSource | OpenVINOSource | FileSource):
             return _file_artifact(recipe, cache, known_only)
         return _torch_artifact(recipe, cache, known_only)
     except OSError as error:
@@ -42,10 +43,15 @@ def source_artifact(recipe: Recipe, cache: Cache, *, known_only: bool = False) -
 
 def _file_artifact(recipe: Recipe, cache: Cache, known_only: bool) -> Artifact | None:
     model = recipe.model
-    path = recipe.path(model.onnx if isinstance(model, OnnxSource) else model.openvino).absolute()  # type: ignore[union-attr]
     if isinstance(model, OnnxSource):
+        path = recipe.path(model.onnx).absolute()
         names = _onnx_files(path)
+    elif isinstance(model, FileSource):
+        path = recipe.path(model.file).absolute()
+        names = (path.name, *model.files)
     else:
+        assert isinstance(model, OpenVINOSource)
+        path = recipe.path(model.openvino).absolute()
         names = (path.name, path.with_suffix(".bin").name)
         if not path.with_suffix(".bin").is_file():
             raise SourceError(

@@ -112,6 +112,14 @@ def _translated(error: Exception, name: str) -> OptkitError:
             details=details,
             hint="keep that operator in float32, or run the model on another device",
         )
+    if found := re.search(r"Cannot parse data from external tensors.* tensor: (\S+)", text):
+        return SourceError(
+            f"{name} keeps {found[1]!r}, whose values shapes depend on, in external data, where onnxruntime needs it "
+            "in the file",
+            hint="save the model with onnx.save(..., save_as_external_data=True, size_threshold=1024)",
+            subject="model",
+            details=details,
+        )
     if found := re.search(r"Duplicate definition of name \((.*?)\)", text):
         return SourceError(
             f"two values in {name} are called {found[1]!r}",

@@ -53,19 +53,27 @@ def make_cases(inputs: Sequence[TensorSpec], dims: Mapping[str, Dim]) -> tuple[C
     cases = [Case("samples", "samples", {batch: opt[batch]} if batch else {})]
     for name in names:
         cases += [Case(f"{name}={size}", "dims", {**opt, name: size}) for size in dims[name].sizes]
-    edge = {**opt, **({batch: min(2, dims[batch].max)} if batch else {})}
+    edge = {**opt, **({batch: max(dims[batch].min, min(2, dims[batch].max))} if batch else {})}
     cases.append(Case("zeros", "edge", edge))
-    if any(t.range for t in inputs):
-        if any(t.range and t.range[0] != 0 for t in inputs):
-            cases.append(Case("lowest", "edge", edge))
+    ranges = [t.range for t in inputs if t.range and "mask" not in t.name.lower()]
+    if any(low != 0 for low, _ in ranges):
+        cases.append(Case("lowest", "edge", edge))
+    if any(high != 0 for _, high in ranges):
         cases.append(Case("highest", "edge", edge))
     return tuple(cases)
+
+
+def stacks(dataset: Dataset, inputs: Sequence[TensorSpec]) -> bool:
+    """Whether axis 0 of every feed counts samples; otherwise a sample is fed as it is, and counts as a whole."""
+    sample = next(iter(dataset))
+    return all(sample[spec.name].ndim == len(spec.shape or ()) - 1 for spec in inputs)
 
 
 def feeds(case: Case, dataset: Dataset, inputs: Sequence[TensorSpec]) -> Iterator[Batch]:
     """The batches of a case: named tensors, the number of real samples in them, and their labels where there are any.
 
-    The number of samples is 0 for a case whose axis 0 is no sample axis (a model without a batch axis).
+    Rows after the real samples repeat them. An edge case leaves masks as they are: one that hides everything is no
+    input a model is made for.
     """
     import numpy as np
 
@@ -81,7 +89,8 @@ def feeds(case: Case, dataset: Dataset, inputs: Sequence[TensorSpec]) -> Iterato
     if case.kind == "edge":
         for spec in inputs:
             low, high = spec.range or (0.0, 0.0)
-            value = {"zeros": min(max(0.0, low), high) if spec.range else 0.0, "lowest": low, "highest": high}[case.name]
-            if spec.range or case.name == "zeros":
+            zero = min(max(0.0, low), high)
+            value = {"zeros": zero, "lowest": low, "highest": high}[case.name]
+            if (spec.range or case.name == "zeros") and "mask" not in spec.name.lower():
                 tensors[spec.name] = np.full_like(tensors[spec.name], value)
     yield tensors, wanted if batch else count, None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -9,6 +11,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from optkit.plugin import Session, Tensors
 
 LIMIT_BYTES = 4 << 30
@@ -34,19 +39,34 @@ class Tape:
             return
         path = self._path(case, batch)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Output names may hold any character, a file name may not: they go in as positions plus a list of names.
-        plain = {str(i): t for i, t in enumerate(outputs.values())}
-        np.savez(path, names=np.array(list(outputs)), **plain)  # type: ignore[arg-type]
+        # Output names may hold any character, a file name may not: they go in as positions plus a list of names. Types
+        # that numpy itself does not know (bfloat16) go in as unsigned integers of their width.
+        plain = {str(i): t.view(f"u{t.dtype.itemsize}") if t.dtype.kind == "V" else t
+                 for i, t in enumerate(outputs.values())}  # fmt: skip
+        dtypes = np.array([t.dtype.name for t in outputs.values()], dtype=str)
+        np.savez(path, names=np.array(list(outputs), dtype=str), dtypes=dtypes, **plain)  # type: ignore[arg-type]
 
     def read(self, case: int, batch: int) -> Tensors | None:
-        """The outputs of one batch, or None when they are not on the tape."""
+        """The outputs of one batch, or None when they are not, or not whole, on the tape."""
         import numpy as np
 
         path = self._path(case, batch)
         if not path.exists():
             return None
-        with np.load(path, allow_pickle=False) as stored:
-            return {str(name): stored[str(i)] for i, name in enumerate(stored["names"])}
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                kinds = zip(stored["names"], stored["dtypes"], strict=True)
+                return {str(name): _as(stored[str(i)], str(kind)) for i, (name, kind) in enumerate(kinds)}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None
+
+
+def _as(tensor: NDArray[np.generic], dtype: str) -> NDArray[np.generic]:
+    if tensor.dtype.name == dtype or tensor.dtype.kind in "US":
+        return tensor
+    import ml_dtypes
+
+    return tensor.view(getattr(ml_dtypes, dtype))
 
 
 class Reference:
@@ -55,8 +75,12 @@ class Reference:
     `open_session` gives the context manager of a Session; it is entered at most once, on the first miss.
     """
 
-    def __init__(self, tape: Tape, open_session: Callable[[], AbstractContextManager[Session]],
-                 adapt: Callable[[Mapping[str, object]], Tensors]) -> None:
+    def __init__(
+        self,
+        tape: Tape,
+        open_session: Callable[[], AbstractContextManager[Session]],
+        adapt: Callable[[Mapping[str, object]], Tensors],
+    ) -> None:
         self._tape = tape
         self._open = open_session
         self._adapt = adapt
@@ -66,7 +90,9 @@ class Reference:
     def __enter__(self) -> Reference:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stack.close()
 
     def outputs(self, case: int, batch: int, tensors: Tensors) -> Tensors:

@@ -20,6 +20,7 @@ from optkit.plugin import Context, Options, Pass, need
 
 ModelType = Literal["bart", "bert", "bert_keras", "bert_tf", "clip", "conformer", "gpt2", "gpt2_tf", "gpt_neox",
                     "mmdit", "phi", "qwen3", "sam2", "swin", "t5", "tnlr", "unet", "vae", "vit"]  # fmt: skip
+_LARGE = 256 << 20  # bytes: from here on the weights stay on disk
 # Standard operators that fusions make too, besides those of onnxruntime's own domain.
 _FUSED = frozenset({"Attention", "Gelu", "LayerNormalization", "RMSNormalization", "RotaryEmbedding",
                     "SimplifiedLayerNormalization"})  # fmt: skip
@@ -51,16 +52,20 @@ def run(artifact: Artifact, out_dir: Path, options: TransformerOptions, context:
     """
     need("onnx")
     need("onnxruntime")
-    before = onnx_model.count_operators(onnx_model.load(artifact.path, weights=False))
+    model = onnx_model.load(artifact.path, weights=False)
+    before, large = onnx_model.count_operators(model), onnx_model.size_bytes(model) >= _LARGE
     path = artifact.path
     if options.opt_level:
         context.progress("optimising with onnxruntime", None)
-        path = _by_session(artifact.path, options, context)
-    model = onnx_model.load(path)
+        outside = large or len(onnx_model.files(artifact.path)) > 1
+        path = _by_session(artifact.path, options, context, outside)
+    model = onnx_model.load(path, weights=not large)
     messages: list[str] = []
     if not options.only_onnxruntime:
         context.progress(f"fusing as {options.model_type}", None)
-        model, messages = _by_fusion(model, options)
+        # the fusions copy the graph; without the weights that is cheap, and those they need they find from here
+        with contextlib.chdir(path.parent) if large else contextlib.nullcontext():
+            model, messages = _by_fusion(model, options)
     after = onnx_model.count_operators(model)
     fused = _fused(before, after)
     if not fused:
@@ -72,7 +77,7 @@ def run(artifact: Artifact, out_dir: Path, options: TransformerOptions, context:
     used = {node.domain for node in onnx_model.all_nodes(model.graph)} | {""}
     for entry in [o for o in model.opset_import if o.domain not in used and o.domain != "ai.onnx"]:
         model.opset_import.remove(entry)
-    onnx_model.save(model, out_dir)
+    onnx_model.save(model, out_dir, source=path.parent)
     return {
         "fused": dict(sorted(fused.items())),
         "nodes": {"before": before.total(), "after": after.total()},
@@ -103,7 +108,7 @@ def _fused(before: Counter[str], after: Counter[str]) -> dict[str, int]:
     }
 
 
-def _by_session(path: Path, options: TransformerOptions, context: Context) -> Path:
+def _by_session(path: Path, options: TransformerOptions, context: Context, outside: bool) -> Path:
     """The file that onnxruntime writes when it optimises a model."""
     import onnxruntime as ort
 
@@ -116,7 +121,7 @@ def _by_session(path: Path, options: TransformerOptions, context: Context) -> Pa
     settings.intra_op_num_threads = context.threads
     settings.log_severity_level = 4
     settings.optimized_model_filepath = str(target)
-    if onnx_model.size_bytes(onnx_model.load(path, weights=False)) >= onnx_model.EXTERNAL_FROM:
+    if outside:  # without a name of its own, the file would refer to the source's external data
         prefix = "session.optimized_model_external_initializers_"
         settings.add_session_config_entry(f"{prefix}file_name", f"{target.name}.data")
         settings.add_session_config_entry(f"{prefix}min_size_in_bytes", "1024")

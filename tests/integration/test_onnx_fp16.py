@@ -352,7 +352,7 @@ def test_confirm_can_fail(tmp_path: Path) -> None:
 
     assert "pooled is float32, not float16" in complaints_of(result, keep_io=False)
     assert "MatMul up_proj was to stay float32 and takes float16" in complaints_of(result, block_nodes=("up_proj",))
-    assert "no weight is float16; weight wq of MatMul q_proj is still float32" in complaints_of(source)
+    assert "nothing is float16; weight wq of MatMul q_proj is still float32" in complaints_of(source)
 
     def widen(proto: onnx.ModelProto) -> None:
         for tensor in proto.graph.initializer:

@@ -13,6 +13,7 @@ import pytest
 from onnx_models import (
     FLOAT,
     INT64,
+    artifact,
     cnn,
     context,
     edited,
@@ -123,11 +124,23 @@ def test_levels(source: Artifact, tmp_path: Path, level: int) -> None:
 
 
 def test_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outside = saved(bert(), tmp_path / "source", external=True)
+    (tmp_path / "source").mkdir()
+    path = tmp_path / "source" / "model.onnx"
+    onnx.save(bert(), path, save_as_external_data=True, location="all.bin", size_threshold=64)
+    outside = artifact(path.parent)
+    whole, _, _ = made(PASS, outside, tmp_path, num_heads=HEADS, hidden_size=HIDDEN)
+    assert whole.files == ("model.onnx",)
     monkeypatch.setattr(onnx_model, "EXTERNAL_FROM", 4096)
-    result, notes, complaints = made(PASS, outside, tmp_path, num_heads=HEADS, hidden_size=HIDDEN)
-    assert result.files == ("model.onnx", "model.onnx.data")
-    assert (notes["fused"]["com.microsoft.Attention"], complaints) == (1, [])
+    monkeypatch.setattr(onnx_optimize_transformer, "_LARGE", 4096)
+    here = Path.cwd()
+    for level in (0, 1):
+        options = {"num_heads": HEADS, "hidden_size": HIDDEN, "opt_level": level}
+        result, notes, complaints = made(PASS, outside, tmp_path, **options)
+        assert result.files == ("model.onnx", "model.onnx.data")
+        assert (notes["fused"]["com.microsoft.Attention"], complaints) == (1, [])
+        feed = feed_of(texts(1)[0])
+        np.testing.assert_allclose(infer(result, feed)[0], infer(whole, feed)[0], atol=1e-5)
+    assert Path.cwd() == here
 
 
 def test_nothing_fused_is_an_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -82,7 +82,7 @@ def integers(artifact: Artifact) -> dict[str, np.ndarray]:
 
 def test_static_convolutions(conv: Artifact, tmp_path: Path) -> None:
     result, notes = quantised(conv, tmp_path, IMAGES)
-    # six activations carry a pair, the last product's output none; three weights and three int32 biases need no first half
+    # six activations carry a pair, the last product's output none; three weights and three biases need half of one
     assert notes["inserted"] == {"QuantizeLinear": 6, "DequantizeLinear": 12}
     assert (notes["samples"], notes["excluded"], notes["left_in_subgraphs"], notes["messages"]) == (24, [], 0, [])
     assert "Relu" not in operators(result)  # part of the range of what an asymmetric uint8 holds

@@ -275,6 +275,20 @@ def test_a_broken_graph_is_the_sources_fault(tmp_path: Path, damage: Any, what: 
         pass
 
 
+def test_shapes_in_external_data(tmp_path: Path) -> None:
+    onnx.save(encoder(), tmp_path / "model.onnx", save_as_external_data=True, location="all.bin", size_threshold=0)
+    outside = Artifact("onnx", tmp_path / "model.onnx", "")
+    what = "keeps 'axis1', whose values shapes depend on, in external data"
+    with pytest.raises(SourceError, match=what) as caught, RUNNER.open(outside):
+        pass
+    assert "size_threshold=1024" in caught.value.hint
+    (tmp_path / "again").mkdir()
+    model_again = onnx_model.load(tmp_path / "model.onnx", weights=False)
+    again = onnx_model.save(model_again, tmp_path / "again", external=True, source=tmp_path)
+    with RUNNER.open(Artifact("onnx", again, "")) as session:
+        assert session.provider == "CPUExecutionProvider"
+
+
 # large files
 
 
