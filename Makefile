@@ -1,6 +1,6 @@
 # make demo: set up and run the main job on real input.    make test: set up and pass every test.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
