@@ -208,8 +208,9 @@ def waiting(text: str, quiet: bool = False) -> Iterator[None]:
     if quiet or not is_terminal(sys.stderr):
         yield
         return
-    with Console() as console:
-        console._running[""] = _Running(time.monotonic(), clean(text))
+    console = Console()
+    console._running[""] = _Running(time.monotonic(), clean(text))
+    with console:
         yield
 
 
