@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from optkit.artifact import Dim, TensorSpec, digest_files
+from optkit.artifact import Dim, TensorSpec
 from optkit.cache import Cache
 from optkit.errors import CheckError, SourceError, UserError, did_you_mean
+from optkit.livedata import keep
 
 Specs = dict[str, dict[str, Any]]
 
@@ -65,7 +66,7 @@ def capture(
             made = Captured({}, _specs(inputs), tuple(outputs))
         else:
             made = _torch(kind, model, folder, example_inputs, inputs, outputs, dims or {})
-        kept = _keep(folder, store)
+        kept = keep(folder, store)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     section, name = _SECTIONS[kind]
@@ -80,11 +81,6 @@ _SECTIONS = {
     "openvino": ("openvino", "model.xml"),
 }
 """Per kind of live object the recipe's key and the file."""
-
-
-def _keep(folder: Path, store: Cache) -> Path:
-    names = sorted(p.name for p in folder.iterdir())
-    return store.put(digest_files(folder, names), {}, folder).folder
 
 
 def _kind(model: Any) -> tuple[str, Any]:
@@ -199,11 +195,13 @@ def _named(kind: str, model: Any, example: Any) -> dict[str, Any]:
     made = {}
     for name, value in named.items():
         try:
+            if value is None or isinstance(value, bool | int | float):
+                raise TypeError("a fixed value is no input")
             tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"example input {name!r} is a {type(value).__name__}, not a tensor or an array: {error}",
-                hint="leave arguments that are no tensors to forward()'s defaults",
+                hint="leave arguments that are no tensors to forward()'s defaults, or fix them in a module around it",
             ) from error
         made[name] = tensor.detach().cpu()
     return made
@@ -311,6 +309,7 @@ def _compare(
             feeds = {t.name: tensors[t.name] for t in specs} if sizes is None else drawn
             with torch.inference_mode():
                 one, two = live.call(feeds), captured.call(feeds)
+                torch_model.check_deterministic(live, feeds, one, live.call(feeds))
             comparison = Comparison()
             comparison.add(_arrays(one), _arrays(two), None)
             result = comparison.result()

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optkit.artifact import TensorSpec, digest_files
+from optkit.artifact import TensorSpec, digest_file, digest_of
 from optkit.cache import Cache
 from optkit.dataspec import KINDS
 from optkit.errors import DataError
@@ -71,11 +71,13 @@ def dataset_entry(
             return dict(data)
         if not data:
             raise _fault(name, "it is empty", "give arrays by input name: {'image': array}")
-        arrays = {str(k): array_of(v, name, str(k)) for k, v in data.items()}
+        listed = any(not hasattr(value, "dtype") for value in data.values())
+        specs = {spec.name: spec for spec in inputs()} if listed else {}
+        arrays = {str(k): array_of(v, name, str(k), specs.get(str(k))) for k, v in data.items()}
         label = _label_of(arrays, [t.name for t in inputs()], name) if set(LABELS) & set(arrays) else None
         folder = store.stage()
         _write([arrays], folder / _ARRAYS, "{1}.npy")
-        return {"npz": str(_keep(folder, store) / _ARRAYS)} | ({"label": label} if label else {})
+        return {"npz": str(keep(folder, store) / _ARRAYS)} | ({"label": label} if label else {})
     if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
         raise _fault(name, f"a {type(data).__name__} is no data optkit reads", _FORMS)
     folder, samples = store.stage(), _Samples(data, name, inputs)
@@ -83,7 +85,7 @@ def dataset_entry(
         if not _write(samples, folder / _ARRAYS, "{0}/{1}.npy"):
             raise _fault(name, "it has no samples", "a check or a calibration without samples would prove nothing")
         (folder / _READER).write_text(_CODE, encoding="utf-8")
-        kept = _keep(folder, store)
+        kept = keep(folder, store)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     entry = {"python": f"{kept / _READER}:samples", "reads": [str(kept / _ARRAYS)]}
@@ -142,10 +144,13 @@ def _write(samples: Iterable[Mapping[str, Array]], path: Path, key: str) -> int:
     return count
 
 
-def _keep(folder: Path, store: Cache) -> Path:
-    """The folder under its content's key in the cache, where a later run and `optkit replay` find it."""
-    digest = digest_files(folder, sorted(p.name for p in folder.iterdir()))
-    return store.put(digest, {}, folder).folder
+def keep(folder: Path, store: Cache) -> Path:
+    """A folder's files under the digest of their content in the cache, where a later run and `optkit replay` find them.
+
+    The folder is consumed.
+    """
+    digests = {path.name: digest_file(path) for path in sorted(folder.iterdir())}
+    return store.put(digest_of(["live", digests]), {}, folder, digests).folder
 
 
 class _Samples:

@@ -50,6 +50,10 @@ def command(model: str, output: Path, to: tuple[str, ...], weights: str | None, 
     from optkit.report import write_atomically
 
     to_stdout = str(output) == "-"
+    if output.is_dir():
+        raise UserError(f"{output} is a folder", hint=f"--output {output / 'recipe.yaml'}")
+    if not output.parent.is_dir():
+        raise UserError(f"there is no folder {output.parent}", hint="make it, or write elsewhere with --output FILE")
     if output.exists() and not force and not to_stdout:
         raise UserError(f"{output} is already there", hint="--force overwrites it, --output FILE writes another")
     with waiting(f"looking at {model}", quiet):

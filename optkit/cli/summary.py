@@ -11,7 +11,7 @@ from optkit.cli.common import relative
 from optkit.cli.console import STYLES
 from optkit.cli.failure import remedy as remedy_lines
 from optkit.cli.text import Cell, clean, has_colour, paint, table
-from optkit.reports.rows import broken, cost, deliveries, duration, nearest, remedy, share, size, verdict
+from optkit.reports.rows import broken, cost, deliveries, duration, margin, nearest, remedy, size, verdict
 
 MOST_REASONS = 5  # of a failed check; the report has them all
 
@@ -29,18 +29,12 @@ def deliveries_table(report: Data, stream: IO[str]) -> str:
     steps = {step["id"]: step for step in report.get("steps", [])}
     rows = [
         (d.step, d.format, size(d.size_bytes), Cell(d.status, STYLES.get(d.status, "")), d.parity or "-",
-         margin(steps.get(d.step, {})), duration(d.seconds) if not d.cached else "cached",
+         margin(nearest(steps.get(d.step, {}))), duration(d.seconds) if not d.cached else "cached",
          relative(Path(d.path)) if d.path else "-")
         for d in deliveries(report)
     ]  # fmt: skip
     head = ("delivery", "format", "size", "status", "worst parity", "nearest bound", "time", "folder")
     return table(head, rows, stream) if rows else ""
-
-
-def margin(step: Data) -> str:
-    """How much of its nearest bound a step used up."""
-    found = nearest(step)
-    return f"{share(found.used, found.held)} used" if found and found.used is not None else "-"
 
 
 def synthetic_note(report: Data) -> str:

@@ -145,7 +145,8 @@ def _wrapper(model: TorchModel) -> Any:
 def named_tensors(result: Any, declared: Sequence[str] | None) -> dict[str, Any]:
     """Name to tensor of what a forward returned. Raises SourceError (subject "outputs") if that is not as declared.
 
-    Of a dict or dataclass, entries that are no tensors (None, caches) count only when they are declared.
+    Of a dict or dataclass, entries that are no tensors (None, a cache object) count only when they are declared. One
+    with tensors inside (a tuple of them) must not be dropped unnoticed: then the outputs have to be declared.
     """
     tensor = need("torch").Tensor
     if dataclasses.is_dataclass(result) and not isinstance(result, Mapping | type):
@@ -159,6 +160,13 @@ def named_tensors(result: Any, declared: Sequence[str] | None) -> dict[str, Any]
                 raise SourceError(
                     f"the model gives no tensor {name!r}", subject="outputs", hint=did_you_mean(name, found)
                 )
+        inside = [str(name) for name, value in result.items() if _holds_tensors(value)]
+        if inside and not declared:
+            raise SourceError(
+                f"output {inside[0]!r} of the model is a {type(result[inside[0]]).__name__} with tensors in it",
+                subject="outputs",
+                hint=f"return a flat dict, or name the outputs to keep: {', '.join(found) or 'those that are tensors'}",
+            )
         if not found:
             raise SourceError(
                 f"the model gives no tensor at all, only {', '.join(map(str, result)) or 'an empty dict'}",
@@ -187,6 +195,12 @@ def named_tensors(result: Any, declared: Sequence[str] | None) -> dict[str, Any]
             hint=f"name all {len(items)}, in forward's order" if len(items) > 1 else "name one: outputs: [output]",
         )
     return dict(zip(declared or names, items, strict=True))
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether a tuple, list or dict has tensors in it, however deep."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    return any(isinstance(item, need("torch").Tensor) or _holds_tensors(item) for item in inner)
 
 
 def _failed(error: Exception, feeds: Mapping[str, Any], folder: Path | None) -> SourceError:

@@ -123,7 +123,7 @@ def describe(path: Path, meta: Mapping[str, Any] | None = None) -> Signature:
     check_ranges(model, model.inputs, dims)
     sizes, feeds = runnable_feeds(model, model.inputs, dims)
     first, again = model.call(feeds), model.call(feeds)
-    _check_deterministic(model, feeds, first, again)
+    check_deterministic(model, feeds, first, again)
     other_sizes, other_feeds = runnable_feeds(model, model.inputs, dims, unlike=sizes) if sizes else (sizes, feeds)
     other = model.call(other_feeds) if sizes else first
     outputs = tuple(
@@ -163,7 +163,7 @@ def _exported_dims(model: TorchModel) -> dict[str, Dim]:
     return found
 
 
-def _check_deterministic(
+def check_deterministic(
     model: TorchModel, feeds: Mapping[str, Any], first: Mapping[str, Any], again: Mapping[str, Any]
 ) -> None:
     torch = need("torch")

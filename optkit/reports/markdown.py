@@ -18,6 +18,7 @@ from optkit.reports.rows import (
     duration,
     judged,
     lost_db,
+    margin,
     nearest,
     parity,
     remedy,
@@ -149,7 +150,7 @@ def _margin(judged_: Judged | None) -> str:
     if judged_.used is None or judged_.measured is None:
         return escape(judged_.bound or judged_.text)
     where = "" if judged_.case == "samples" else f" at {judged_.case}"
-    return escape(f"{judged_.bound}: {share(judged_.used, judged_.held)} used{where}")
+    return escape(f"{judged_.bound}: {margin(judged_)}{where}")
 
 
 def _cost(step: Data, report: Data) -> str:

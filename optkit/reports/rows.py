@@ -172,6 +172,16 @@ def share(part: float | None, held: bool = True) -> str:
     return f"{whole} %" if whole >= 1 or part == 0 else "under 1 %"
 
 
+def margin(one: Judged | None) -> str:
+    """How near a verdict is to its bound: "88 % used", "10 times over", "54.2 dB short"; "-" where that is unknown."""
+    if one is None or one.used is None or one.measured is None:
+        return "-"
+    bound = _bound(one.bound)
+    if not one.held and bound is not None and bound.metric == "sqnr_db":
+        return f"{bound.value - one.measured:.1f} dB short"
+    return share(one.used, one.held) + (" over" if one.used >= 2 else " used")
+
+
 def _bound(text: str | None) -> Bound | None:
     try:
         return parse_bound(text) if text else None

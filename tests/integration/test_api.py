@@ -64,6 +64,16 @@ class Branch(nn.Module):
         return x
 
 
+class Noisy(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x)
+
+
+class Nested(nn.Module):
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        return {"a": x, "states": (x, x * 2)}
+
+
 class Loader:
     """What optkit knows a DataLoader by: it can be iterated over, again and again, and gives batches."""
 
@@ -187,6 +197,7 @@ def test_programs_and_scripts(tmp_path: Path) -> None:
         (Pair, {}, UserError, "nothing says what goes into the model", "example_inputs={"),
         (Pair, {"example_inputs": (1, 2, 3)}, UserError, "3 example inputs were given, and forward", "by name"),
         (Pair, {"example_inputs": {"x": "text", "y": 1}}, UserError, "'x' is a str, not a tensor", "defaults"),
+        (Pair, {"example_inputs": {"x": IMAGE, "y": True}}, UserError, "'y' is a bool, not a tensor", "defaults"),
         (Pair, {"example_inputs": {"x": IMAGE, "z": IMAGE}}, SourceError, "has no input 'z'; it takes x, y", "one of"),
         (Pair, {"example_inputs": {"x": IMAGE}}, SourceError, "needs 'y', which no input feeds", "y: {shape"),
         (Pair, {"inputs": {"x": {"dtype": "int64"}}}, UserError, "'x' has no shape", "'shape': ['batch'"),
@@ -194,6 +205,8 @@ def test_programs_and_scripts(tmp_path: Path) -> None:
         (Branch, {"example_inputs": IMAGE, "dims": {"n": 2}}, UserError, "no input has a dim called 'n'", '"batch"'),
         (Branch, {"inputs": {"x": {"shape": ["n", 3]}}}, SourceError, "dim 'n' has no range", "n: {min: 1"),
         (Branch, {"example_inputs": IMAGE, "dims": DIMS}, StepError, r"`if x\.shape\[0\] > 4:`", "torch.where"),
+        (Noisy, {"example_inputs": IMAGE}, SourceError, r"draws random numbers \(.*dropout", "self.training"),
+        (Nested, {"example_inputs": IMAGE}, SourceError, "'states' of the model is a tuple with tensors in", "keep: a"),
         (lambda: 3, {}, UserError, "a builtins.int is no model optkit knows", "onnx.ModelProto"),
     ],
 )  # fmt: skip
@@ -410,6 +423,25 @@ def test_live_models_of_other_libraries(run: tuple[Path, Any, optkit.Report, lis
         tensor.data_location = onnx.TensorProto.EXTERNAL
     with pytest.raises(SourceError, match=r"keeps weights in 'w\.data' and does not say in which folder"):
         optkit.convert(apart, to="openvino", **given)
+
+
+def test_a_large_onnx_model_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnx
+
+    from optkit.formats import onnx_model
+
+    monkeypatch.setattr(onnx_model, "EXTERNAL_FROM", 4096)
+    weight = onnx.numpy_helper.from_array(np.ones((3, 2000), np.float32), "w")
+    x, y = (onnx.helper.make_tensor_value_info(n, 1, ["batch", size]) for n, size in (("x", 3), ("y", 2000)))
+    graph = onnx.helper.make_graph([onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    before = model.SerializeToString()
+    captured = capture(model, Cache(tmp_path))
+    assert model.SerializeToString() == before
+    path = Path(captured.section["onnx"])
+    assert sorted(p.name for p in path.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
+    with optkit.open_artifact(path) as opened:
+        assert (opened(x=np.ones((2, 3), np.float32))["y"] == 3).all()
 
 
 # ------------------------------------------------------------------------------------------------ the toy format

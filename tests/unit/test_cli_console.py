@@ -168,6 +168,8 @@ def test_waiting_is_shown_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -
     for stream, quiet, shown in ((Terminal(), False, True), (Terminal(), True, False), (io.StringIO(), False, False)):
         monkeypatch.setattr(module.sys, "stderr", stream)
         with module.waiting("comparing a\x1b with b", quiet):
-            pass
+            deadline = time.monotonic() + 10
+            while shown and "comparing" not in stream.getvalue() and time.monotonic() < deadline:
+                time.sleep(0.02)
         assert (r"comparing a\x1b with b" in stream.getvalue()) == shown
         assert stream.getvalue() == "" or "\x1b[?25h" in stream.getvalue()

@@ -86,6 +86,14 @@ def test_an_onnx_file() -> None:
     assert "  # - id: openvino-quantize\n  #   from: openvino\n  #   use: openvino.quantize\n" in text
 
 
+def test_a_place_that_no_recipe_can_go_to() -> None:
+    save_onnx("net.onnx", ["batch", 3])
+    for place, what in ((".", ". is a folder"), ("no/where/r.yaml", "there is no folder no/where")):
+        result = invoke("net.onnx", "--output", place)
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"error: {what}\n  try: ")
+
+
 def test_a_dim_that_inputs_share_stays_one(tmp_path: Path) -> None:
     import torch
 

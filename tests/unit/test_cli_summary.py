@@ -21,7 +21,7 @@ def test_the_deliveries_at_a_glance() -> None:
     assert deliveries_table(data, io.StringIO()).splitlines() == [
         "delivery  format  size    status   worst parity              nearest bound   time    folder",
         "onnx      onnx    3.4 MB  passed   cosine 0.99999, 120.5 dB  under 1 % used  1.50 s  build/net/onnx",
-        "int8      onnx    3.4 MB  failed   cosine 0.9000, 20.5 dB    10 times used   1.50 s  -",
+        "int8      onnx    3.4 MB  failed   cosine 0.9000, 20.5 dB    10 times over   1.50 s  -",
         "trt       onnx    -       blocked  -                         -               -       -",
     ]
 

@@ -67,6 +67,7 @@ def generator() -> Iterator[dict[str, Any]]:
     [
         ({"x": ROWS}, False),
         ({"x": ROWS.astype(">f4")}, False),
+        ({"x": ROWS.tolist()}, False),
         ({"x": np.asfortranarray(ROWS)}, False),
         ({"x": Tensor(ROWS), "label": LABELS}, True),
         ([{"x": row} for row in ROWS], False),

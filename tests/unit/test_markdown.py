@@ -106,7 +106,7 @@ def test_a_failed_check_says_why_and_what_the_step_itself_cost() -> None:
     assert row in text
     assert "| - | finite, of the right shapes | - | zeros | - | 1 of 1 cases |" in text
     delivery = (
-        "| **int8** | onnx | 3.4 MB | **failed** | cosine 0.9000, 20.5 dB, sample 3 | cosine &gt;= 0.99: 10 times used"
+        "| **int8** | onnx | 3.4 MB | **failed** | cosine 0.9000, 20.5 dB, sample 3 | cosine &gt;= 0.99: 10 times over"
     )
     assert f"{delivery} | 100.0 dB | - |" in text
     assert text.index("## What went wrong") < text.index("## Steps")
@@ -240,11 +240,13 @@ def test_the_nearest_bound_is_the_one_that_is_used_up_most() -> None:
     two = case("batch=1", "dims", True, source, verdicts=[judged("y.sqnr_db >= 30", 31)])
     found = rows.nearest(step("a", "source", "passed", [one, two]))
     assert found is not None
-    assert (found.case, found.bound, rows.share(found.used)) == ("batch=1", "y.sqnr_db >= 30", "89 %")
+    assert (found.case, found.bound, rows.margin(found)) == ("batch=1", "y.sqnr_db >= 30", "89 % used")
+    short = case("samples", "samples", False, source, verdicts=[judged("sqnr_db >= 90", 35.8, held=False)])
+    assert rows.margin(rows.nearest(step("a", "source", "failed", [short]))) == "54.2 dB short"
     lost = case("zeros", "edge", False, source, verdicts=[judged("rel_l2 <= 0.1", None, held=False)])
     found = rows.nearest(step("a", "source", "failed", [one, two, lost]))
     assert found is not None
-    assert (found.case, found.used) == ("zeros", None)
+    assert (found.case, found.used, rows.margin(found)) == ("zeros", None, "-")
     assert rows.nearest(step("a", "source", "waived", [])) is None
 
 
