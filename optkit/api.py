@@ -18,13 +18,13 @@ from optkit.deliver import RECORD
 from optkit.errors import CheckError, SourceError, UserError
 from optkit.events import Listener, ignore
 from optkit.execute import execute
-from optkit.judging import judge_case
+from optkit.judging import judge_case, judge_cases
 from optkit.parity.bounds import parse_bound
 from optkit.parity.cases import make_cases
 from optkit.planning import Check, Plan, make_plan
 from optkit.pool import run_alone
 from optkit.recipe import Recipe, load_recipe, recipe_from
-from optkit.registry import get_runner
+from optkit.registry import format_of, get_runner
 from optkit.report import Report
 from optkit.shorthand import data_section, is_recipe, recipe_data
 from optkit.sources import source_artifact
@@ -129,6 +129,8 @@ def failure(report: Report) -> CheckError:
             lines.append(f"{step['id']}: {wrong[0] if wrong else 'its check did not hold'}")
         elif step["status"] == "blocked":
             lines.append(f"{step['id']}: blocked by {step['blocked_by']}")
+        elif step["status"] == "deferred" and not step["on_target"]:
+            lines.append(f"{step['id']}: deferred, {step['error']['what']}")
     error = CheckError(
         "; ".join(lines) or "the run was interrupted", hint="the whole story is in error.report and in report.json"
     )
@@ -343,6 +345,8 @@ def _made(folder: Path) -> Path:
 def verify(folder: str | Path, *, device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
     """A delivered artifact proven again: its files' digests, and its answers to the test vectors that lie beside it.
 
+    One whose check was deferred is proven here for the first time, on every case and by the bounds of its step.
+
     Returns {"artifact", "format", "held", "problems": [text], "cases": [...], "provider"}. Raises UserError for a
     folder that is no delivery, UnavailableError when its runtime is not on this machine.
     """
@@ -358,6 +362,7 @@ def verify(folder: str | Path, *, device: str = "cpu", threads: int | None = Non
             problems.append(f"{name} is not the file that was delivered: its sha256 differs")
     cases: list[dict[str, Any]] = []
     provider = None
+    deferred = record.get("deferred") or {}
     if not record["vectors"]:
         problems.append(
             "no test vectors were delivered with it"
@@ -366,11 +371,13 @@ def verify(folder: str | Path, *, device: str = "cpu", threads: int | None = Non
     elif not problems:
         done = raise_if_failed(run_alone({
             "task": "verify", "artifact": artifact.to_json(), "vectors": str((folder / record["vectors"]).absolute()),
-            "device": device, "threads": threads or keys.cores(),
+            "device": device, "threads": threads or keys.cores(), "deferred": deferred.get("cases"),
         }))  # fmt: skip
         provider = done["provider"]
-        for case in done["cases"]:
-            cases += _proven_again(case, record, artifact)
+        if deferred:
+            cases = _proven_at_last(done["cases"], record, artifact)
+        else:
+            cases = [judged for case in done["cases"] for judged in _proven_again(case, record, artifact)]
     return {
         "artifact": str(folder),
         "format": artifact.format,
@@ -379,6 +386,37 @@ def verify(folder: str | Path, *, device: str = "cpu", threads: int | None = Non
         "provider": provider,
         "held": not problems and bool(cases) and all(c["held"] for c in cases),
     }
+
+
+def lint(path: str | Path, target: str) -> dict[str, Any]:
+    """What a runtime ("tensorrt", "openvino", "onnxruntime") refuses of an ONNX file or a delivered ONNX folder.
+
+    Returns {"target", "refused": [{"node", "operator", "module", "what", "hint"}], "unchecked": [text]}. The
+    runtime's own parser does the work, in a child process. Raises UserError for what is no ONNX model or an unknown target,
+    UnavailableError where the runtime is not installed.
+    """
+    file = Path(path)
+    if file.is_dir():
+        artifact = delivered(file)
+        file = artifact.path
+        known: str | None = artifact.format
+    else:
+        known = format_of(file.name)
+    if known != "onnx":
+        raise UserError(f"{path} is no ONNX model, which is what lint looks at",
+                        hint="make one first: optkit convert MODEL --to onnx")  # fmt: skip
+    done = raise_if_failed(run_alone({"task": "lint", "path": str(file.absolute()), "target": target}))
+    return {key: done[key] for key in ("target", "refused", "unchecked")}
+
+
+def _proven_at_last(
+    cases: Sequence[Mapping[str, Any]], record: Mapping[str, Any], artifact: Artifact
+) -> list[dict[str, Any]]:
+    """The verdict that a deferred check left to this machine, by the step's own bounds and the source's own noise."""
+    before = record["check"]
+    bounds = tuple(parse_bound(text) for text in before["bounds"])
+    check = Check(bounds, before["precision"], before["lossy"], tuple(before["stated_by"]))
+    return judge_cases(cases, check, record["provenance"]["source"]["noise"], artifact.signature)
 
 
 def _proven_again(case: Mapping[str, Any], record: Mapping[str, Any], artifact: Artifact) -> list[dict[str, Any]]:

@@ -26,8 +26,9 @@ def prepare_folder(out: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"the output folder {out} cannot be written to: {error.strerror}",
-                        hint="name another with --out DIR") from error
+        raise UserError(
+            f"the output folder {out} cannot be written to: {error.strerror}", hint="name another with --out DIR"
+        ) from error
 
 
 def clear(folder: Path) -> None:
@@ -36,8 +37,15 @@ def clear(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def deliver(artifact: Artifact, folder: Path, *, step: Mapping[str, Any], chain: Sequence[Mapping[str, Any]],
-            run: Mapping[str, Any], vectors: Path | None) -> None:
+def deliver(
+    artifact: Artifact,
+    folder: Path,
+    *,
+    step: Mapping[str, Any],
+    chain: Sequence[Mapping[str, Any]],
+    run: Mapping[str, Any],
+    vectors: Path | None,
+) -> None:
     """Copy a proven artifact to `folder` with its optkit.json and test vectors: whole, or not at all.
 
     Files that are there already, unchanged since their delivery, are not copied again. Raises UserError when the folder
@@ -54,6 +62,7 @@ def deliver(artifact: Artifact, folder: Path, *, step: Mapping[str, Any], chain:
         "preprocessing": {n: d.get("preprocessing") for n, d in run["data"].items()},
         "status": step["status"],
         "check": step["check"],
+        "deferred": {**step["deferred"], "reason": step["error"]["what"]} if step["deferred"] else None,
         "vectors": VECTORS if vectors else None,
         "provenance": {
             "name": run["name"], "recipe": run["recipe"], "source": run["source"], "data": run["data"],
@@ -81,8 +90,11 @@ def deliver(artifact: Artifact, folder: Path, *, step: Mapping[str, Any], chain:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
             shutil.copystat(path, target)
-            files[name] = {"size_bytes": target.stat().st_size, "mtime_ns": target.stat().st_mtime_ns,
-                           "sha256": digest_file(path)}
+            files[name] = {
+                "size_bytes": target.stat().st_size,
+                "mtime_ns": target.stat().st_mtime_ns,
+                "sha256": digest_file(path),
+            }
         (staged / RECORD).write_text(_text({**record, "files": files}), encoding="utf-8")
         if folder.exists():
             old = folder.with_name(f".{folder.name}.{os.getpid()}.old")

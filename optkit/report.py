@@ -23,8 +23,10 @@ class Report:
 
     Keys: schema, optkit, name, recipe, started, seconds, environment, source, data, steps, deliver, exit_code.
     A step has: id, pass, options, parent, implied, fidelity, target, status, seconds {run, check}, cached {run, check},
-    artifact, notes, error, blocked_by, check, replay. A check has: against, data, precision, lossy, waived, provider,
-    held, cases; a case: name, kind, sizes, samples, source, parent (metric results), verdicts, held.
+    artifact, notes, error, blocked_by, check, deferred, replay. A check has: against, data, precision, lossy, bounds,
+    stated_by, waived, provider, held, cases; a case: name, kind, sizes, samples, source, parent (metric results),
+    verdicts, held. Where this machine cannot make the check, `error` says why, and `deferred` holds the nearest
+    ancestor's verdict (`beside`) and the cases that the target has to check.
     """
 
     data: Mapping[str, Any]
@@ -71,8 +73,10 @@ class Report:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no optkit report: {error}", hint="optkit convert writes report.json") from error
         if schema != SCHEMA:
-            raise UserError(f"{path} has report schema {schema}; this optkit reads {SCHEMA}",
-                            hint="read it with the optkit that wrote it")
+            raise UserError(
+                f"{path} has report schema {schema}; this optkit reads {SCHEMA}",
+                hint="read it with the optkit that wrote it",
+            )
         return Report(data)
 
 
@@ -82,8 +86,9 @@ def exit_code_of(steps: Sequence[Mapping[str, Any]]) -> int:
     for step in steps:
         error = step.get("error")
         if step["status"] == "error":
-            mine = {"UserError": 2, "SourceError": 2, "DataError": 2, "UnavailableError": 4}.get(
-                error["class"] if error else "", 3)
+            mine = {"UserError": 2, "SourceError": 2, "DataError": 2, "UnavailableError": 4, "NotHereError": 4}.get(
+                error["class"] if error else "", 3
+            )
             code = max(code, mine) if code > 1 else mine
         elif code == 0 and not (step["status"] == "deferred" and step.get("on_target")):
             code = _EXIT_CODES.get(step["status"], 0)

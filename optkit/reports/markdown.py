@@ -7,7 +7,19 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from optkit.reports.rows import broken, cached, cases, cost, deliveries, remedy, seconds_of, size, spelt, verdict
+from optkit.reports.rows import (
+    broken,
+    cached,
+    cases,
+    cost,
+    deliveries,
+    remedy,
+    seconds_of,
+    size,
+    spelt,
+    stands_on,
+    verdict,
+)
 
 Data = Mapping[str, Any]
 
@@ -123,7 +135,8 @@ def _deferred(step: Data) -> str:
     return (
         f"{_bold(step['id'])}: {where}"
         + (f" ({escape(error)})" if error else "")
-        + "; `optkit verify` gives the verdict."
+        + "; `optkit verify` gives the verdict"
+        + (f". {escape(text[:1].upper() + text[1:])}." if (text := stands_on(step)) else ".")
     )
 
 

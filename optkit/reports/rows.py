@@ -129,6 +129,14 @@ def cost(step: Data, report: Data) -> str:
     return f"this step cost {lost:.1f} dB: its parent {name} has {before:.1f} dB"
 
 
+def stands_on(step: Data) -> str:
+    """What speaks for a step whose check is deferred: its nearest ancestor that did run, "" where none did."""
+    near = (step.get("deferred") or {}).get("beside")
+    if not near:
+        return ""
+    return f"its nearest ancestor that runs here, {near['step']}, {near['status']} (run by {near['provider']})"
+
+
 def _sqnr(step: Data, role: str) -> float | None:
     case = next((c for c in cases(step) if c.get("kind") == "samples"), {})
     return worst(case.get(role) or {}).get("sqnr_db")
