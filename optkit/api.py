@@ -19,7 +19,7 @@ from optkit.errors import CheckError, SourceError, UserError
 from optkit.events import Listener, ignore
 from optkit.execute import execute
 from optkit.judging import judge_case, judge_cases
-from optkit.parity.bounds import parse_bound
+from optkit.parity.bounds import METRICS, parse_bound
 from optkit.parity.cases import make_cases
 from optkit.planning import Check, Plan, make_plan
 from optkit.pool import run_alone
@@ -317,7 +317,7 @@ def compare(
             "references": {"source": {"artifact": first.to_json(), "tape": str(work / "tape")}},
         }, work / "check"))  # fmt: skip
     check = Check(stated, "float32", lossy=bool(stated), stated_by=tuple("--bound" for _ in stated))
-    judged = [judge_case(case, check, None, second.signature) for case in done["cases"]]
+    judged = judge_cases(done["cases"], check, None, second.signature)
     return {
         "a": str(a),
         "b": str(b),
@@ -392,8 +392,8 @@ def lint(path: str | Path, target: str) -> dict[str, Any]:
     """What a runtime ("tensorrt", "openvino", "onnxruntime") refuses of an ONNX file or a delivered ONNX folder.
 
     Returns {"target", "refused": [{"node", "operator", "module", "what", "hint"}], "unchecked": [text]}. The
-    runtime's own parser does the work, in a child process. Raises UserError for what is no ONNX model or an unknown target,
-    UnavailableError where the runtime is not installed.
+    runtime's own parser does the work, in a child process. Raises UserError for what is no ONNX model or an unknown
+    target, UnavailableError where the runtime is not installed.
     """
     file = Path(path)
     if file.is_dir():
@@ -430,7 +430,10 @@ def _proven_again(case: Mapping[str, Any], record: Mapping[str, Any], artifact: 
     )
     samples = next((c for c in before["cases"] if c["kind"] == "samples"), None)
     texts = dict.fromkeys(v["bound"] for v in (samples or {"verdicts": []})["verdicts"] if v["bound"])
-    per_sample = [parse_bound(t) for t in texts if not t.split(" ")[0].rpartition(".")[2].startswith("accuracy")]
+    # What is counted over the judging set (agreement, accuracy) cannot be told from a few vectors.
+    per_sample = [bound for bound in map(parse_bound, texts) if METRICS[bound.metric].aggregate == "worst"]
+    if not per_sample:
+        return [own]
     source = judge_case(
         {**case, "name": "against the source model's answers"},
         Check(tuple(per_sample), before["precision"], lossy=False, stated_by=tuple("" for _ in per_sample)),

@@ -23,12 +23,13 @@ LIMIT_BYTES = 64 << 20
 
 def put_off(
     error: NotHereError, source: Reference, cases: Sequence[Case], dataset: Dataset, inputs: Sequence[TensorSpec],
-    out: Path,
+    out: Path, stacked: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Write `out`/vectors.npz, all that the check would have fed and what the source model answers to it.
 
-    Members are CASE/BATCH/input/NAME, CASE/BATCH/source/NAME, CASE/BATCH/count (the number of samples, 0 where a feed
-    counts as a whole) and CASE/BATCH/labels. Returns the result of a check that was not made; the artifact is not run.
+    Members are CASE/BATCH/input/NAME, CASE/BATCH/source/NAME, CASE/BATCH/count (how many of its rows are samples, and 1
+    where axis 0 counts samples at all) and CASE/BATCH/labels. Returns the result of a check that was not made; the
+    artifact is not run.
     """
     import numpy as np
 
@@ -42,7 +43,7 @@ def put_off(
             for group, named in (("input", tensors), ("source", source.outputs(number, position, tensors))):
                 arrays |= {f"{place}/{group}/{name}": tensor for name, tensor in named.items()}
                 kept += sum(tensor.nbytes for tensor in named.values())
-            arrays[f"{place}/count"] = np.array(count)
+            arrays[f"{place}/count"] = np.array([count, stacked])
             if labels is not None:
                 arrays[f"{place}/labels"] = labels
     np.savez_compressed(out / "vectors.npz", **arrays)
@@ -71,11 +72,10 @@ def make_up(
                     {n.removeprefix(group): t for n, t in found.items() if n.startswith(group)}
                     for group in ("input/", "source/")
                 )
-                count, rows = int(found["count"]), _rows(tensors)
-                answer = infer(tensors)
-                comparison.add(
-                    _first(expected, count, rows), _first(answer, count, rows), count or None, found.get("labels")
-                )
+                count, stacked = found["count"].tolist()
+                rows = _rows(tensors) if stacked else -1
+                answer = _first(infer(tensors), count, rows)
+                comparison.add(_first(expected, count, rows), answer, count if stacked else None, found.get("labels"))
                 total += count
             results.append({**case, "samples": total, "source": comparison.result()})
     return results

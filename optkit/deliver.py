@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,73 @@ VECTORS = "test-vectors.npz"
 SCHEMA = 1
 
 
-def prepare_folder(out: Path) -> None:
-    """Make `out`, or raise UserError when it cannot be written to."""
+@contextlib.contextmanager
+def output_folder(out: Path, deliveries: Iterable[str]) -> Iterator[None]:
+    """Make `out`, and hold it against other runs; an earlier run's report goes, so that nobody takes it for this one's.
+
+    Raises UserError when it cannot be written to, when another run holds it, and when something that optkit did not
+    make is where a delivery will go.
+    """
+    handle = None
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".optkit-{os.getpid()}"
         probe.touch()
         probe.unlink()
+        handle = _hold(out)
+        for name in deliveries:
+            _check_free(out / name)
+            for left in out.glob(f".{name}.*.tmp"):  # of a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        for old in (out / "report.json", out / "report.md", *out.glob("logs/worker-*.log")):
+            old.unlink(missing_ok=True)
     except OSError as error:
+        _release(handle)
         raise UserError(
-            f"the output folder {out} cannot be written to: {error.strerror}", hint="name another with --out DIR"
+            f"the output folder {out} cannot be written to: {error.strerror or error}",
+            hint="name another with --out DIR",
         ) from error
+    try:
+        yield
+    finally:
+        _release(handle)
+
+
+def _hold(out: Path) -> int | None:
+    """The descriptor of a lock on `out`; None where there are no locks. Raises UserError when another run has it."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return handle
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(
+            f"another optkit run is writing to {out}", hint="wait for it, or name another folder with --out DIR"
+        ) from None
+    except OSError:  # a file system without locks
+        os.close(handle)
+        return None
+
+
+def _release(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)
+
+
+def _check_free(folder: Path) -> None:
+    """Raise UserError when something that optkit did not make is at `folder`."""
+    if folder.is_symlink() or (folder.exists() and not (folder / RECORD).is_file()
+                               and (not folder.is_dir() or any(folder.iterdir()))):  # fmt: skip
+        raise UserError(f"{folder} is in the way: optkit did not make it", hint="move it, or name another --out DIR")
 
 
 def clear(folder: Path) -> None:
     """Remove an earlier delivery, so that nobody ships it for the one that failed. Others' folders are left alone."""
-    if (folder / RECORD).is_file():
+    if (folder / RECORD).is_file() and not folder.is_symlink():
         shutil.rmtree(folder)
 
 
@@ -74,13 +126,12 @@ def deliver(
     sources = {name: artifact.path.parent / name for name in artifact.files}
     if vectors:
         sources[VECTORS] = vectors
-    if folder.exists() and not (folder / RECORD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is in the way: optkit did not make it", hint="move it, or name another --out DIR")
+    _check_free(folder)
     standing = _standing(folder, sources)
     if standing is not None:
         write_atomically(folder / RECORD, _text({**record, "files": standing}))
         return
-    staged = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    staged, old = (folder.with_name(f".{folder.name}.{os.getpid()}{n}.tmp") for n in ("", ".old"))
     shutil.rmtree(staged, ignore_errors=True)
     try:
         staged.mkdir(parents=True)
@@ -95,16 +146,13 @@ def deliver(
                 "mtime_ns": target.stat().st_mtime_ns,
                 "sha256": digest_file(path),
             }
-        (staged / RECORD).write_text(_text({**record, "files": files}), encoding="utf-8")
+        write_atomically(staged / RECORD, _text({**record, "files": files}))
         if folder.exists():
-            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
             folder.rename(old)
-            staged.rename(folder)
-            shutil.rmtree(old)
-        else:
-            staged.rename(folder)
+        staged.rename(folder)
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        for left in (staged, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _standing(folder: Path, sources: Mapping[str, Path]) -> dict[str, Any] | None:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from optkit import __version__, keys
-from optkit.artifact import Artifact, Signature, digest_of
+from optkit.artifact import Artifact, Dim, Signature, digest_of
 from optkit.cache import Cache, Entry
 from optkit.deferral import beside
-from optkit.deliver import clear, deliver, prepare_folder
-from optkit.errors import OptkitError, UnavailableError, from_json
+from optkit.deliver import clear, deliver, output_folder
+from optkit.errors import OptkitError, SourceError, UnavailableError, did_you_mean, from_json
 from optkit.events import Listener, RunFinished, RunStarted, StepFinished, StepProgress, StepStarted, ignore
-from optkit.judging import judge_case
+from optkit.judging import judge_cases
 from optkit.parity.cases import Case, make_cases
 from optkit.planning import Plan, Step
 from optkit.pool import Message, Pool
@@ -73,9 +73,12 @@ def execute(
     """
     cache = cache or Cache()
     keys.require_tools(plan)
-    prepare_folder(out)
     jobs = jobs or min(4, keys.cores())
-    with tempfile.TemporaryDirectory(prefix="optkit-run-") as scratch, Pool(jobs, out / "logs") as pool:
+    with (
+        output_folder(out, plan.deliver),
+        tempfile.TemporaryDirectory(prefix="optkit-run-") as scratch,
+        Pool(jobs, out / "logs") as pool,
+    ):
         run = _Run(plan, out, cache, pool, listen, Path(scratch))
         try:
             return run.perform()
@@ -130,6 +133,7 @@ class _Run:
         self.states = {s.id: _State(s) for s in plan.steps}
         self.started = time.perf_counter()
         self.began = datetime.now(UTC)
+        self.unsigned = Artifact(plan.recipe.source_format, Path(), "")
         self.source: Artifact | None = None
         self.source_seconds = 0.0
         self.data_keys: dict[str, str] = {}
@@ -206,8 +210,14 @@ class _Run:
         signature = Signature.from_json(entry.data["signature"])
         self.source = self.unsigned.with_signature(signature)
         self.source_seconds = entry.data.get("seconds", 0.0)
-        from optkit.artifact import Dim
-
+        for name in self.recipe.dims:
+            if name not in signature.dynamic:
+                error = SourceError(
+                    f"dims.{name}: the model has no dynamic dim of this name",
+                    subject=f"dims.{name}",
+                    hint=did_you_mean(name, signature.dynamic) or "remove it, or export the model with a dynamic dim",
+                )
+                raise self.located(error)
         for name in signature.dynamic:  # a file's own dynamic dims, which the recipe does not mention
             self.dims.setdefault(name, Dim(1, 2, 4))
         self.cases = make_cases(signature.inputs, self.dims)
@@ -322,7 +332,7 @@ class _Run:
         assert self.record is not None
         assert state.artifact is not None
         noise = self.record.data.get("noise")
-        cases = [judge_case(case, state.step.check, noise, state.artifact.signature) for case in entry.data["cases"]]
+        cases = judge_cases(entry.data["cases"], state.step.check, noise, state.artifact.signature)
         state.check = self.check_json(state, cases, entry.data["provider"])
         vectors = entry.folder / "vectors.npz"
         state.vectors = vectors if vectors.is_file() else None
@@ -520,7 +530,7 @@ class _Run:
             "data": self.data_info or {}, "steps": steps, "deliver": [],
             "exit_code": code if code is not None else exit_code_of(steps),
         }  # fmt: skip
-        for step_id in self.plan.deliver:
+        for step_id in self.plan.deliver if code is None else ():  # an interrupt leaves what is there
             data["deliver"].append(self.hand_over(self.states[step_id], data))
         data["seconds"] = round(time.perf_counter() - self.started, 3)
         return Report(data)

@@ -13,7 +13,7 @@ Noise = Mapping[str, Mapping[str, float]]
 Result = Mapping[str, Any]
 
 FACTOR = 2.0
-"""How much farther off than on the judging set a sample may be at another size: other kernels, padding, shorter texts."""
+"""How much farther off than on the judging set a sample may be at another size: other kernels, other padding."""
 
 FLOOR = 1e-4
 """Relative L2 below which that comparison is about float32 rounding alone."""

@@ -35,7 +35,8 @@ def check_file(recipe: Recipe, text: str, note: Note, key: Key, what: str, *, fo
         path = recipe.path(text).absolute()
         if path.is_dir() if folder else path.is_file():
             return path
-        note(key, f"{what}: there is no {kind} {path}", _near(path), key)
+        hint = f"it is a {'file' if folder else 'folder'}" if path.exists() else _near(path)
+        note(key, f"{what}: there is no {kind} {path}", hint, key)
     except UserError as error:
         note(key, f"{what}: {error.what}", error.hint, key)
     except (OSError, ValueError) as error:  # a name too long, a null byte
@@ -116,6 +117,7 @@ def _check_plugin_file(recipe: Recipe, model: FileSource, note: Note) -> None:
 
 def _check_dims(recipe: Recipe, note: Note) -> None:
     used = {dim for tensor in recipe.inputs for dim in tensor.dynamic}
+    misspelt = {did_you_mean(dim, recipe.dims, listing=False) for dim in used - set(recipe.dims)}
     for tensor in recipe.inputs:
         for axis, dim in enumerate(tensor.shape or ()):
             if isinstance(dim, str) and dim not in recipe.dims:
@@ -124,7 +126,7 @@ def _check_dims(recipe: Recipe, note: Note) -> None:
                 what = f"inputs.{tensor.name}: the dim {dim!r} has no range"
                 note(key, what, near or f"add dims: {{{dim}: {{min: 1, opt: 8, max: 64}}}}", ("dims", dim))
     for dim in recipe.dims:
-        if recipe.inputs and dim not in used:
+        if recipe.inputs and dim not in used and f"did you mean {dim!r}?" not in misspelt:
             note(("dims", dim), f"dims.{dim}: no input has a dim of this name", did_you_mean(dim, used) or "remove it",
                  ("dims", dim), ("inputs",))  # fmt: skip
 

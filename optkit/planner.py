@@ -41,7 +41,7 @@ class Planner:
 
     def plan(self) -> Plan:
         check_parts(self.recipe, self.note)
-        if ("model",) not in self.recipe.faults and self.recipe.source_format:
+        if ("model",) not in self.recipe.faults and self.recipe.source_format in runners():
             self.gives[SOURCE] = self.recipe.source_format
         for index, spec in self.in_order():
             if ("steps", index) not in self.recipe.faults:
@@ -51,12 +51,17 @@ class Planner:
             raise RecipeError(self.problems)
         return Plan(self.recipe, tuple(self.steps.values()), deliver)
 
+    @property
+    def nameless(self) -> list[Key]:
+        """Where a step's id could not be read: it may be the one that a reference is to."""
+        return [("steps", n, "id") for n, spec in enumerate(self.recipe.steps) if "[" in spec.id]
+
     def deliver(self) -> tuple[str, ...]:
         named = [s.id for s in self.recipe.steps]
         for index, step_id in enumerate(self.recipe.deliver):
-            if step_id not in named:
+            if named and step_id not in named:
                 what = f"deliver: there is no step {step_id!r}"
-                self.note(("deliver", index), what, did_you_mean(step_id, named), ("steps",) if not named else ())
+                self.note(("deliver", index), what, did_you_mean(step_id, named), *self.nameless)
         parents = {s.parent for s in self.steps.values()}
         return self.recipe.deliver or tuple(s for s in self.steps if s not in parents)
 
@@ -90,7 +95,7 @@ class Planner:
             key: Key = ("steps", index, "from")
             if spec.from_ not in known:
                 near = did_you_mean(spec.from_, [k for k in known if k != step_id])
-                self.note(key, f"step {step_id}: there is no step {spec.from_!r}", near, key)
+                self.note(key, f"step {step_id}: there is no step {spec.from_!r}", near, key, *self.nameless)
                 continue
             trail, at = [step_id], spec.from_
             while at in waiting and at not in trail:

@@ -271,7 +271,7 @@ def _result(data: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": 0.0, "peak_bytes": None, **data}
 
 
-def _tail(log: Path, start: int, lines: int = 20) -> str:
+def _tail(log: Path, start: int, lines: int = 40) -> str:
     """The last lines of a log after byte `start`."""
     with contextlib.suppress(OSError), log.open("rb") as handle:
         size = handle.seek(0, os.SEEK_END)

@@ -46,10 +46,15 @@ class Reader:
             self.problem(("version",), given or "the recipe needs `version: 1`", "write `version: 1`")
 
     def unknown(self, key: Key, name: str, known: Sequence[str], what: str) -> None:
-        """Note a key nobody knows; the one it was probably meant to be counts as told about."""
+        """Note a key nobody knows."""
         hint = did_you_mean(name, known)
         self.problem((*key, name), f"{what} {name!r}", hint)
-        if meant := re.fullmatch(r"did you mean '(.*)'\?", hint):
+        self.misspelt(key, hint, self.document.data)
+
+    def misspelt(self, key: Key, hint: str, value: Any) -> None:
+        """The key that a hint names is as good as there, so that nobody complains that it lacks."""
+        meant = re.fullmatch(r"did you mean '(.*)'\?", hint)
+        if meant and meant[1] not in value:
             self.faults.add((*key, meant[1]))
 
     def name(self) -> str:
@@ -113,8 +118,7 @@ class Reader:
             spoilt = {item["loc"][0] for item in error.errors(include_url=False) if item["loc"]}
             self.told(explain(error, value, title, section), key)
             for name in spoilt - set(aliases(section)):
-                if meant := re.fullmatch(r"did you mean '(.*)'\?", did_you_mean(str(name), aliases(section))):
-                    self.faults.add((*key, meant[1]))
+                self.misspelt(key, did_you_mean(str(name), aliases(section)), value)
         try:
             return section.model_validate({k: v for k, v in value.items() if k not in spoilt})
         except ValidationError:
@@ -175,7 +179,8 @@ class Reader:
     def step(self, item: Any, index: int) -> StepSpec:
         written = item.get("id") if isinstance(item, dict) else None
         name = written if isinstance(written, str) and written else f"steps[{index}]"
-        made: StepSpec | None = self.section(StepSpec, item, ("steps", index), f"step {name}: ")
+        title = f"{name}: " if name.endswith("]") else f"step {name}: "
+        made: StepSpec | None = self.section(StepSpec, item, ("steps", index), title)
         if made is not None:
             return made
         try:
@@ -204,8 +209,13 @@ def explain(
     title: what each message begins with, such as "inputs.image." or "step int8: ".
     """
     met: set[Key] = set()
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    hints = {did_you_mean(str(item["loc"][-1]), aliases(section)) for item in items
+             if item["type"] == "extra_forbidden" and section and len(item["loc"]) == 1}  # fmt: skip
+    for item in items:
         kind, loc = item["type"], item["loc"]
+        if kind == "missing" and f"did you mean {loc[-1]!r}?" in hints:
+            continue
         named = kind in ("extra_forbidden", "missing")
         inner = _inside(value, loc[:-1] if named else loc)
         place = (*inner, loc[-1]) if named else inner

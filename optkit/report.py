@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from optkit.artifact import canonical
+from optkit.errors import StepError, UserError, from_json
 
 SCHEMA = 1
 
 # Worst first: the run's exit code is that of its worst step.
-_EXIT_CODES = {"error": 3, "blocked": 1, "failed": 1, "deferred": 1}
+_EXIT_CODES = {"blocked": 1, "failed": 1, "deferred": 1}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Report:
 
     def path(self, step_id: str) -> Path:
         """The folder a delivered step lies in. Raises KeyError when it was not delivered."""
-        return Path(next(d["path"] for d in self.data["deliver"] if d["step"] == step_id and d["path"]))
+        return Path({d["step"]: d["path"] for d in self.data["deliver"] if d["path"]}[step_id])
 
     def to_json(self) -> str:
         """The document as text: indented, keys in a fixed order."""
@@ -65,8 +66,6 @@ class Report:
     @staticmethod
     def read(path: Path) -> Report:
         """The report in a file. Raises UserError when it is none, or of another schema."""
-        from optkit.errors import UserError
-
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             schema = data["schema"]
@@ -86,9 +85,7 @@ def exit_code_of(steps: Sequence[Mapping[str, Any]]) -> int:
     for step in steps:
         error = step.get("error")
         if step["status"] == "error":
-            mine = {"UserError": 2, "SourceError": 2, "DataError": 2, "UnavailableError": 4, "NotHereError": 4}.get(
-                error["class"] if error else "", 3
-            )
+            mine = from_json(error).exit_code if error else StepError.exit_code
             code = max(code, mine) if code > 1 else mine
         elif code == 0 and not (step["status"] == "deferred" and step.get("on_target")):
             code = _EXIT_CODES.get(step["status"], 0)
@@ -100,7 +97,8 @@ def write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        # Half a surrogate pair, as in a file name that is no UTF-8, becomes an escape that JSON reads back.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -11,6 +11,9 @@ from typing import Any
 from optkit.errors import UserError
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
+LABELS = ("label", "labels")
+"""What an array of labels is called that nobody has named."""
+
 _INPUT_FORM = "NAME:dtype[dims], for example --input image:float32[batch,3,224,224]"
 
 
@@ -199,7 +202,7 @@ def data_section(
     if path.is_dir():
         return {"images": spec}
     if path.suffix == ".npz":
-        label = next((n for n in ("label", "labels") if n not in inputs and f"{n}.npy" in _members(path)), None)
+        label = next((n for n in LABELS if n not in inputs and f"{n}.npy" in _members(path)), None)
         return {"npz": spec} | ({"label": label} if label else {})
     if path.suffix == ".jsonl":
         folder = (model or {}).get("huggingface")

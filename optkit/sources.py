@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from optkit.artifact import Artifact, digest_of
 from optkit.cache import Cache
 from optkit.data.imports import local_files, locate_module
 from optkit.errors import SourceError
+from optkit.protobuf import external_files
 from optkit.recipe import (
     ExportedSource,
     FileSource,
@@ -22,7 +24,10 @@ from optkit.recipe import (
     TorchSource,
 )
 
-_SIDE_FILES = (".data", ".bin")
+DESCRIPTOR = "torch.json"
+
+_HUGGINGFACE = (".json", ".safetensors", ".bin", ".py", ".txt", ".model")
+"""Endings of the files in a Hugging Face folder that decide what it computes."""
 
 
 def source_artifact(recipe: Recipe, cache: Cache, *, known_only: bool = False) -> Artifact | None:
@@ -33,95 +38,13 @@ def source_artifact(recipe: Recipe, cache: Cache, *, known_only: bool = False) -
     """
     try:
         if isinstance(recipe.model, OnnxSource | OpenVINOSource | FileSource):
-            return _file_artifact(recipe, cache, known_only)
-        return _torch_artifact(recipe, cache, known_only)
+            path, names = _files(recipe, cache)
+            digest = cache.digest_all([path.parent / n for n in names], known_only=known_only)
+            return None if digest is None else Artifact(recipe.source_format, path, digest, None, names)
+        descriptor, content, hashed = _torch(recipe)
+        files = cache.digest_all(hashed, known_only=known_only)
     except OSError as error:
-        raise SourceError(
-            f"a file of the model cannot be read: {error}", subject="model", hint="check that it is there and readable"
-        ) from error
-
-
-def _file_artifact(recipe: Recipe, cache: Cache, known_only: bool) -> Artifact | None:
-    model = recipe.model
-    if isinstance(model, OnnxSource):
-        path = recipe.path(model.onnx).absolute()
-        names = _onnx_files(path)
-    elif isinstance(model, FileSource):
-        path = recipe.path(model.file).absolute()
-        names = (path.name, *model.files)
-    else:
-        assert isinstance(model, OpenVINOSource)
-        path = recipe.path(model.openvino).absolute()
-        names = (path.name, path.with_suffix(".bin").name)
-        if not path.with_suffix(".bin").is_file():
-            raise SourceError(
-                f"{path.name} lies here without {path.with_suffix('.bin').name}, which holds its weights",
-                subject="model.openvino",
-                hint="copy both files together",
-            )
-    digest = cache.digest_all([path.parent / n for n in names], known_only=known_only)
-    return None if digest is None else Artifact(recipe.source_format, path, digest, None, names)
-
-
-def _onnx_files(path: Path) -> tuple[str, ...]:
-    """The file and what it keeps its weights in, found without a protobuf reader: its neighbours that it names.
-
-    External data locations stand in the file as plain text; a neighbour of a common ending whose name occurs in the
-    first or last megabyte is one. Whether all of them are there is checked when the file is opened.
-    """
-    neighbours = [p for p in path.parent.iterdir() if p != path and p.is_file()]
-    if not neighbours:
-        return (path.name,)
-    blob = path.read_bytes() if path.stat().st_size < 256 << 20 else b""
-    return (path.name, *sorted(p.name for p in neighbours if p.name.encode() in blob))
-
-
-def _torch_artifact(recipe: Recipe, cache: Cache, known_only: bool) -> Artifact | None:
-    model = recipe.model
-    descriptor: dict[str, Any] = {
-        "inputs": [t.to_json() for t in recipe.inputs], "outputs": list(recipe.outputs) or None,
-    }  # fmt: skip
-    content: list[Any] = [descriptor.copy()]
-    hashed: list[Path] = []
-    if isinstance(model, TorchSource):
-        place, _, name = model.torch.rpartition(":")
-        is_file = place.endswith(".py")
-        factory = f"{recipe.path(place).absolute()}:{name}" if is_file else model.torch
-        weights = recipe.path(model.weights).absolute() if model.weights else None
-        descriptor |= {
-            "kind": "factory",
-            "factory": factory,
-            "kwargs": model.kwargs,
-            "weights": str(weights) if weights else None,
-            "trust_pickle": model.trust_pickle,
-            "strict": True,
-        }
-        content += ["factory", name, model.kwargs, place if not is_file else ""]
-        hashed += _code_of(recipe, place, is_file)
-        hashed += [weights] if weights else []
-        hashed += [f for t in model.files for f in _tree(recipe.path(t))]
-    elif isinstance(model, HuggingFaceSource):
-        folder = recipe.path(model.huggingface).absolute()
-        descriptor |= {
-            "kind": "huggingface",
-            "path": str(folder),
-            "class": model.class_,
-            "pooling": model.pooling,
-            "normalize": model.normalize,
-        }
-        content += ["huggingface", model.class_, model.pooling, model.normalize]
-        hashed += [p for p in _tree(folder) if p.suffix in (".json", ".safetensors", ".bin", ".py", ".txt", ".model")]
-    else:
-        kind, text = {
-            ExportedSource: ("exported", "pt2"),
-            TorchScriptSource: ("torchscript", "torchscript"),
-            PickleSource: ("pickle", "pickle"),
-        }[type(model)]
-        path = recipe.path(getattr(model, text)).absolute()
-        descriptor |= {"kind": kind, "path": str(path), "trust_pickle": getattr(model, "trust_pickle", False)}
-        content += [kind]
-        hashed.append(path)
-    files = cache.digest_all(hashed, known_only=known_only)
+        raise _unreadable(error) from error
     if files is None:
         return None
     digest = digest_of([*content, files])
@@ -130,14 +53,139 @@ def _torch_artifact(recipe: Recipe, cache: Cache, known_only: bool) -> Artifact 
     entry = cache.get(key)
     if entry is None:
         staged = cache.stage()
-        (staged / "torch.json").write_text(json.dumps(descriptor, indent=1), encoding="utf-8")
+        _write(descriptor, staged)
         entry = cache.put(key, {}, staged)
-    return Artifact("torch", entry.folder / "torch.json", digest, None, ("torch.json",))
+    return Artifact("torch", entry.folder / DESCRIPTOR, digest, None, (DESCRIPTOR,))
 
 
-def _code_of(recipe: Recipe, place: str, is_file: bool) -> list[Path]:
+def opened_artifact(recipe: Recipe, folder: Path) -> Artifact:
+    """The source model to be opened right away, without a digest; a torch source's descriptor is put into `folder`.
+
+    Raises SourceError for a file that is not there.
+    """
+    try:
+        if isinstance(recipe.model, OnnxSource | OpenVINOSource | FileSource):
+            path, names = _files(recipe, None)
+            return Artifact(recipe.source_format, path, "", None, names)
+        return Artifact("torch", _write(_torch(recipe)[0], folder), "", None, (DESCRIPTOR,))
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: OSError) -> SourceError:
+    if isinstance(error, FileNotFoundError) and error.filename:
+        what = f"a file of the model is not there: {error.filename}"
+    else:
+        what = f"a file of the model cannot be read: {error}"
+    return SourceError(what, subject="model", hint="check that it is there and readable")
+
+
+def _write(descriptor: dict[str, Any], folder: Path) -> Path:
+    path = folder / DESCRIPTOR
+    path.write_text(json.dumps(descriptor, indent=1), encoding="utf-8")
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ model files
+
+
+def _files(recipe: Recipe, cache: Cache | None) -> tuple[Path, tuple[str, ...]]:
+    """A model's main file, and the names of all its files, relative to the folder they are in."""
+    model = recipe.model
+    if isinstance(model, OnnxSource):
+        path = recipe.path(model.onnx).absolute()
+        return path, (path.name, *_external(path, cache))
+    if isinstance(model, FileSource):
+        path = recipe.path(model.file).absolute()
+        return path, (path.name, *model.files)
+    assert isinstance(model, OpenVINOSource)
+    path = recipe.path(model.openvino).absolute()
+    weights = path.with_suffix(".bin")
+    if path.is_file() and not weights.is_file():
+        raise SourceError(
+            f"{path.name} lies here without {weights.name}, which holds its weights",
+            subject="model.openvino",
+            hint="copy both files together",
+        )
+    return path, (path.name, weights.name)
+
+
+def _external(path: Path, cache: Cache | None) -> tuple[str, ...]:
+    """What an ONNX file keeps its weights in, relative to its folder. Raises SourceError for a file that is missing."""
+    names = external_files(path) if cache is None else _known_external(path, cache)
+    for name in names:
+        windows = PureWindowsPath(name)
+        if PurePosixPath(name).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
+            raise SourceError(
+                f"{path.name} keeps weights at {name!r}, outside its own folder",
+                subject="model.onnx",
+                hint="save the model again with its external data beside it",
+            )
+        if not (path.parent / name).is_file():
+            raise SourceError(
+                f"{path.name} keeps weights in {name!r}, which is not beside it: it was left behind or renamed",
+                subject="model.onnx",
+                hint=f"put {name} into {path.parent}; a model is its whole folder",
+            )
+    return names
+
+
+def _known_external(path: Path, cache: Cache) -> tuple[str, ...]:
+    """`external_files`, remembered for as long as the file stays what it is."""
+    digest = cache.digest(path, known_only=True)  # a big file is scanned sooner than it is read
+    key = digest_of(["onnx-external", digest])
+    entry = cache.get(key) if digest else None
+    if entry is not None:
+        return tuple(entry.data["names"])
+    names = external_files(path)
+    if digest:
+        cache.put(key, {"names": list(names)})
+    return names
+
+
+# ------------------------------------------------------------------------------------------------ torch
+
+
+def _torch(recipe: Recipe) -> tuple[dict[str, Any], list[Any], list[Path]]:
+    """A torch source's descriptor, what of it decides the model wherever it lies, and the files that decide it."""
+    model = recipe.model
+    common: dict[str, Any] = {
+        "inputs": [t.to_json() for t in recipe.inputs], "outputs": list(recipe.outputs) or None,
+    }  # fmt: skip
+    if isinstance(model, TorchSource):
+        place, _, name = model.torch.rpartition(":")
+        is_file = place.endswith(".py")
+        weights = recipe.path(model.weights).absolute() if model.weights else None
+        descriptor = {
+            **common,
+            "kind": "factory",
+            "factory": f"{recipe.path(place).absolute()}:{name}" if is_file else model.torch,
+            "kwargs": model.kwargs,
+            "weights": str(weights) if weights else None,
+            "trust_pickle": model.trust_pickle,
+            "strict": True,
+        }
+        files = [*_code_of(recipe, place, is_file), *([weights] if weights else [])]
+        files += [f for text in model.files for f in _tree(recipe.path(text).absolute())]
+        return descriptor, [common, "factory", name, model.kwargs, place if not is_file else ""], files
+    if isinstance(model, HuggingFaceSource):
+        folder = recipe.path(model.huggingface).absolute()
+        options = {"class": model.class_, "pooling": model.pooling, "normalize": model.normalize}
+        descriptor = {**common, "kind": "huggingface", "path": str(folder), **options}
+        return descriptor, [common, "huggingface", options], [p for p in _tree(folder) if p.suffix in _HUGGINGFACE]
+    kind, key = {
+        ExportedSource: ("exported", "pt2"),
+        TorchScriptSource: ("torchscript", "torchscript"),
+        PickleSource: ("pickle", "pickle"),
+    }[type(model)]
+    path = recipe.path(getattr(model, key)).absolute()
+    trusted = getattr(model, "trust_pickle", False)
+    return {**common, "kind": kind, "path": str(path), "trust_pickle": trusted}, [common, kind], [path]
+
+
+def _code_of(recipe: Recipe, place: str, is_file: bool) -> Iterable[Path]:
     if is_file:
-        return list(local_files(recipe.path(place)))
+        return local_files(recipe.path(place).absolute())
     file = locate_module(place)
     if file is None:
         raise SourceError(
@@ -145,10 +193,12 @@ def _code_of(recipe: Recipe, place: str, is_file: bool) -> list[Path]:
             subject="model.torch",
             hint="install it, or name a file: models/net.py:build",
         )
-    return list(local_files(file, place))
+    return local_files(file, place)
 
 
 def _tree(path: Path) -> list[Path]:
-    return (
-        sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts) if path.is_dir() else [path]
-    )
+    """The files of a folder, in one order wherever it lies; a file itself."""
+    if not path.is_dir():
+        return [path]
+    inner = [p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    return sorted(inner, key=lambda p: p.relative_to(path).parts)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from optkit.artifact import Artifact, Dim, Signature, TensorSpec, digest_file, digest_of
 from optkit.deferral import make_up, put_off
 from optkit.errors import DataError, NotHereError, SourceError, StepError, did_you_mean
-from optkit.parity.cases import Case, feeds
+from optkit.parity.cases import Case, batch_dim, feeds, stacks
 from optkit.parity.tape import Reference, Tape
 from optkit.plugin import Context, Pass, Session
 from optkit.registry import get_pass, get_runner
@@ -148,7 +148,13 @@ def run(step: Data, say: Say) -> Data:
     out = Path(step["out"])
     with tempfile.TemporaryDirectory(prefix="optkit-", dir=step.get("scratch")) as scratch:
         context = _context(step, Path(scratch), say)
-        notes = dict(use.run(parent, out, options, context))
+        before = _stamps(parent)
+        notes: object = use.run(parent, out, options, context)
+        if not isinstance(notes, Mapping):
+            what = f"{use.name} returned a {type(notes).__name__}, not notes"
+            raise StepError(what, hint="this is a bug in the pass: it must return a mapping, which may be empty")
+        if _stamps(parent) != before:
+            raise StepError(f"{use.name} changed its input, {parent.path.name}", hint="this is a bug in the pass")
         artifact = reread(use, parent, out, context)
         complaints = promised(use, parent, artifact)
         if use.confirm is not None:
@@ -162,9 +168,15 @@ def run(step: Data, say: Say) -> Data:
         )
     return {
         "artifact": artifact.to_json(),
-        "notes": notes,
+        "notes": dict(notes),
         "digests": {name: digest_file(out / name) for name in artifact.files},
     }
+
+
+def _stamps(artifact: Artifact) -> list[tuple[str, int, int]]:
+    """Size and time of every file of an artifact: what changes when one is written to."""
+    stats = [(name, (artifact.path.parent / name).stat()) for name in artifact.files]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def reread(use: Pass, parent: Artifact, out: Path, context: Context) -> Artifact:
@@ -176,6 +188,8 @@ def reread(use: Pass, parent: Artifact, out: Path, context: Context) -> Artifact
         raise StepError(
             f"{use.name} returned without writing {runner.main}; it left {left}", hint="this is a bug in the pass"
         )
+    if links := [p.name for p in out.rglob("*") if p.is_symlink()]:
+        raise StepError(f"{use.name} wrote a link, {links[0]}, instead of a file", hint="this is a bug in the pass")
     files = tuple(sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()))
     meta: dict[str, Any] = {}
     signature = runner.describe(path, {"dims": {k: d.to_json() for k, d in context.dims.items()}})
@@ -299,6 +313,8 @@ def check(step: Data, say: Say) -> Data:
     dataset = _dataset(step, step["check_on"])
     cases = [Case.from_json(c) for c in step["cases"]]
     inputs = [TensorSpec.from_json(t) for t in step["inputs"]]
+    stacked, batch = stacks(dataset, inputs), batch_dim(inputs)
+    single = stacked and batch is not None and step["dims"][batch]["min"] == 1  # one row alone is a feed
     out = Path(step["out"])
     own = Tape(Path(step["tape"])) if step.get("tape") else None
     vectors: list[tuple[Tensors, Tensors, Tensors]] = []
@@ -308,32 +324,35 @@ def check(step: Data, say: Say) -> Data:
         try:
             session = stack.enter_context(_open(step, artifact))
         except NotHereError as error:
-            return put_off(error, references["source"], cases, dataset, inputs, out)
+            return put_off(error, references["source"], cases, dataset, inputs, out, stacked)
         for number, case in enumerate(cases):
             compared = {role: Comparison() for role in references}
             total = 0
-            for batch, (tensors, count, labels) in enumerate(feeds(case, dataset, inputs)):
+            for position, (tensors, count, labels) in enumerate(feeds(case, dataset, inputs)):
                 answer = session.infer(adapted(tensors, artifact.signature))
                 if own:
-                    own.write(number, batch, answer)
+                    own.write(number, position, answer)
+                rows = _rows(tensors) if stacked else -1
                 for role, reference in references.items():
-                    expected = reference.outputs(number, batch, tensors)
+                    expected = reference.outputs(number, position, tensors)
                     compared[role].add(
-                        _first(expected, count, _rows(tensors)),
-                        _first(answer, count, _rows(tensors)),
-                        count or None,
+                        _first(expected, count, rows),
+                        _first(answer, count, rows),
+                        count if stacked else None,
                         labels=labels if role == "source" else None,
                     )
                     if role == "source" and case.kind == "samples" and len(vectors) < VECTORS:
-                        vectors += _rows_of(tensors, answer, expected, count, VECTORS - len(vectors))
+                        left = VECTORS - len(vectors)
+                        whole = [(tensors, answer, expected)]
+                        vectors += _rows_of(tensors, answer, expected, count, left) if single else whole
                 total += count
                 say(f"checking, {case.name}", (number + min(1.0, total / max(1, len(dataset)))) / len(cases))
             results.append({**case.to_json(), "samples": total, **{role: c.result() for role, c in compared.items()}})
         provider = session.provider
     if vectors:
         arrays = {}
-        for group, position in (("input", 0), ("output", 1), ("source", 2)):
-            for row, row_tensors in enumerate(v[position] for v in vectors):
+        for group, part in (("input", 0), ("output", 1), ("source", 2)):
+            for row, row_tensors in enumerate(v[part] for v in vectors):
                 arrays.update({f"{row}/{group}/{name}": tensor for name, tensor in row_tensors.items()})
         np.savez_compressed(out / "vectors.npz", **arrays)  # type: ignore[arg-type]
     return {"cases": results, "provider": provider}

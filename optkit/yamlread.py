@@ -248,7 +248,7 @@ def set_value(document: Document, assignment: str) -> None:
     words = path.strip().split(".")
     if not equals or not all(words):
         what = f"--set needs key=value, got {assignment!r}"
-        raise RecipeError([Problem(what, None, "for example --set steps.int8.with.per_channel=false")])
+        raise RecipeError([Problem(what, where, "for example --set steps.int8.with.per_channel=false")])
     try:
         value = parse_yaml(text, where.file).data if text.strip() else ""
     except RecipeError as error:

@@ -55,9 +55,15 @@ def command(folders: tuple[str, ...], as_json: bool, quiet: bool) -> None:
 
 def draw(results: list[dict[str, Any]]) -> str:
     """One line per folder."""
-    rows = [(r["artifact"], r.get("format", "?"), Cell("holds", "good") if r["held"] else Cell("fails", "bad"),
-             r.get("provider") or "-", told(r)) for r in results]  # fmt: skip
+    rows = [(r["artifact"], r.get("format", "?"), status(r), r.get("provider") or "-", told(r)) for r in results]
     return table(("delivery", "format", "", "run by", ""), rows, sys.stdout)
+
+
+def status(result: dict[str, Any]) -> Cell:
+    """The verdict in a word; there is none where the artifact is made for another machine."""
+    if result.get("error", {}).get("class") == "NotHereError":
+        return Cell("not here", "warn")
+    return Cell("holds", "good") if result["held"] else Cell("fails", "bad")
 
 
 def told(result: dict[str, Any]) -> str:

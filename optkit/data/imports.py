@@ -39,33 +39,57 @@ def locate_module(name: str) -> Path | None:
 
 
 def local_files(start: Path, module: str | None = None) -> list[Path]:
-    """`start`, then every file it imports, directly or through others, from its own root folder; the rest sorted.
+    """`start`, then every file it imports, directly or through others, that is no installed package's; the rest sorted.
 
-    The root is the folder of `start`, or with the dotted name `module` of `start` the folder its top package is in.
-    Of a root where packages are installed only the top package itself counts. Imports made by name at run time
+    Looked for first in the root folder of `start`: the folder it is in, or with the dotted name `module` of `start` the
+    folder its top package is in; then where Python itself would find it (PYTHONPATH, an editable installation). Of a
+    root where packages are installed only the top package itself counts. Imports made by name at run time
     (`importlib.import_module`) are not seen.
     """
     root, only = start.parent, None
     package: tuple[str, ...] = ()
-    pending = [(start, package)]
+    pending = [(start, package, root)]
     if module is not None:
         parts = module.split(".")
         is_package = start.name == "__init__.py"
         root = start.parents[len(parts) if is_package else len(parts) - 1]
-        only = parts[0] if root.name in ("site-packages", "dist-packages") else None
-        pending = [*_locate(root, tuple(parts)), (start, tuple(parts) if is_package else tuple(parts[:-1]))]
+        only = parts[0] if root.name in _INSTALLED_IN else None
+        package = tuple(parts) if is_package else tuple(parts[:-1])
+        pending = [*((*found, root) for found in _locate(root, tuple(parts))), (start, package, root)]
     seen: dict[Path, None] = {start: None}
     parsed: set[Path] = set()
+    homes: dict[str, Path | None] = {}
     while pending:
-        file, package = pending.pop()
+        file, package, at = pending.pop()
         if file in parsed:
             continue
         parsed.add(file)
         seen.setdefault(file)
         for name in _imported(file, package):
-            if only is None or name[0] == only:
-                pending += _locate(root, name)
+            if only is not None and at == root and name[0] != only:
+                continue
+            found = list(_locate(at, name))
+            if not found:
+                if name[0] not in homes:
+                    homes[name[0]] = _project(name[0])
+                if (other := homes[name[0]]) is not None:
+                    pending += [(*inner, other) for inner in _locate(other, name)]
+            pending += [(*inner, at) for inner in found]
     return [start, *sorted(path for path in seen if path != start)]
+
+
+_INSTALLED_IN = ("site-packages", "dist-packages")
+
+
+def _project(top: str) -> Path | None:
+    """The folder a top-level name would be imported from; None for the standard library and installed packages."""
+    spec = None if top in sys.stdlib_module_names or top == "optkit" else find_top(top)
+    if spec is None or (spec.origin is not None and not spec.origin.endswith(".py")):
+        return None
+    places = [Path(place).parent for place in spec.submodule_search_locations or ()]
+    if not places and spec.origin:
+        places = [Path(spec.origin).parent]
+    return None if not places or set(_INSTALLED_IN) & set(places[0].parts) else places[0]
 
 
 def _imported(file: Path, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

@@ -159,7 +159,8 @@ class _UserCode:
             yield
             return
         home = self.files[0].parent
-        names = {name for file in self.files[1:] for name in _module_names(file, home)} - sys.stdlib_module_names
+        beside = [file for file in self.files[1:] if file.is_relative_to(home)]
+        names = {name for file in beside for name in _module_names(file, home)} - sys.stdlib_module_names
         others = {name: sys.modules.pop(name) for name in names if name in sys.modules}
         sys.modules.update(self.modules)
         sys.path.insert(0, str(home))

@@ -137,8 +137,8 @@ def read(path: Path) -> dict[str, Any]:
         ) from error
     if path.stat().st_size != built["engine"]["size_bytes"]:
         raise SourceError(
-            f"{path.name} has {path.stat().st_size} bytes and its {SIDECAR} says {built['engine']['size_bytes']}: it is "
-            "cut short, or another engine's",
+            f"{path.name} has {path.stat().st_size} bytes, its {SIDECAR} says {built['engine']['size_bytes']}: it is cut "
+            "short, or another engine's",
             hint="copy both files again from where they were made",
             subject="model",
         )

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from optkit.artifact import Artifact
 from optkit.errors import DataError, StepError, did_you_mean
-from optkit.formats import onnx_integer, onnx_model, onnx_qdq, onnx_ranges, onnx_types
+from optkit.formats import onnx_integer, onnx_model, onnx_qdq, onnx_ranges, onnx_types, onnx_weights
 from optkit.plugin import Context, Options, Pass, Samples, need
 
 if TYPE_CHECKING:
@@ -103,7 +103,9 @@ def run(artifact: Artifact, out_dir: Path, options: QuantizeOptions, context: Co
         raise StepError("the model is quantised already", hint="quantise the float model this one was made from",
                         subject="from")  # fmt: skip
     op_types, excluded = _op_types(model, options), _excluded(model, options.exclude)
-    targets = [n for n in model.graph.node if n.op_type in op_types and n.domain == "" and n.name not in excluded]
+    targets = [
+        n for n in model.graph.node if n.op_type in op_types and n.domain in ("", "ai.onnx") and n.name not in excluded
+    ]
     rewrite = onnx_integer.Rewrite(model, artifact.path.parent, options.scheme)
     types = onnx_types.value_types(model.graph, onnx_types.opsets(model))
     inner = sum(n.op_type in op_types for n in onnx_model.all_nodes(model.graph))
@@ -129,50 +131,60 @@ def run(artifact: Artifact, out_dir: Path, options: QuantizeOptions, context: Co
 
 def confirm(parent: Artifact, artifact: Artifact, options: QuantizeOptions, context: Context) -> list[str]:
     """Whether the integers that were asked for are in the file, and excluded nodes are as they were."""
-    from optkit.formats import onnx_weights
-
     before = onnx_integer.prepare(onnx_model.load(parent.path, weights=False))
     model = onnx_model.load(artifact.path, weights=False)
-    tensors = {t.name: t for t in model.graph.initializer}
-    kinds = {name: onnx_model.dtype_name(t.data_type) for name, t in tensors.items()}
     counts = onnx_model.count_operators(model)
-    wanted = ("QuantizeLinear", "DequantizeLinear") if options.method == "static" else ()
-    complaints = [f"the graph has no {name}" for name in wanted if not counts[name]]
-    if options.method == "dynamic" and not counts["MatMulInteger"] and "Gather" not in options.op_types:
-        complaints.append("the graph has no MatMulInteger")
+    wanted = ["QuantizeLinear", "DequantizeLinear"] if options.method == "static" else []
+    wanted += ["MatMulInteger"] if options.method == "dynamic" and "Gather" not in options.op_types else []
+    kinds = {t.name: onnx_model.dtype_name(t.data_type) for t in model.graph.initializer}
+    return [
+        *(f"the graph has no {name}" for name in wanted if not counts[name]),
+        *_unlike(before, model, kinds, options),
+        *_wrong_integers(model, kinds, options, artifact.path.parent),
+    ]
+
+
+def _unlike(before: Any, model: Any, kinds: Mapping[str, str], options: QuantizeOptions) -> Iterator[str]:
+    """What is not as it was to be at the nodes of the source that have a weight."""
     makers = {name: node for node in model.graph.node for name in node.output}
-    excluded = _excluded(before, options.exclude)
     now = {node.name: node for node in model.graph.node}
-    heavy = set(_op_types(before, options)) & set(_STATIC)
-    floats = {t.name for t in before.graph.initializer if t.data_type == onnx_integer.FLOAT and len(t.dims) > 1}
+    excluded = _excluded(before, options.exclude)
+    heavy = set(_op_types(before, options)) & set(_STATIC) if options.method == "static" else set()
+    reals = (onnx_integer.FLOAT, onnx_integer.FLOAT16)
+    weights = {t.name for t in before.graph.initializer if t.data_type in reals and len(t.dims) > 1}
     for node in before.graph.node:
+        label, index = f"{node.op_type} {node.name}", onnx_integer.weight_input(node)
+        if index is None or node.input[index] not in weights:
+            continue
         new = now.get(node.name)
-        if new is None or new.op_type != node.op_type or len(node.input) < 2 or node.input[1] not in floats:
-            continue
-        maker = makers.get(new.input[1])
-        quantised = maker is not None and maker.op_type == "DequantizeLinear"
-        label = f"{node.op_type} {node.name}"
-        if node.name in excluded and quantised:
-            complaints.append(f"{label} was excluded and is quantised")
-        if node.op_type in heavy and node.name not in excluded and options.method == "static":
-            got = kinds.get(maker.input[0]) if maker is not None and quantised else "float32"
-            if got != options.weight_type:
-                complaints.append(f"the weight of {label} is {got}, not {options.weight_type}")
-            feed = makers.get(new.input[0])
+        maker = makers.get(new.input[index]) if new is not None else None
+        held = maker.input[0] if maker is not None and maker.op_type == "DequantizeLinear" else ""
+        if node.name in excluded:
+            if new is None or held or new.input[index] != node.input[index]:
+                yield f"{label} was excluded and is quantised"
+        elif node.op_type in heavy:
+            if kinds.get(held) != options.weight_type:
+                yield f"the weight of {label} is {kinds.get(held, 'float')}, not {options.weight_type}"
+            feed = makers.get(new.input[0]) if new is not None else None
             if feed is None or feed.op_type != "DequantizeLinear":
-                complaints.append(f"the input of {label} is not quantised")
+                yield f"the input of {label} is not quantised"
+
+
+def _wrong_integers(model: Any, kinds: Mapping[str, str], options: QuantizeOptions, folder: Path) -> Iterator[str]:
+    """Which integers have another type or zero point than was asked for."""
+    tensors = {t.name: t for t in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear", "MatMulInteger"):
-            continue
-        zeros = [t for t in (tensors.get(name) for name in node.input[2:]) if t is not None]
-        for zero in zeros if options.target == "tensorrt" else ():
-            if kinds[zero.name] != "int8" or onnx_weights.read(zero, artifact.path.parent).any():
-                complaints.append(f"{node.op_type} {node.name} has a {kinds[zero.name]} zero point other than int8 0")
-        if node.op_type == "QuantizeLinear" and zeros and kinds[zeros[0].name] != options.activations:
-            complaints.append(f"{node.name} quantises to {kinds[zeros[0].name]}, not {options.activations}")
-        if node.op_type == "MatMulInteger" and kinds.get(node.input[1]) != options.weight_type:
-            complaints.append(f"the weight of {node.name} is {kinds.get(node.input[1])}, not {options.weight_type}")
-    return complaints
+        label = f"{node.op_type} {node.name}"
+        zeros = [name for name in node.input[2:] if name in tensors]
+        if node.op_type == "MatMulInteger":
+            if kinds.get(node.input[1]) != options.weight_type:
+                yield f"the weight of {label} is {kinds.get(node.input[1])}, not {options.weight_type}"
+        elif node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            for name in zeros if options.target == "tensorrt" else ():
+                if kinds[name] != "int8" or onnx_weights.read(tensors[name], folder).any():
+                    yield f"{label} has a zero point of type {kinds[name]} that is not int8 0"
+            if node.op_type == "QuantizeLinear" and zeros and kinds[zeros[0]] != options.activations:
+                yield f"{label} gives {kinds[zeros[0]]}, not {options.activations}"
 
 
 _INSERTED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger")

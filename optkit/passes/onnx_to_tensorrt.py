@@ -161,7 +161,7 @@ def _supported(options: OnnxToTensorRT, builder: str) -> None:
     """Refuse what `builder: auto` came to lack. Raises StepError."""
     if builder == "tensorrt_rtx" and (asked := options.full_only):
         raise StepError(f"TensorRT-RTX has no {', '.join(asked)}", subject=f"with.{asked[0]}",
-                        hint="remove it, or set with.builder: tensorrt on a machine that has full TensorRT")  # fmt: skip
+                        hint="remove it, or set with.builder: tensorrt where full TensorRT is installed")  # fmt: skip
     if builder == "tensorrt" and options.compute_capability:
         raise StepError("full TensorRT builds for the GPU of this machine alone", subject="with.compute_capability",
                         hint="set with.builder: tensorrt_rtx, or remove it")  # fmt: skip

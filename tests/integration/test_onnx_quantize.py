@@ -239,10 +239,12 @@ def test_tensorrt_takes_it(conv: Artifact, tmp_path: Path) -> None:
     held = integers(result)
     assert not any(array.dtype in (np.int32, np.uint8) for array in held.values())
     assert not any(array.any() for name, array in held.items() if "zero_point" in name)
-    command = [sys.executable, "-c", BUILD, str(result.path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 1000
+    half, _, _ = made(FP16, result, tmp_path)
+    for one in (result, half):
+        command = [sys.executable, "-c", BUILD, str(one.path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert int(done.stdout) > 1000
 
 
 def test_tensorrt_gets_a_pair_for_each_consumer(text: Artifact, tmp_path: Path) -> None:
@@ -518,15 +520,15 @@ def test_confirm_can_fail(conv: Artifact, text: Artifact, tmp_path: Path) -> Non
 
     found = complaints(conv, conv)
     assert "the graph has no QuantizeLinear" in found
-    assert "the weight of Conv conv0 is float32, not int8; the input of Conv conv0 is not quantised" in found
+    assert "the weight of Conv conv0 is float, not int8; the input of Conv conv0 is not quantised" in found
     assert complaints(text, text, method="dynamic") == "the graph has no MatMulInteger"
     result, _ = quantised(conv, tmp_path, IMAGES)
     assert complaints(conv, result, exclude=["conv0"]) == "Conv conv0 was excluded and is quantised"
-    assert "quantises to uint8, not int8" in complaints(conv, result, activation_type="int8")
+    assert "image_QuantizeLinear gives uint8, not int8" in complaints(conv, result, activation_type="int8")
     assert "the weight of Conv conv1 is int8, not uint8" in complaints(conv, result, weight_type="uint8")
     found = complaints(conv, result, target="tensorrt")
-    assert "zero point other than int8 0" in found
-    assert "a int32 zero point" in found
+    assert "has a zero point of type uint8 that is not int8 0" in found
+    assert "has a zero point of type int32 that is not int8 0" in found
     engine, _ = quantised(conv, tmp_path, IMAGES, target="tensorrt")
 
     def shift(proto: onnx.ModelProto) -> None:
@@ -535,10 +537,11 @@ def test_confirm_can_fail(conv: Artifact, text: Artifact, tmp_path: Path) -> Non
                 tensor.CopyFrom(numpy_helper.from_array(np.array(3, np.int8), tensor.name))
 
     found = complaints(conv, edited(engine, tmp_path / "shifted", shift), target="tensorrt")
-    assert "image_QuantizeLinear has a int8 zero point other than int8 0" in found
+    assert "QuantizeLinear image_QuantizeLinear has a zero point of type int8 that is not int8 0" in found
     dynamic, _ = quantised(text, tmp_path, method="dynamic")
-    assert "the weight of q_proj_quant is int8, not uint8" in complaints(text, dynamic, method="dynamic",
-                                                                         weight_type="uint8")  # fmt: skip
+    found = complaints(text, dynamic, method="dynamic", weight_type="uint8", exclude=["up_proj"])
+    assert "the weight of MatMulInteger q_proj_quant is int8, not uint8" in found
+    assert "MatMul up_proj was excluded and is quantised" in found
 
 
 def test_integers_are_left_alone(tmp_path: Path) -> None:

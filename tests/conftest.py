@@ -1,0 +1,29 @@
+"""Fixtures every test may use."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TOY_PLUGIN = Path(__file__).parent / "toy_plugin"
+
+
+@pytest.fixture
+def toy_plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of two plug-ins, found here and in child processes: `optkit_toy` and `crashy`."""
+    from optkit import registry
+
+    def forget() -> None:
+        importlib.invalidate_caches()
+        registry.passes.cache_clear()
+        registry.runners.cache_clear()
+
+    monkeypatch.syspath_prepend(TOY_PLUGIN)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(TOY_PLUGIN), os.environ.get("PYTHONPATH")])))
+    forget()
+    yield TOY_PLUGIN
+    forget()
