@@ -59,7 +59,13 @@ def load(builder: str) -> Any:
 
     Full TensorRT is not even imported without a GPU driver, since it can take the process down with it.
     """
-    if builder == "tensorrt" and importlib.util.find_spec(builder) is not None and not cuda_driver.devices():
+    if builder == "tensorrt" and importlib.util.find_spec(builder) is None:
+        raise UnavailableError(
+            "TensorRT is not installed",
+            hint="it comes from NVIDIA's own index: pip install tensorrt --extra-index-url https://pypi.nvidia.com; "
+            'TensorRT-RTX comes from PyPI: pip install "optkit[tensorrt-rtx]"',
+        )
+    if builder == "tensorrt" and not cuda_driver.devices():
         raise NotHereError("TensorRT needs an NVIDIA GPU and its driver, and this machine has none",
                            hint="build with TensorRT-RTX, which needs neither: with.builder: tensorrt_rtx")  # fmt: skip
     return need(builder)
@@ -137,8 +143,8 @@ def read(path: Path) -> dict[str, Any]:
         ) from error
     if path.stat().st_size != built["engine"]["size_bytes"]:
         raise SourceError(
-            f"{path.name} has {path.stat().st_size} bytes, its {SIDECAR} says {built['engine']['size_bytes']}: it is cut "
-            "short, or another engine's",
+            f"{path.name} has {path.stat().st_size} bytes, its {SIDECAR} says {built['engine']['size_bytes']}: "
+            "it is cut short, or another engine's",
             hint="copy both files again from where they were made",
             subject="model",
         )
