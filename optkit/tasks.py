@@ -466,7 +466,7 @@ def verify(step: Data, say: Say) -> Data:
 
 def lint(step: Data, say: Say) -> Data:
     """What a target refuses of an ONNX file."""
-    from optkit.lint import lint as look
+    from optkit.linting import lint as look
 
     return look(Path(step["path"]), step["target"])
 

@@ -11,7 +11,8 @@ from optkit.formats import onnx_model, onnx_session, onnx_types
 from optkit.formats.onnx_refusal import Refusal, refused
 from optkit.plugin import need
 
-_LACKING = ("no kernel", "NOT_IMPLEMENTED", "No Op registered", "is not a registered function/op")
+_UNKNOWN = "there is no such operator"
+_LACKING = ("no kernel", "NOT_IMPLEMENTED", "No Op registered", "is not a registered function/op", "Type Error")
 
 
 def look(path: Path, model: Any) -> tuple[list[Refusal], list[str]]:
@@ -45,10 +46,10 @@ def _lacking(model: Any) -> Iterator[Refusal]:
             answers[key] = _alone(node, inputs, model)
         if answers[key]:
             kinds = ", ".join(onnx_model.dtype_name(kind) for kind in inputs if kind > 0)
-            what = f"{answers[key]} ({kinds})" if kinds and "kernel" in answers[key] else answers[key]
-            known = "kernel" in answers[key]
-            hint = "keep the operator in float32" if known else "replace the operator in the model"
-            yield refused(node, what, hint)
+            if answers[key] == _UNKNOWN:
+                yield refused(node, _UNKNOWN, "replace the operator in the model")
+            else:
+                yield refused(node, f"{answers[key]} ({kinds})", "keep the operator in float32")
 
 
 def _alone(node: Any, inputs: list[int], model: Any) -> str:
@@ -73,6 +74,7 @@ def _alone(node: Any, inputs: list[int], model: Any) -> str:
         told = f"{error.what} {error.details}"
         if not any(words in told for words in _LACKING):
             return ""
-        registered = "No Op registered" in told or "not a registered" in told
-        return "there is no such operator" if registered else "there is no kernel for these types"
+        if "No Op registered" in told or "not a registered" in told:
+            return _UNKNOWN
+        return "it does not take these types" if "Type Error" in told else "there is no kernel for these types"
     return ""
