@@ -310,7 +310,7 @@ class _Run:
             if parent is not None:
                 references["parent"] = {"artifact": parent.to_json(), "tape": str(self.tape(step.parent))}
             self.submit(f"check:{step.id}", {
-                "task": "check", "artifact": state.artifact.to_json(), "references": references,
+                "task": "check", "artifact": state.artifact.to_json(), "references": references, "defer": True,
                 "check_on": self.recipe.check_on, "cases": [c.to_json() for c in self.cases],
                 "tape": str(self.tape(step.id)) if self.plan.children(step.id) else None,
                 "out": str(self.stage(f"check:{step.id}")),

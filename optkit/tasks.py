@@ -302,7 +302,8 @@ def _plain(tensors: Tensors) -> Tensors:
 def check(step: Data, say: Say) -> Data:
     """The metrics of an artifact against the source and its parent, over every case; verdicts are made elsewhere.
 
-    Where the artifact is made for another machine, what that machine needs to make this check, and why: `deferred`.
+    Where the artifact is made for another machine: with `defer`, what that machine needs to make this check, and in
+    `deferred` why; else NotHereError.
     """
     import numpy as np
 
@@ -324,6 +325,8 @@ def check(step: Data, say: Say) -> Data:
         try:
             session = stack.enter_context(_open(step, artifact))
         except NotHereError as error:
+            if not step.get("defer"):
+                raise
             return put_off(error, references["source"], cases, dataset, inputs, out, stacked)
         for number, case in enumerate(cases):
             compared = {role: Comparison() for role in references}

@@ -37,8 +37,8 @@ def command(step: Path, out: Path | None, as_json: bool, quiet: bool) -> None:
     result = replay(step, out)
     if as_json:
         click.echo(json.dumps(result, indent=1))
-    if not result["ok"]:
-        error = from_json(result["error"])
+    if failed := result.get("error") or result.get("deferred"):
+        error = from_json(failed)
         click.echo(describe(error), err=True)
         if error.details and not quiet:
             click.echo("\n" + clean(error.details, lines=True), err=True)

@@ -17,7 +17,8 @@ from pydantic import Field, field_validator, model_validator
 
 from optkit.artifact import Artifact, Dim, Signature, TensorSpec, digest_file
 from optkit.errors import SourceError, StepError, did_you_mean
-from optkit.formats import tensorrt_engine, tensorrt_rules
+from optkit.formats import onnx_model, tensorrt_engine, tensorrt_rules
+from optkit.formats.onnx_refusal import module_of
 from optkit.plugin import Context, Options, Pass
 
 _PRODUCT_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
@@ -93,7 +94,7 @@ def run(artifact: Artifact, out_dir: Path, options: OnnxToTensorRT, context: Con
     parser = trt.OnnxParser(network, log)
     context.progress("reading the graph", None)
     if not parser.parse_from_file(str(artifact.path)):
-        raise _refused(parser, builder)
+        raise _refused(parser, builder, artifact.path)
     config = maker.create_builder_config()
     profile = _profile(maker, config, network, artifact, context)
     _configure(trt, config, options, builder)
@@ -167,7 +168,7 @@ def _supported(options: OnnxToTensorRT, builder: str) -> None:
                         hint="set with.builder: tensorrt_rtx, or remove it")  # fmt: skip
 
 
-def _refused(parser: Any, builder: str) -> StepError:
+def _refused(parser: Any, builder: str, path: Path) -> StepError:
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     lines = [f"{e.node_operator() or 'the graph'} {e.node_name()}: {e.desc()}" for e in errors]
     if not errors:
@@ -177,6 +178,9 @@ def _refused(parser: Any, builder: str) -> StepError:
     operator, name = first.node_operator(), first.node_name()
     said = tensorrt_engine.plain(first.desc().removeprefix(f"Invalid Node - {name}").strip())
     where = f"{operator} {name!r}" if operator else "the graph"
+    nodes = onnx_model.load(path, weights=False).graph.node
+    if operator and 0 <= first.node() < len(nodes) and (module := module_of(nodes[first.node()])):
+        where += f" of the torch module {module}"
     said = "it has no such operator" if tensorrt_rules.unknown(said) else said
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return StepError(

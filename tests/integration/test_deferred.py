@@ -189,6 +189,20 @@ def test_the_api_raises_with_the_reason(base: Path) -> None:
         optkit.convert(base / "recipe.yaml", out=base / "o", cache=base / "c")
 
 
+def test_comparing_and_opening_it_is_no_verdict_either(base: Path) -> None:
+    report = convert(base, "  - {id: same, use: toy.copy}\n  - {id: gone, to: away}\n")
+    for made in (
+        lambda: optkit.compare(base / "out/same", base / "out/gone"),
+        lambda: optkit.compare(base / "out/gone", base / "out/same"),
+        lambda: optkit.open_artifact(base / "out/gone"),
+    ):
+        with pytest.raises(NotHereError, match="this one has none"):
+            made()
+    said = CliRunner().invoke(cli, ["replay", report.step("gone")["replay"], "--out", str(base / "again")])
+    assert said.exit_code == 4
+    assert "this one has none" in said.stderr
+
+
 def test_the_error_survives_its_way_between_processes() -> None:
     error = from_json(NotHereError("elsewhere", hint="go there").to_json())
     assert type(error) is NotHereError

@@ -172,17 +172,18 @@ def test_integers_made_for_onnxruntime(forms: Forms, tmp_path: Path) -> None:
 
 
 def test_an_operator_that_nobody_knows(tmp_path: Path) -> None:
-    source = zoo.saved(
-        zoo.model(
-            [zoo.node("Det", "x", "d", "determinant")],
-            [zoo.value("x", TensorProto.FLOAT, ["batch", 4, 4])],
-            [zoo.value("d", TensorProto.FLOAT, ["batch"])],
-            {},
-        ),
-        tmp_path / "det",
+    proto = zoo.model(
+        [zoo.node("Det", "x", "d", "determinant")],
+        [zoo.value("x", TensorProto.FLOAT, ["batch", 4, 4])],
+        [zoo.value("d", TensorProto.FLOAT, ["batch"])],
+        {},
     )
+    proto.graph.node[0].metadata_props.add(key="namespace", value="head.volume")
+    source = zoo.saved(proto, tmp_path / "det")
     error = failure(source, tmp_path)
-    assert error.what == "TensorRT-RTX refuses Det 'determinant': it has no such operator"
+    assert (
+        error.what == "TensorRT-RTX refuses Det 'determinant' of the torch module head.volume: it has no such operator"
+    )
     assert "replace the operator" in error.hint
 
 
