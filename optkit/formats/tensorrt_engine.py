@@ -268,5 +268,5 @@ def plain(text: str) -> str:
     text = " ".join(text.split("[checkMacros.cpp")[0].split())
     text = re.sub(r" In \w+ at /\S+?:\d+\)?$", "", text)
     text = re.sub(r"^([\w:]+: )?Error Code \d+: [\w ]+\(", "", text)
-    text = re.sub(r"^\[[\w.]+:\d+: \w+\] ", "", text)
+    text = re.sub(r"^(\[[\w.]+:\d+: \w+\]|[\w.]+:\d+:) ", "", text)
     return text.removesuffix(")") if text.count(")") > text.count("(") else text

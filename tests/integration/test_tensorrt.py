@@ -94,6 +94,7 @@ def test_equal_inputs_give_equal_bytes(forms: Forms, tmp_path: Path) -> None:
 def test_a_text_encoder_with_two_dims(tmp_path: Path) -> None:
     made, notes = build(zoo.saved(zoo.encoder(), tmp_path / "enc"), tmp_path)
     assert [str(t) for t in made.signature.inputs] == ["ids: int64[batch, length]", "mask: int64[batch, length]"]
+    assert notes["warnings"] == []
     assert notes["profiles"][0]["ids"] == {"min": [1, 2], "opt": [4, 8], "max": [16, 32]}
     assert tensorrt_engine.read(made.path)["compute"]["scores"]["dtype"] == "float32"
 
