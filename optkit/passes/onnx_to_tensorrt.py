@@ -45,7 +45,7 @@ class OnnxToTensorRT(Options):
     hardware_compatible: Literal["none", "ampere_plus", "same_compute_capability"] = Field(
         "none", description="an engine that other GPUs run too, somewhat slower (full TensorRT)"
     )
-    tf32: bool = Field(False, description="let float32 products round to TF32's 10 bits, which is faster")
+    tf32: bool = Field(False, description="let float32 products round to TF32's 10 bits: faster, and in need of bounds")
     optimization_level: int | None = Field(
         None, ge=0, le=5, description="how long to look for fast kernels: 0 shortest, 5 longest, 3 unless given"
     )
@@ -343,6 +343,6 @@ PASS = Pass(
     confirm=confirm,
     options=OnnxToTensorRT,
     fidelity="rounding",
-    tools=tensorrt_engine.distributions(),
+    tools=("onnx", *tensorrt_engine.distributions()),
     timeout_seconds=7200.0,
 )
