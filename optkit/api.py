@@ -14,6 +14,7 @@ from optkit import keys
 from optkit.artifact import Artifact, Dim, Signature, TensorSpec, digest_file
 from optkit.cache import Cache
 from optkit.capture import capture
+from optkit.deferral import first_verdicts
 from optkit.deliver import RECORD
 from optkit.errors import CheckError, SourceError, UserError
 from optkit.events import Listener, ignore
@@ -24,7 +25,7 @@ from optkit.parity.cases import make_cases
 from optkit.planning import Check, Plan, make_plan
 from optkit.pool import run_alone
 from optkit.recipe import Recipe, load_recipe, recipe_from
-from optkit.registry import format_of, get_runner
+from optkit.registry import get_runner
 from optkit.report import Report
 from optkit.shorthand import data_section, is_recipe, recipe_data
 from optkit.sources import source_artifact
@@ -375,7 +376,7 @@ def verify(folder: str | Path, *, device: str = "cpu", threads: int | None = Non
         }))  # fmt: skip
         provider = done["provider"]
         if deferred:
-            cases = _proven_at_last(done["cases"], record, artifact)
+            cases = first_verdicts(done["cases"], record, artifact.signature)
         else:
             cases = [judged for case in done["cases"] for judged in _proven_again(case, record, artifact)]
     return {
@@ -386,37 +387,6 @@ def verify(folder: str | Path, *, device: str = "cpu", threads: int | None = Non
         "provider": provider,
         "held": not problems and bool(cases) and all(c["held"] for c in cases),
     }
-
-
-def lint(path: str | Path, target: str) -> dict[str, Any]:
-    """What a runtime ("tensorrt", "openvino", "onnxruntime") refuses of an ONNX file or a delivered ONNX folder.
-
-    Returns {"target", "refused": [{"node", "operator", "module", "what", "hint"}], "unchecked": [text]}. The
-    runtime's own parser does the work, in a child process. Raises UserError for what is no ONNX model or an unknown
-    target, UnavailableError where the runtime is not installed.
-    """
-    file = Path(path)
-    if file.is_dir():
-        artifact = delivered(file)
-        file = artifact.path
-        known: str | None = artifact.format
-    else:
-        known = format_of(file.name)
-    if known != "onnx":
-        raise UserError(f"{path} is no ONNX model, which is what lint looks at",
-                        hint="make one first: optkit convert MODEL --to onnx")  # fmt: skip
-    done = raise_if_failed(run_alone({"task": "lint", "path": str(file.absolute()), "target": target}))
-    return {key: done[key] for key in ("target", "refused", "unchecked")}
-
-
-def _proven_at_last(
-    cases: Sequence[Mapping[str, Any]], record: Mapping[str, Any], artifact: Artifact
-) -> list[dict[str, Any]]:
-    """The verdict that a deferred check left to this machine, by the step's own bounds and the source's own noise."""
-    before = record["check"]
-    bounds = tuple(parse_bound(text) for text in before["bounds"])
-    check = Check(bounds, before["precision"], before["lossy"], tuple(before["stated_by"]))
-    return judge_cases(cases, check, record["provenance"]["source"]["noise"], artifact.signature)
 
 
 def _proven_again(case: Mapping[str, Any], record: Mapping[str, Any], artifact: Artifact) -> list[dict[str, Any]]:

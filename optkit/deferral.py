@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optkit.artifact import TensorSpec
+from optkit.artifact import Signature, TensorSpec
 from optkit.errors import NotHereError
 from optkit.parity.cases import Case, feeds
 
@@ -79,6 +79,23 @@ def make_up(
                 total += count
             results.append({**case, "samples": total, "source": comparison.result()})
     return results
+
+
+def first_verdicts(
+    cases: Sequence[Mapping[str, Any]], record: Mapping[str, Any], signature: Signature | None
+) -> list[dict[str, Any]]:
+    """The verdicts that a deferred check left to this machine, by its step's own bounds and the source's own noise.
+
+    cases: as `make_up` gives them. record: the delivery's optkit.json.
+    """
+    from optkit.judging import judge_cases
+    from optkit.parity.bounds import parse_bound
+    from optkit.planning import Check
+
+    check = record["check"]
+    bounds = tuple(parse_bound(text) for text in check["bounds"])
+    stated = Check(bounds, check["precision"], check["lossy"], tuple(check["stated_by"]))
+    return judge_cases(cases, stated, record["provenance"]["source"]["noise"], signature)
 
 
 def _rows(tensors: Tensors) -> int:

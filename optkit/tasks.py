@@ -469,7 +469,7 @@ def verify(step: Data, say: Say) -> Data:
 
 def lint(step: Data, say: Say) -> Data:
     """What a target refuses of an ONNX file."""
-    from optkit.linting import lint as look
+    from optkit.linting import look
 
     return look(Path(step["path"]), step["target"])
 

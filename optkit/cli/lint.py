@@ -31,7 +31,7 @@ def command(model: Path, targets: tuple[str, ...], as_json: bool) -> None:
     """
     import json
 
-    from optkit.api import lint
+    from optkit.linting import lint
 
     results = [lint(model, target) for target in dict.fromkeys(targets)]
     click.echo(json.dumps(results, indent=1) if as_json else "\n\n".join(draw(result) for result in results))

@@ -17,7 +17,7 @@ from optkit.cli import cli
 from optkit.errors import SourceError, UserError
 from optkit.formats import tensorrt_engine
 from optkit.formats.onnx_refusal import module_of
-from optkit.linting import TARGETS, lint
+from optkit.linting import TARGETS, look
 from optkit.passes import onnx_quantize
 from optkit.testing import ListSamples
 
@@ -32,7 +32,7 @@ def written(proto: Any, folder: Path, name: str = "model.onnx") -> Path:
 
 def refused(path: Path, target: str) -> dict[str, tuple[str, str]]:
     """Node to operator and reason."""
-    result = lint(path, target)
+    result = look(path, target)
     assert result["unchecked"] == []
     assert all(r["hint"] for r in result["refused"]), result
     return {r["node"]: (r["operator"], r["what"]) for r in result["refused"]}
@@ -95,7 +95,7 @@ def test_every_node_without_a_kernel_is_named_not_only_the_first(tmp_path: Path)
 def test_an_opset_onnxruntime_does_not_know_yet(tmp_path: Path) -> None:
     proto = zoo.cnn()
     proto.opset_import[0].version = 999
-    (graph,) = lint(written(proto, tmp_path), "onnxruntime")["refused"]
+    (graph,) = look(written(proto, tmp_path), "onnxruntime")["refused"]
     assert graph["node"] == ""
     assert "opset 999" in graph["what"]
     assert "pip install -U onnxruntime" in graph["hint"]
@@ -108,7 +108,7 @@ def test_integers_made_for_onnxruntime_are_not_for_tensorrt(tmp_path: Path) -> N
     found = refused(other.path, "tensorrt")
     assert found["b0_DequantizeLinear"] == ("DequantizeLinear", "a quantised int32 bias")
     assert found["image_QuantizeLinear"] == ("QuantizeLinear", "uint8 integers")
-    hints = {r["hint"] for r in lint(other.path, "tensorrt")["refused"]}
+    hints = {r["hint"] for r in look(other.path, "tensorrt")["refused"]}
     assert hints == {
         "quantise with onnx.quantize and with: {for: tensorrt}, which gives symmetric int8 and a float bias"
     }
@@ -125,7 +125,7 @@ def test_integers_made_for_onnxruntime_are_not_for_tensorrt(tmp_path: Path) -> N
 def test_dynamic_quantisation_is_not_for_tensorrt(tmp_path: Path) -> None:
     source = zoo.saved(zoo.encoder(), tmp_path / "enc")
     made, _, _ = zoo.made(onnx_quantize.PASS, source, tmp_path, method="dynamic")
-    result = lint(made.path, "tensorrt")["refused"]
+    result = look(made.path, "tensorrt")["refused"]
     assert {r["operator"] for r in result} == {"DynamicQuantizeLinear", "MatMulInteger"}
     assert {r["hint"] for r in result} == {"onnx.quantize with: {method: static, for: tensorrt}"}
 
@@ -134,7 +134,7 @@ def test_without_a_builder_the_rules_remain_and_the_rest_is_said(tmp_path: Path,
     source = zoo.saved(zoo.cnn(), tmp_path / "cnn")
     other, _, _ = zoo.made(onnx_quantize.PASS, source, tmp_path, ListSamples(zoo.images(8)))
     monkeypatch.setattr(tensorrt_engine, "BUILDERS", ("tensorrt_not_there",))
-    result = lint(other.path, "tensorrt")
+    result = look(other.path, "tensorrt")
     assert result["refused"]
     assert result["unchecked"] == [
         "operators and types, which TensorRT's parser tells: tensorrt_not_there is not installed"
