@@ -19,7 +19,7 @@ import shutil
 import time
 import uuid
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,15 @@ class Cache:
         folder = self._own / uuid.uuid4().hex[:16]
         folder.mkdir()
         return folder
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """An empty folder to work in. It is gone afterwards, or, after a kill, when the next run sweeps."""
+        folder = self.stage()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def put(
         self,

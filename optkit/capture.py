@@ -1,95 +1,109 @@
 """Live model objects put at rest, so that a child process can work on them.
 
 A torch module is captured with torch.export in the caller's process and compared there with the live one: from then on
-the captured program is the source model every step is judged against.
+the captured program is the source model every step is judged against. What was captured lies in the cache under its
+content's digest: an unchanged model is known again, and `optkit replay` finds it later.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from optkit.artifact import Dim, TensorSpec
-from optkit.errors import CheckError, SourceError, UserError
+from optkit.artifact import Dim, TensorSpec, digest_files
+from optkit.cache import Cache
+from optkit.errors import CheckError, SourceError, UserError, did_you_mean
 
 Specs = dict[str, dict[str, Any]]
-Ranges = dict[str, tuple[int, int, int]]
 
 MAX_REL_L2 = 1e-4
 """How far a captured program may be from the live module: float32 rounding, as between kernels."""
 
 
+@dataclass(frozen=True)
+class Captured:
+    """A live model at rest.
+
+    section: the recipe's `model:`. inputs, outputs: the recipe's of these names; empty where the file knows its own.
+    """
+
+    section: dict[str, Any]
+    inputs: Specs = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+
+
 def capture(
     model: Any,
-    folder: Path,
-    example_inputs: Any,
-    inputs: Mapping[str, Mapping[str, Any]] | None,
-    dims: Mapping[str, tuple[int, int, int]],
-) -> tuple[dict[str, Any], Specs, Ranges]:
-    """The recipe's `model:` section for a live object, its `inputs:` and its dims, with the model's file in `folder`.
+    store: Cache,
+    *,
+    example_inputs: Any = None,
+    inputs: Mapping[str, Mapping[str, Any]] | None = None,
+    outputs: Sequence[str] = (),
+    dims: Mapping[str, Dim] | None = None,
+) -> Captured:
+    """A live object as a recipe's `model:`, `inputs:` and `outputs:`, its file kept in the cache.
 
-    Raises UserError for an object of no known kind or missing inputs, SourceError when it cannot be captured, and
-    CheckError when the captured program does not answer as the live module does.
+    The object stays as it is: modes, device, gradients, weights. Raises UserError for an object of no known kind or
+    missing inputs, SourceError when it cannot be captured, StepError when torch.export refuses it, and CheckError when
+    the captured program does not answer as the live module does.
     """
-    kind = _kind(model)
-    if kind == "onnx":
-        import onnx
-
-        path = folder / "model.onnx"
-        onnx.save_model(model, path, save_as_external_data=model.ByteSize() > 1 << 30, location="model.onnx.data")
-        return {"onnx": str(path)}, _specs(inputs), dict(dims)
-    if kind == "openvino":
-        import openvino
-
-        path = folder / "model.xml"
-        openvino.save_model(model, path, compress_to_fp16=False)
-        return {"openvino": str(path)}, _specs(inputs), dict(dims)
-    from optkit.formats import torch_model
-
-    known = inputs or kind == "exported"
-    tensors = _named(model, example_inputs) if example_inputs is not None else None
-    if tensors is None and not known:
-        raise UserError(
-            "nothing says what goes into the model",
-            hint='give example_inputs={"image": tensor}, or inputs={"image": {"shape": [...]}}',
-        )
-    specs = tuple(
-        TensorSpec(name, str(spec.get("dtype", "float32")), tuple(spec["shape"]), spec.get("layout"), spec.get("range"))
-        for name, spec in (inputs or {}).items()
-    )
-    if not specs and tensors is not None:
-        first: list[int | str] = ["batch"] if "batch" in dims else []
-        specs = tuple(TensorSpec(name, _dtype(t), (*first, *t.shape[len(first) :])) for name, t in tensors.items())
-    ranges = {name: Dim(*sizes) for name, sizes in dims.items()}
-    if kind == "torchscript":
-        path = folder / "model.pt"
-        section = {"torchscript": str(path)}
-    else:
-        path = folder / "model.pt2"
-        section = {"pt2": str(path)}
-    descriptor = torch_model.save_live(model, path, specs, ranges)
-    if kind == "module":
-        _compare(model, descriptor, folder, specs, ranges, tensors)
-    shown = {t.name: {k: v for k, v in t.to_json().items() if k != "name"} for t in specs}
-    return section, shown, dict(dims)
+    kind, model = _kind(model)
+    folder = store.stage()
+    try:
+        if kind in ("onnx", "openvino"):
+            if example_inputs is not None:
+                raise UserError(
+                    f"an {'ONNX' if kind == 'onnx' else 'OpenVINO'} model knows what goes into it, so example_inputs "
+                    "say nothing new",
+                    hint="leave them out; ranges of values go into inputs={...}, samples into data=",
+                )
+            (_save_onnx if kind == "onnx" else _save_openvino)(model, folder)
+            made = Captured({}, _specs(inputs), tuple(outputs))
+        else:
+            made = _torch(kind, model, folder, example_inputs, inputs, outputs, dims or {})
+        kept = _keep(folder, store)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    section, name = _SECTIONS[kind]
+    return Captured({section: str(kept / name)}, made.inputs, made.outputs)
 
 
-def _kind(model: Any) -> str:
-    """Which kind of live object this is; a backend that is not imported cannot have made it."""
+_SECTIONS = {
+    "module": ("pt2", "model.pt2"),
+    "exported": ("pt2", "model.pt2"),
+    "torchscript": ("torchscript", "model.pt"),
+    "onnx": ("onnx", "model.onnx"),
+    "openvino": ("openvino", "model.xml"),
+}
+"""Per kind of live object the recipe's key and the file."""
+
+
+def _keep(folder: Path, store: Cache) -> Path:
+    names = sorted(p.name for p in folder.iterdir())
+    return store.put(digest_files(folder, names), {}, folder).folder
+
+
+def _kind(model: Any) -> tuple[str, Any]:
+    """Which kind of live object this is, and the model inside its wrappers.
+
+    A backend that is not imported cannot have made it.
+    """
     torch, onnx, openvino = (sys.modules.get(name) for name in ("torch", "onnx", "openvino"))
     if torch is not None:
         if isinstance(model, torch.jit.ScriptModule):
-            return "torchscript"
+            return "torchscript", model
         if isinstance(model, torch.nn.Module):
-            return "module"
+            return "module", _unwrapped(model, torch)
         if isinstance(model, torch.export.ExportedProgram):
-            return "exported"
+            return "exported", model
     if onnx is not None and isinstance(model, onnx.ModelProto):
-        return "onnx"
+        return "onnx", model
     if openvino is not None and isinstance(model, openvino.Model):
-        return "openvino"
+        return "openvino", model
     raise UserError(
         f"a {type(model).__module__}.{type(model).__name__} is no model optkit knows",
         hint="give a torch module, ExportedProgram or ScriptModule, onnx.ModelProto, openvino.Model, a path "
@@ -97,31 +111,171 @@ def _kind(model: Any) -> str:
     )
 
 
+def _unwrapped(module: Any, torch: Any) -> Any:
+    """The module inside torch.compile, DataParallel and DistributedDataParallel."""
+    while True:
+        if isinstance(module, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif isinstance(getattr(module, "_orig_mod", None), torch.nn.Module):
+            module = module._orig_mod
+        else:
+            return module
+
+
 def _specs(inputs: Mapping[str, Mapping[str, Any]] | None) -> Specs:
     return {name: dict(spec) for name, spec in (inputs or {}).items()}
 
 
-def _named(model: Any, example: Any) -> dict[str, Any]:
-    import inspect
+# ------------------------------------------------------------------------------------------------ ONNX, OpenVINO
 
+
+def _save_onnx(model: Any, folder: Path) -> None:
+    from optkit.formats import onnx_model, onnx_weights
+
+    if elsewhere := [where[0] for t in onnx_weights.all_tensors(model) if (where := onnx_weights.reference(t))]:
+        raise SourceError(
+            f"the ModelProto keeps weights in {elsewhere[0]!r} and does not say in which folder",
+            subject="model",
+            hint="give the path of the .onnx file, or load it with its external data",
+        )
+    if model.ByteSize() >= onnx_model.EXTERNAL_FROM:
+        model, whole = type(model)(), model  # writing external data changes the object it is given
+        model.CopyFrom(whole)
+    onnx_model.save(model, folder)
+
+
+def _save_openvino(model: Any, folder: Path) -> None:
+    import openvino
+
+    openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+
+
+# ------------------------------------------------------------------------------------------------ torch
+
+
+def _torch(
+    kind: str,
+    model: Any,
+    folder: Path,
+    example_inputs: Any,
+    inputs: Mapping[str, Mapping[str, Any]] | None,
+    outputs: Sequence[str],
+    dims: Mapping[str, Dim],
+) -> Captured:
+    from optkit.formats import torch_model
+
+    tensors = _named(kind, model, example_inputs) if example_inputs is not None else {}
+    if not tensors and not inputs and kind != "exported":
+        raise UserError(
+            "nothing says what goes into the model",
+            hint='give example_inputs={"image": tensor}, or inputs={"image": {"shape": [...]}}',
+        )
+    specs = _declared(tensors, inputs or {}, dims)
+    if kind == "module":
+        model = _on_cpu(model)
+    path = folder / _SECTIONS[kind][1]
+    descriptor = torch_model.save_live(model, path, specs, dims, list(outputs) or None)
+    if kind == "module":
+        _compare(model, descriptor, folder, specs, dims, tensors)
+    shown = {t.name: {k: v for k, v in t.to_json().items() if k != "name"} for t in specs}
+    return Captured({}, shown, tuple(descriptor["outputs"] or ()))
+
+
+def _named(kind: str, model: Any, example: Any) -> dict[str, Any]:
+    """Example inputs as tensors by name; a tuple is in forward()'s order, a single value the only input."""
     import torch
 
     if isinstance(example, Mapping):
-        named = dict(example)
+        named = {str(name): value for name, value in example.items()}
     else:
         values: Sequence[Any] = example if isinstance(example, tuple | list) else (example,)
-        names = list(inspect.signature(model.forward).parameters) if hasattr(model, "forward") else []
+        names = _parameters(kind, model)
         if len(names) < len(values):
             raise UserError(
-                f"{len(values)} example inputs were given, forward() takes {len(names)}",
+                f"{len(values)} example inputs were given, and forward() names {len(names)}",
                 hint="give them by name: example_inputs={...}",
             )
         named = dict(zip(names, values, strict=False))
-    return {name: value if isinstance(value, torch.Tensor) else torch.as_tensor(value) for name, value in named.items()}
+    made = {}
+    for name, value in named.items():
+        try:
+            tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"example input {name!r} is a {type(value).__name__}, not a tensor or an array: {error}",
+                hint="leave arguments that are no tensors to forward()'s defaults",
+            ) from error
+        made[name] = tensor.detach().cpu()
+    return made
 
 
-def _dtype(tensor: Any) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _parameters(kind: str, model: Any) -> list[str]:
+    import inspect
+
+    if kind == "torchscript":
+        return [argument.name for argument in model.forward.schema.arguments[1:]]
+    if kind == "exported":
+        return [name for name in model.graph_signature.user_inputs if isinstance(name, str)]
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind not in kinds]
+
+
+def _declared(
+    tensors: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Any]], dims: Mapping[str, Dim]
+) -> tuple[TensorSpec, ...]:
+    """Inputs as stated, what they leave open taken from the example; its axis 0 is the dim "batch" if there is one."""
+    for name in inputs if tensors else ():
+        if name not in tensors:
+            hint = did_you_mean(name, tensors)
+            raise UserError(f"inputs: there is no example input {name!r}", hint=hint, subject=f"inputs.{name}")
+    specs = []
+    for name in tensors or inputs:
+        said, tensor = inputs.get(name, {}), tensors.get(name)
+        if tensor is None:
+            shape, dtype = said.get("shape"), said.get("dtype", "float32")
+            if shape is None:
+                hint = f"inputs={{{name!r}: {{'shape': ['batch', 3, 224, 224]}}}}"
+                raise UserError(f"inputs: {name!r} has no shape", hint=hint, subject=f"inputs.{name}")
+        else:
+            first = ["batch"] if "batch" in dims and tensor.ndim else []
+            shape = said.get("shape", [*first, *tensor.shape[len(first) :]])
+            dtype = said.get("dtype", str(tensor.dtype).removeprefix("torch."))
+        low, high = said.get("range") or (None, None)
+        limits = None if low is None or high is None else (low, high)
+        specs.append(TensorSpec(name, str(dtype), tuple(shape), said.get("layout"), limits))
+    used = {dim for spec in specs for dim in spec.dynamic}
+    for dim in dims if specs else ():
+        if dim not in used:
+            one = specs[0]
+            shape = [dim, *(one.shape or ())[1:]]
+            raise UserError(
+                f"dims: no input has a dim called {dim!r}",
+                hint=f'call the batch axis "batch", or name the axes: inputs={{{one.name!r}: {{"shape": {shape}}}}}',
+                subject=f"dims.{dim}",
+            )
+    return tuple(specs)
+
+
+def _on_cpu(module: Any) -> Any:
+    """The module itself if it lies on the CPU, else a copy there; nothing is copied on its own device."""
+    tensors = [*module.parameters(), *module.buffers()]
+    if all(t.device.type == "cpu" for t in tensors):
+        return module
+    return _copied(module, tensors)
+
+
+def _copied(module: Any, tensors: Sequence[Any]) -> Any:
+    """A copy of a module with these of its tensors on the CPU."""
+    import copy
+
+    import torch
+
+    memo: dict[int, Any] = {}
+    for tensor in tensors:
+        moved = tensor.detach().cpu()
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        memo[id(tensor)] = torch.nn.Parameter(moved, tensor.requires_grad) if is_parameter else moved
+    return copy.deepcopy(module, memo).cpu()
 
 
 def _compare(
@@ -129,8 +283,8 @@ def _compare(
     descriptor: Mapping[str, Any],
     folder: Path,
     specs: Sequence[TensorSpec],
-    ranges: Mapping[str, Dim],
-    tensors: Mapping[str, Any] | None,
+    dims: Mapping[str, Dim],
+    tensors: Mapping[str, Any],
 ) -> None:
     """Hold the captured program against the live module: on the caller's inputs, and at both ends of every dim."""
     import json
@@ -138,60 +292,50 @@ def _compare(
     import torch
 
     from optkit.formats import torch_model
+    from optkit.formats.torch_sources import of_module
     from optkit.parity.metrics import Comparison
 
     path = folder / "torch.json"
     path.write_text(json.dumps(dict(descriptor)), encoding="utf-8")
     captured = torch_model.load(path)
-    # The same wrapper on both sides: it orders inputs and names outputs.
+    path.unlink()
+    live = torch_model.TorchModel(of_module("factory", module), specs, captured.output_names)
     names = list(dict.fromkeys(d for t in specs for d in t.dynamic))
-    cases = [{n: ranges[n].opt for n in names}]
-    cases += [{**cases[0], n: size} for n in names for size in ranges[n].sizes]
-    was_training = module.training
+    opt = {n: dims[n].opt for n in names}
+    cases = [opt, *({**opt, n: size} for n in names for size in dims[n].sizes)]
+    modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        for position, sizes in enumerate(cases):
-            feeds = torch_model.example_feeds(specs, ranges, sizes, seed=position)
-            if (
-                position == 0
-                and tensors is not None
-                and all(tuple(tensors[t.name].shape) == t.resolved(sizes) for t in specs)
-            ):
-                feeds = dict(tensors)
+        for position, sizes in enumerate([None, *cases] if _inside(tensors, specs, dims) else cases):
+            drawn = torch_model.example_feeds(specs, dims, sizes or opt, seed=position)
+            feeds = {t.name: tensors[t.name] for t in specs} if sizes is None else drawn
             with torch.inference_mode():
-                live = _flat(module(**feeds), captured.output_names or ())
-                again = captured.call(feeds)
+                one, two = live.call(feeds), captured.call(feeds)
             comparison = Comparison()
-            comparison.add(
-                {k: v.detach().cpu().numpy() for k, v in live.items()},
-                {k: v.detach().cpu().numpy() for k, v in again.items()},
-                None,
-            )
+            comparison.add(_arrays(one), _arrays(two), None)
             result = comparison.result()
             worst = max((m["rel_l2"]["worst"] for m in result["outputs"].values() if "rel_l2" in m), default=0.0)
             if result["problems"] or worst > MAX_REL_L2:
-                at = ", ".join(f"{k}={v}" for k, v in sizes.items()) or "its inputs"
+                at = "the example inputs" if sizes is None else ", ".join(f"{k}={v}" for k, v in sizes.items())
                 why = result["problems"][0]["text"] if result["problems"] else f"rel_l2 {worst:.3g}"
                 raise CheckError(
-                    f"the captured program does not answer as the live module does at {at}: {why}",
+                    f"the captured program does not answer as the live module does at {at or 'its inputs'}: {why}",
                     hint="control flow that depends on the input's size or values is the usual cause",
                 )
     finally:
-        module.train(was_training)
+        for part, training in modes.items():
+            part.training = training
 
 
-def _flat(answer: Any, names: Sequence[str]) -> dict[str, Any]:
-    import torch
+def _inside(tensors: Mapping[str, Any], specs: Sequence[TensorSpec], dims: Mapping[str, Dim]) -> bool:
+    """Whether there are example inputs, of sizes within the dims' ranges: those of the batch may well be outside."""
+    return bool(tensors) and all(
+        dims[d].min <= size <= dims[d].max
+        for spec in specs
+        for d, size in zip(spec.shape or (), tensors[spec.name].shape, strict=False)
+        if isinstance(d, str)
+    )
 
-    if isinstance(answer, torch.Tensor):
-        values = [answer]
-    elif isinstance(answer, Mapping):
-        values = [v for v in answer.values() if isinstance(v, torch.Tensor)]
-    else:
-        values = [v for v in answer if isinstance(v, torch.Tensor)]
-    if len(values) != len(names):
-        raise SourceError(
-            f"the live module gives {len(values)} tensors, the captured program {len(names)}",
-            hint="return tensors, a tuple or a flat dict of tensors",
-        )
-    return dict(zip(names, values, strict=True))
+
+def _arrays(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: (t.float() if str(t.dtype) == "torch.bfloat16" else t).numpy() for name, t in tensors.items()}

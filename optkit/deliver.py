@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optkit.artifact import Artifact, digest_file
+from optkit.artifact import Artifact, digest_file, digest_of
 from optkit.errors import UserError
 from optkit.report import write_atomically
 
@@ -174,4 +174,6 @@ def _standing(folder: Path, sources: Mapping[str, Path]) -> dict[str, Any] | Non
 
 
 def _text(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    """The record as text, with its own digest, by which `optkit verify` knows that nobody changed it."""
+    whole = {**record, "sha256": digest_of(record)}
+    return json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False) + "\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from optkit.artifact import Artifact, Dim, Signature, digest_of
 from optkit.cache import Cache, Entry
 from optkit.deferral import beside
 from optkit.deliver import clear, deliver, output_folder
-from optkit.errors import OptkitError, SourceError, UnavailableError, did_you_mean, from_json
+from optkit.disk import disk_error, temporary_files
+from optkit.errors import OptkitError, SourceError, StepError, UnavailableError, did_you_mean, from_json
 from optkit.events import Listener, RunFinished, RunStarted, StepFinished, StepProgress, StepStarted, ignore
 from optkit.judging import judge_cases
 from optkit.parity.cases import Case, make_cases
@@ -76,14 +76,14 @@ def execute(
     jobs = jobs or min(4, keys.cores())
     with (
         output_folder(out, plan.deliver),
-        tempfile.TemporaryDirectory(prefix="optkit-run-") as scratch,
+        cache.scratch() as scratch,
         Pool(jobs, out / "logs") as pool,
     ):
-        run = _Run(plan, out, cache, pool, listen, Path(scratch))
+        run = _Run(plan, out, cache, pool, listen, scratch)
         try:
             return run.perform()
         except OSError as error:
-            raise _disk_error(error) from error
+            raise _disk_error(error, out, cache) from error
 
 
 def cached_steps(plan: Plan, cache: Cache) -> dict[str, bool | None]:
@@ -413,7 +413,7 @@ class _Run:
             "inputs": [t.to_json() for t in (signature.inputs if signature else recipe.inputs)],
             "outputs": [t.name for t in signature.outputs] if signature else list(recipe.outputs),
             "dims": keys.dims_json(self.dims), "base": str(recipe.base), "seed": recipe.seed, "device": recipe.device,
-            "threads": self.threads,
+            "threads": self.threads, "scratch": str(self.scratch),
             "datasets": {name: spec.model_dump(mode="json", exclude_unset=True) for name, spec in recipe.data.items()
                          if name in self.data_keys},
         }  # fmt: skip
@@ -437,7 +437,9 @@ class _Run:
             if phase in ("run", "check"):
                 self.take_step(self.states[step_id], phase, result, staged)
             elif not result["ok"]:
-                raise self.located(from_json(result["error"]))
+                raise self.located(
+                    _of_setup(from_json(result["error"]), self.out / "logs" / phase / "step.json", phase)
+                )
             else:
                 self.take_setup(phase, result, staged)
         finally:
@@ -553,12 +555,18 @@ class _Run:
         return {**row, "path": str(folder), "size_bytes": state.artifact.size_bytes}
 
 
-def _disk_error(error: OSError) -> OptkitError:
-    import errno
+def _of_setup(error: OptkitError, step: Path, phase: str) -> OptkitError:
+    """An error met before the first step; a crash or a bug in a backend is told with what was going on."""
+    if isinstance(error, StepError):
+        doing = {"source": "reading the model", "data": "reading the data", "record": "running the source model"}[phase]
+        error.what = f"{doing}: {error.what}"
+        again = f"optkit replay {step} repeats it alone"
+        error.hint = error.hint.replace("optkit replay repeats it alone", again) or again
+    return error
 
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UnavailableError(
-            "no space left on the disk" + (f" (writing {error.filename})" if error.filename else ""),
-            hint="free space, or put the cache elsewhere with --cache DIR; finished steps are kept",
-        )
-    return UnavailableError(f"{type(error).__name__}: {error}", hint="check the folder and its permissions")
+
+def _disk_error(error: OSError, out: Path, cache: Cache) -> OptkitError:
+    places = [("the output folder", out, "--out DIR"), ("the cache", cache.root, "--cache DIR"), temporary_files()]
+    return disk_error(error, places) or UnavailableError(
+        f"{type(error).__name__}: {error}", hint="check the folder and its permissions"
+    )

@@ -70,35 +70,41 @@ def look(model: str, weights: str | None = None) -> Looked:
         from optkit.cli.guessing import of_folder
 
         return of_folder(section)
+    if kind == "torchscript":
+        from optkit.cli.guessing import of_script
+
+        return of_script(section)
     signature = describe(section)
-    return Looked(section, [_named(spec) for spec in signature.inputs])
+    names = dim_names(signature.inputs)
+    return Looked(section, [_named(spec, names) for spec in signature.inputs])
 
 
 def describe(section: Mapping[str, Any]) -> Signature:
     """The signature of a model file. Raises SourceError when it cannot be read."""
-    import tempfile
+    from optkit.opened import described
 
-    from optkit.cache import Cache
-    from optkit.recipe import recipe_from
-    from optkit.registry import get_runner
-    from optkit.sources import source_artifact
-
-    with tempfile.TemporaryDirectory(prefix="optkit-init-") as cache:
-        recipe = recipe_from({"version": 1, "model": dict(section), "steps": [{"id": "any", "to": "any"}]})
-        artifact = source_artifact(recipe, Cache(Path(cache)))
-        assert artifact is not None
-        return get_runner(artifact.format).describe(artifact.path, artifact.meta)
+    return described(section)
 
 
-def _named(spec: TensorSpec) -> Input:
+def dim_names(inputs: Sequence[TensorSpec]) -> dict[str, str]:
+    """A name that a recipe can hold for each dynamic dim; one that several inputs share stays one."""
+    names: dict[str, str] = {}
+    for spec in inputs:
+        for axis, dim in enumerate(spec.shape or ()):
+            if isinstance(dim, str):
+                names.setdefault(dim, dim_name(dim, axis, spec.name))
+    return names
+
+
+def _named(spec: TensorSpec, names: Mapping[str, str]) -> Input:
     """The input with every dynamic dim under a name that a recipe can hold."""
     if spec.shape is None:
         raise UserError(
             f"input {spec.name} has no known rank, so no shape can be written for it",
             hint="export the model with shapes, or write the recipe by hand",
         )
-    shape = tuple(d if isinstance(d, int) else dim_name(d, axis, spec.name) for axis, d in enumerate(spec.shape))
-    nameless = any(isinstance(d, str) and made_up(d, axis, spec.name) for axis, d in enumerate(spec.shape))
+    shape = tuple(d if isinstance(d, int) else names[d] for d in spec.shape)
+    nameless = any(isinstance(d, str) and (names[d] != d or made_up(d, n, spec.name)) for n, d in enumerate(spec.shape))
     return Input(
         TensorSpec(spec.name, spec.dtype, shape, spec.layout, spec.range or default_range(spec)),
         "the file has no names for its dynamic dims" if nameless else "",
@@ -149,12 +155,13 @@ def render(looked: Looked, model: str, folder: Path, to: Sequence[str]) -> str:
             *(with_note(f"  {scalar(i.spec.name)}: {flow(_spec(i.spec))}", i.note) for i in looked.inputs),
         ]
         lines += _dims(looked.inputs)
-    lines += ["", *_data(looked), "", "steps:", *_steps(source, to), ""]
+    lines += ["", *_data(looked), "", "steps:", *_steps(source, to, scripted="torchscript" in section), ""]
     return "\n".join(lines)
 
 
 def _spec(spec: TensorSpec) -> dict[str, Any]:
-    return {key: value for key, value in spec.to_json().items() if key != "name"}
+    data = spec.to_json()
+    return {key: data[key] for key in ("shape", "dtype", "layout", "range") if key in data}
 
 
 def _dims(inputs: Sequence[Input]) -> list[str]:
@@ -196,15 +203,15 @@ _ELSEWHERE = frozenset({"tensorrt"})
 """Formats that need a device few machines have: offered to those who ask, and proven where it is."""
 
 
-def _steps(source: str, to: Sequence[str]) -> list[str]:
+def _steps(source: str, to: Sequence[str], *, scripted: bool = False) -> list[str]:
     """Step lines: the targets, then, as a comment, a lossy pass on each of them."""
     from optkit.registry import passes
 
     targets = list(dict.fromkeys(to)) or [target for target in reachable(source) if target not in _ELSEWHERE]
-    lines = [
-        f"  - {flow({'id': target, 'to': target, **({'on_target': True} if target in _ELSEWHERE else {})})}"
-        for target in targets
-    ]
+    # The default exporter, torch.export, reads no TorchScript.
+    options: dict[str, Any] = {"onnx": {"with": {"exporter": "torchscript"}}} if scripted else {}
+    options |= {target: {"on_target": True} for target in _ELSEWHERE}
+    lines = [f"  - {flow({'id': target, 'to': target, **options.get(target, {})})}" for target in targets]
     if not lines:  # nothing to convert to: a pass that keeps the format
         use = next((p for p in passes().values() if p.source == p.target == source and p.fidelity != "lossy"
                     and p.needs_data is False), None)  # fmt: skip

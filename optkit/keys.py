@@ -21,7 +21,7 @@ from optkit.dataspec import files as data_files
 from optkit.errors import UnavailableError
 from optkit.parity.cases import Case
 from optkit.planning import Plan, Step
-from optkit.plugin import install_line
+from optkit.plugin import EXTRAS, install_line
 from optkit.recipe import HuggingFaceSource, Recipe, TorchSource
 from optkit.registry import get_runner
 
@@ -83,9 +83,14 @@ def require_tools(plan: Plan) -> None:
     missing = [tool for tool in needed if version_of(tool) is None]
     if missing:
         what = ", ".join(f"{tool} (for {needed[tool]})" for tool in missing)
-        raise UnavailableError(
-            f"not installed: {what}", hint=" && ".join(dict.fromkeys(install_line(tool) for tool in missing))
-        )
+        raise UnavailableError(f"not installed: {what}", hint=install_lines(missing))
+
+
+def install_lines(missing: Iterable[str]) -> str:
+    """One command that installs all of optkit's extras that bring these distributions, and one for each of the rest."""
+    extras = sorted({EXTRAS[tool] for tool in missing if tool in EXTRAS})
+    lines = [f'pip install "optkit[{",".join(extras)}]"'] if extras else []
+    return " && ".join([*lines, *(install_line(tool) for tool in missing if tool not in EXTRAS)])
 
 
 def data_key(recipe: Recipe, name: str, cache: Cache, *, known_only: bool = False) -> str | None:

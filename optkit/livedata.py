@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -78,10 +79,13 @@ def dataset_entry(
     if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
         raise _fault(name, f"a {type(data).__name__} is no data optkit reads", _FORMS)
     folder, samples = store.stage(), _Samples(data, name, inputs)
-    if not _write(samples, folder / _ARRAYS, "{0}/{1}.npy"):
-        raise _fault(name, "it has no samples", "a check or a calibration without samples would prove nothing")
-    (folder / _READER).write_text(_CODE, encoding="utf-8")
-    kept = _keep(folder, store)
+    try:
+        if not _write(samples, folder / _ARRAYS, "{0}/{1}.npy"):
+            raise _fault(name, "it has no samples", "a check or a calibration without samples would prove nothing")
+        (folder / _READER).write_text(_CODE, encoding="utf-8")
+        kept = _keep(folder, store)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     entry = {"python": f"{kept / _READER}:samples", "reads": [str(kept / _ARRAYS)]}
     return entry | ({"label": samples.label} if samples.label else {})
 
@@ -145,7 +149,7 @@ def _keep(folder: Path, store: Cache) -> Path:
 
 
 class _Samples:
-    """Iterates over single samples, whatever form they come in. `label`: the name of the label among a sample's keys."""
+    """Iterates over single samples, whatever form they come in. label: the key of a sample that is its label."""
 
     def __init__(self, data: Any, name: str, inputs: Callable[[], Sequence[TensorSpec]]) -> None:
         self.data, self.name, self.ask = data, name, inputs

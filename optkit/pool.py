@@ -154,15 +154,17 @@ class Pool:
                 assert worker.task is not None
                 what = f"ran past its limit of {worker.task.limit:g} s and was stopped"
                 error = StepTimeout(what, hint="raise `timeout:` on the step, or make its work smaller")
-                self._fail(worker, error, worker.task.limit)
+                self._fail(worker, error)
                 self._kill(worker)
         try:
             return self._messages.get(timeout=seconds)
         except queue.Empty:
             return None
 
-    def _fail(self, worker: _Worker, error: OptkitError, seconds: float = 0.0) -> None:
+    def _fail(self, worker: _Worker, error: OptkitError) -> None:
         """Report a worker's task, if it still has one, as failed."""
+        task = worker.task
+        seconds = time.monotonic() - (task.deadline - task.limit) if task else 0.0
         self._finish(worker, {"ok": False, "error": error.to_json(), "seconds": seconds})
 
     def _finish(self, worker: _Worker, result: dict[str, Any]) -> None:
@@ -293,10 +295,11 @@ def run_alone(step: dict[str, Any], log_folder: Path | None = None, limit: float
               loads: Iterable[str] = (), python: str | None = None) -> dict[str, Any]:  # fmt: skip
     """The result of one task in a child process of its own."""
     with contextlib.ExitStack() as stack:
-        folder = log_folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="optkit-")))
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="optkit-")))
+        folder = log_folder or scratch / "logs"
         folder.mkdir(parents=True, exist_ok=True)
         pool = stack.enter_context(Pool(1, folder))
-        pool.submit("task", step, folder, limit, python, loads)
+        pool.submit("task", {"scratch": str(scratch), **step}, folder, limit, python, loads)
         while True:
             message = pool.wait(0.2)
             if message is not None and message.kind == "result":

@@ -30,6 +30,9 @@ class TorchSource(Section):
     trust_pickle: bool = Field(
         False, strict=True, description="allow weights that need a full, code-running unpickling"
     )
+    strict: bool = Field(
+        True, strict=True, description="false: the weights may lack some of the model's tensors, or have more"
+    )
     files: list[str] = Field([], description="further files the callable reads; they count towards the cache key")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from optkit.errors import UserError
 
+_NO_NAMES = ("model", "openvino_model")  # what every exporter calls its file: the folder says more
 RECIPE_SUFFIXES = (".yaml", ".yml")
 LABELS = ("label", "labels")
 """What an array of labels is called that nobody has named."""
@@ -51,6 +52,9 @@ def recipe_data(
         hint = "add --input NAME:dtype[dims], for example --input 'image:float32[batch,3,224,224]' --dim batch=1:8:64"
         raise UserError(f"a {kind} model does not say what goes into it", hint=hint, subject="inputs")
     ranges = dict(parse_dim(text) for text in dims)
+    if not specs and not inputs_given:
+        specs, known = of_delivery(model)
+        ranges = {**known, **ranges}
     named = list(dict.fromkeys(d for spec in specs.values() for d in spec["shape"] if isinstance(d, str)))
     if missing := [name for name in named if name not in ranges]:
         raise UserError(
@@ -59,7 +63,7 @@ def recipe_data(
         )
     recipe: dict[str, Any] = {
         "version": 1,
-        "name": re.sub(r"[^A-Za-z0-9._-]+", "-", model_name(model)).strip("-.") or "model",
+        "name": safe_name(model_name(model)),
         "model": section,
         "data": {"judge": data_section(data, section, inputs=list(specs))},
         "check_on": "judge",
@@ -76,7 +80,31 @@ def model_name(model: str) -> str:
     place, colon, _ = model.rpartition(":")
     if colon and (place.endswith(".py") or not Path(model).exists()):
         return Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
-    return Path(model).absolute().stem
+    path = Path(model).absolute()
+    return path.parent.name if path.stem in _NO_NAMES and path.parent.name else path.stem
+
+
+def of_delivery(model: str) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
+    """What a delivered folder's record says of its inputs and of the range of each dim; nothing for anything else.
+
+    Raises UserError for a record that cannot be read.
+    """
+    from optkit.deliver import RECORD
+
+    if not (Path(model) / RECORD).is_file():
+        return {}, {}
+    from optkit.opened import delivered, dims_at
+
+    signature = delivered(Path(model)).signature
+    assert signature is not None
+    specs = {t.name: {k: v for k, v in t.to_json().items() if k != "name"} for t in signature.inputs}
+    used = signature.dynamic
+    return specs, {name: dim.to_json() for name, dim in dims_at(Path(model)).items() if name in used}
+
+
+def safe_name(text: str) -> str:
+    """A name for a recipe, made of characters that it may have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "model"
 
 
 def model_section(model: str, weights: str | None = None) -> dict[str, Any]:
@@ -118,6 +146,10 @@ def model_section(model: str, weights: str | None = None) -> dict[str, Any]:
             f"{model} holds weights or a pickled module, not a network that can be run as it is",
             hint=f"optkit convert FILE.py:build --weights {model}, FILE.py holding the code that builds it",
         )
+    from optkit.registry import format_of
+
+    if format_of(path.name) not in (None, "torch"):
+        return {"file": model}
     raise UserError(
         f"{model} is of no kind optkit reads",
         hint="a recipe (.yaml), .onnx, .xml, .pt2, a Hugging Face folder or FILE.py:NAME",
@@ -130,6 +162,11 @@ def _folder(text: str, path: Path) -> dict[str, Any]:
             return {kind: f"{text.rstrip('/')}/{name}"}
     if (path / "config.json").is_file():
         return {"huggingface": text}
+    from optkit.registry import runners
+
+    for runner in runners().values():
+        if runner.format != "torch" and (path / runner.main).is_file():
+            return {"file": f"{text.rstrip('/')}/{runner.main}"}
     raise UserError(
         f"the folder {path} holds no model optkit knows",
         hint="a Hugging Face folder has a config.json; otherwise name the model's file",

@@ -10,6 +10,7 @@ from typing import Any
 from optkit.artifact import Artifact, digest_of
 from optkit.cache import Cache
 from optkit.data.imports import local_files, locate_module
+from optkit.disk import FULL
 from optkit.errors import SourceError
 from optkit.protobuf import external_files
 from optkit.recipe import (
@@ -44,6 +45,8 @@ def source_artifact(recipe: Recipe, cache: Cache, *, known_only: bool = False) -
         descriptor, content, hashed = _torch(recipe)
         files = cache.digest_all(hashed, known_only=known_only)
     except OSError as error:
+        if error.errno in FULL:
+            raise
         raise _unreadable(error) from error
     if files is None:
         return None
@@ -163,11 +166,11 @@ def _torch(recipe: Recipe) -> tuple[dict[str, Any], list[Any], list[Path]]:
             "kwargs": model.kwargs,
             "weights": str(weights) if weights else None,
             "trust_pickle": model.trust_pickle,
-            "strict": True,
+            "strict": model.strict,
         }
         files = [*_code_of(recipe, place, is_file), *([weights] if weights else [])]
         files += [f for text in model.files for f in _tree(recipe.path(text).absolute())]
-        return descriptor, [common, "factory", name, model.kwargs, place if not is_file else ""], files
+        return descriptor, [common, "factory", name, model.kwargs, model.strict, place if not is_file else ""], files
     if isinstance(model, HuggingFaceSource):
         folder = recipe.path(model.huggingface).absolute()
         options = {"class": model.class_, "pooling": model.pooling, "normalize": model.normalize}

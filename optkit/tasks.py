@@ -18,7 +18,7 @@ from optkit.deferral import make_up, put_off
 from optkit.errors import DataError, NotHereError, SourceError, StepError, did_you_mean
 from optkit.parity.cases import Case, batch_dim, feeds, stacks
 from optkit.parity.tape import Reference, Tape
-from optkit.plugin import Context, Pass, Session
+from optkit.plugin import Context, Pass, Runner, Session
 from optkit.registry import get_pass, get_runner
 
 if TYPE_CHECKING:
@@ -55,6 +55,13 @@ def source(step: Data, say: Say) -> Data:
 
 def merge(declared: Sequence[TensorSpec], found: Signature, outputs: Sequence[str]) -> Signature:
     """The model's signature with declared layouts, ranges and dim names. Raises SourceError where they disagree."""
+    known = [t.name for t in found.outputs]
+    if outputs and list(outputs) != known:
+        raise SourceError(
+            f"the model's outputs are {', '.join(known)}, the recipe says {', '.join(outputs)}",
+            subject="outputs",
+            hint="name them as the model does, in its order",
+        )
     if not declared:
         return found
     names = [t.name for t in found.inputs]
@@ -76,13 +83,6 @@ def merge(declared: Sequence[TensorSpec], found: Signature, outputs: Sequence[st
                 hint=f"add it: {tensor.name}: {{shape: [...], dtype: {tensor.dtype}}}",
             )
         inputs.append(_merged(said, tensor))
-    known = [t.name for t in found.outputs]
-    if outputs and list(outputs) != known:
-        raise SourceError(
-            f"the model's outputs are {', '.join(known)}, the recipe says {', '.join(outputs)}",
-            subject="outputs",
-            hint="name them as the model does, in its order",
-        )
     return Signature(tuple(inputs), found.outputs)
 
 
@@ -179,9 +179,9 @@ def _stamps(artifact: Artifact) -> list[tuple[str, int, int]]:
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
-def reread(use: Pass, parent: Artifact, out: Path, context: Context) -> Artifact:
-    """The artifact in `out`, described from its files. Raises StepError when the pass left none."""
-    runner = get_runner(use.target)
+def reread(use: Pass, parent: Artifact, out: Path, context: Context, runner: Runner | None = None) -> Artifact:
+    """The artifact in `out`, described from its files by the format's runner. Raises StepError when there is none."""
+    runner = runner or get_runner(use.target)
     path = out / runner.main
     if not path.is_file():
         left = ", ".join(sorted(p.name for p in out.iterdir())) or "nothing"

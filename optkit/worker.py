@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from optkit.disk import Place, disk_error, temporary_files
 from optkit.errors import OptkitError, StepError, UnavailableError, UserError, from_json
 
 Say = Callable[[str, "float | None"], None]
@@ -34,17 +35,24 @@ def perform(step: dict[str, Any], say: Say) -> dict[str, Any]:
     children = _children_peak()
     _reset_peak()
     try:
-        from optkit import tasks
-
-        result = {"ok": True, **tasks.TASKS[step["task"]](step, say)}
+        result = {"ok": True, **_task(step["task"])(step, say)}
     except BaseException as error:  # the step boundary: whatever a backend throws fails this step and no other
-        result = {"ok": False, "error": _explained(error).to_json()}
+        result = {"ok": False, "error": _explained(error, step).to_json()}
     result["seconds"] = time.perf_counter() - started
     result["peak_bytes"] = _peak(children)
     return result
 
 
-def _explained(error: BaseException) -> OptkitError:
+def _task(name: str) -> Callable[[dict[str, Any], Say], dict[str, Any]]:
+    try:
+        from optkit.tasks import TASKS
+    except ImportError as error:
+        what = f"the interpreter {sys.executable} lacks what optkit itself needs: {error}"
+        raise UnavailableError(what, hint=f"{sys.executable} -m pip install numpy pydantic PyYAML") from error
+    return TASKS[name]
+
+
+def _explained(error: BaseException, step: dict[str, Any]) -> OptkitError:
     """An exception, caught right now, as one of optkit's."""
     if isinstance(error, OptkitError):
         return error
@@ -52,7 +60,7 @@ def _explained(error: BaseException) -> OptkitError:
         hint = "free memory, lower the batch (dims: opt) or use a smaller fit set"
         return StepError("ran out of memory", hint=hint, details=_trace())
     if isinstance(error, OSError):
-        return _os_error(error)
+        return _os_error(error, _written(step))
     if isinstance(error, ImportError):
         what = f"a backend is broken: {type(error).__name__}: {_first_line(error)}"
         return UnavailableError(what, hint="optkit doctor", details=_trace())
@@ -75,14 +83,16 @@ def _trace() -> str:
     return traceback.format_exc(limit=-12)
 
 
-def _os_error(error: OSError) -> OptkitError:
-    import errno
+def _written(step: dict[str, Any]) -> Place:
+    """Where a task writes: a folder ROOT/staging/X/Y of the cache, or, where it is repeated, one of the user's."""
+    out = Path(step.get("out") or ".").absolute()
+    cached = len(out.parts) > 3 and out.parents[1].name == "staging"
+    return ("the cache", out.parents[2], "--cache DIR") if cached else ("the output folder", out, "--out DIR")
 
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" (writing {error.filename})" if error.filename else ""
-        return UnavailableError(
-            f"no space left on the disk{where}", hint="free space, or put the cache elsewhere with --cache DIR"
-        )
+
+def _os_error(error: OSError, *places: Place) -> OptkitError:
+    if full := disk_error(error, [*places, temporary_files()]):
+        return full
     return StepError(f"{type(error).__name__}: {error}", details=_trace(), hint="check the path and its permissions")
 
 
@@ -146,7 +156,7 @@ def _recorded(result: dict[str, Any], target: Path) -> dict[str, Any]:
         temporary.replace(target)
         return {"done": str(target)}
     except OSError as error:
-        failure = _os_error(error)
+        failure = _os_error(error, ("the output folder", target.parent, "--out DIR"))
     except (TypeError, ValueError, RecursionError) as error:
         what = f"it returned something that is no JSON data: {_first_line(error)}"
         failure = StepError(what, hint="notes may hold text, finite numbers, lists and mappings")
@@ -203,6 +213,7 @@ def replay(step_json: Path, out: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{out} cannot be written to: {error.strerror}", hint="name another with --out") from error
     step |= {"out": str(out)} | ({"tape": None} if task == "check" else {})  # a tape is for the steps after it
+    step.pop("scratch", None)  # that run's own folder is gone
     limit, python = float(step.get("limit_seconds", 3600.0)), step.get("python")
     return run_alone(step, out.with_name(out.name + ".log"), limit, python=python)
 

@@ -12,6 +12,11 @@ import pytest
 TOY_PLUGIN = Path(__file__).parent / "toy_plugin"
 
 
+@pytest.fixture(scope="session")
+def toy_plugin_folder() -> Path:
+    return TOY_PLUGIN
+
+
 @pytest.fixture
 def toy_plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of two plug-ins, found here and in child processes: `optkit_toy` and `crashy`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -26,6 +26,17 @@ _COMMANDS = {
 """Every command and its one line of help: the files are opened only when a command is invoked."""
 
 
+CLOSED_EXIT_CODE = 141  # 128 + SIGPIPE: what a shell reports of a program whose reader went away
+
+C = TypeVar("C", bound=click.Command)
+
+
+def keep_lines(command: C) -> C:
+    r"""The command, its help's lines that hold \b alone made into the character by which click keeps a paragraph."""
+    command.help = (command.help or "").replace("\\b\n", "\b\n")
+    return command
+
+
 class Commands(click.Group):
     """A group whose commands live in `optkit.cli.NAME` as `command`; its `main` never shows a traceback."""
 
@@ -38,7 +49,7 @@ class Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"optkit.cli.{cmd_name}").command
-        return command
+        return keep_lines(command)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -55,6 +66,19 @@ class Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click's; a reader that stops reading gives the exit code of SIGPIPE, where click's 1 is a failed check."""
+        try:
+            made = super().invoke(ctx)
+            if sys.stdout is not None:  # closed by who started optkit
+                sys.stdout.flush()
+            return made
+        except BrokenPipeError:
+            from optkit.cli.text import silence
+
+            silence(sys.stdout)
+            raise click.exceptions.Exit(CLOSED_EXIT_CODE) from None
+
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -67,7 +91,6 @@ class Commands(click.Group):
         """Run a command line and exit with its code; every error is drawn here."""
         try:
             code = super().main(args, prog_name or "optkit", complete_var, standalone_mode=False, **extra)
-            sys.stdout.flush()
         except SystemExit:
             raise
         except BaseException as error:
@@ -75,6 +98,18 @@ class Commands(click.Group):
 
             sys.exit(show(error, list(sys.argv[1:] if args is None else args)))
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end_in_order() -> None:
+    """Take SIGTERM and SIGHUP as Ctrl-C: workers are stopped, the terminal is restored, the report is written."""
+    import signal
+    import threading
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, signal.default_int_handler)
 
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -95,12 +130,19 @@ def cli() -> None:
     r"""Convert, optimise and quantise trained models, and prove every step against the source model.
 
     \b
-    Start:       optkit init MODEL, then optkit plan recipe.yaml, then optkit convert recipe.yaml
-    Exit codes:  0 all held, 1 a check did not hold, 2 wrong recipe or command, 3 a step failed,
-                 4 something is not installed, 70 a bug in optkit, 130 interrupted
+    Start:       optkit init MODEL
+                 optkit plan recipe.yaml
+                 optkit convert recipe.yaml
+    Exit codes:  0 all held, 1 a check did not hold, 2 wrong recipe or command,
+                 3 a step failed, 4 not installed or not available here,
+                 70 a bug in optkit, 130 interrupted
     """
+
+
+keep_lines(cli)
 
 
 def main() -> NoReturn:
     """The console script `optkit`."""
+    _end_in_order()
     cli.main()

@@ -8,17 +8,19 @@ from typing import Any
 
 import click
 
+from optkit.cli import completing
 from optkit.cli.common import json_option, quiet_option
-from optkit.cli.text import Cell, clean, has_colour, paint, table
+from optkit.cli.text import Cell, clean, has_colour, paint, table, tell
 from optkit.reports.rows import broken, reasons
 
 
 @click.command("check")
-@click.argument("a", metavar="A")
-@click.argument("b", metavar="B")
+@click.argument("a", metavar="A", shell_complete=completing.files)
+@click.argument("b", metavar="B", shell_complete=completing.files)
 @click.option(
     "--data",
     metavar="SPEC",
+    shell_complete=completing.files,
     help="Samples: FILE.npz, a folder of images, FILE.py:NAME or random:32 (the default, which proves little).",
 )
 @click.option(
@@ -53,6 +55,7 @@ def command(a: str, b: str, data: str | None, bounds: tuple[str, ...], inputs: t
     import json
 
     from optkit.api import compare
+    from optkit.cli.console import waiting
     from optkit.cli.failure import lines
     from optkit.errors import UserError
     from optkit.parity.bounds import BoundError, parse_bound
@@ -64,18 +67,25 @@ def command(a: str, b: str, data: str | None, bounds: tuple[str, ...], inputs: t
         except BoundError as error:
             raise UserError(f"--bound: {error}", hint=error.hint) from None
     ranges = {name: (r["min"], r.get("opt", r["min"]), r["max"]) for name, r in map(parse_dim, dims)}
-    result = compare(a, b, data=data, bounds=bounds, inputs=dict(map(parse_input, inputs)) or None, dims=ranges or None)
+    with waiting(f"comparing {b} with {a}", quiet):
+        result = compare(
+            a, b, data=data, bounds=bounds, inputs=dict(map(parse_input, inputs)) or None, dims=ranges or None
+        )
     if as_json:
         click.echo(json.dumps(result, indent=1))
     elif not quiet:
         click.echo(draw(result))
+    notes = list(result.get("notes") or [])
+    if result.get("synthetic"):
+        notes.append("compared on random data; judge on real samples with --data FILE.npz")
+    if not quiet:
+        for note in notes:
+            tell(f"note: {clean(note)}")
     if not result["held"]:
         first = next(iter(broken({"check": result})), "nothing was compared")
         hint = "" if bounds else 'state what must hold, where B may be coarser than float32: --bound "cosine >= 0.999"'
-        click.echo(lines("error", f"{b} does not hold against {a}: {first}", "", hint), err=True)
+        tell(lines("error", f"{b} does not hold against {a}: {first}", "", hint))
         raise click.exceptions.Exit(1)
-    if result.get("synthetic") and not quiet:
-        click.echo("note: checked on random data; judge on real samples with --data FILE.npz", err=True)
 
 
 def draw(result: Mapping[str, Any]) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from optkit.cli import completing
+
 if TYPE_CHECKING:
     from optkit.errors import OptkitError
     from optkit.planning import Plan
@@ -19,7 +21,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 def overrides(command: F) -> F:
     """The options that change what a recipe says."""
     command = click.option(
-        "--only", multiple=True, metavar="STEP", help="Only this step and what it needs; repeatable."
+        "--only",
+        multiple=True,
+        metavar="STEP",
+        shell_complete=completing.step_ids,
+        help="Only this step and what it needs; repeatable.",
     )(command)
     return click.option(
         "--set",

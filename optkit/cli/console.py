@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
-from optkit.cli.text import clean, count, has_colour, is_terminal, paint, width
+from optkit.cli.text import clean, count, has_colour, is_terminal, paint, silence, width
 from optkit.events import Event, RunFinished, RunStarted, StepFinished, StepProgress, StepStarted
 from optkit.reports.rows import duration
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 REFRESH_PER_SECOND = 8
 QUIET_SECONDS = 5.0  # without a terminal, a step tells of its progress no more often: a log stays readable
+ALIVE_SECONDS = 60.0  # without a terminal, a silence is no longer: CI services stop what says nothing
 
 STYLES = {"passed": "good", "failed": "bad", "error": "bad", "blocked": "warn", "waived": "warn", "deferred": "warn",
           "skipped": "dim"}  # fmt: skip
@@ -55,19 +58,38 @@ class Console:
         self._column = 6
         self._done = self._total = 0
         self._live: Any = None
+        self._last = self._start
+        self._ended = threading.Event()
 
     def __enter__(self) -> Console:
-        if self._terminal and not self.quiet:
+        if self.quiet:
+            return self
+        if self._terminal:
             self._live = _live(self)
             self._live.start()
+        else:
+            threading.Thread(target=self._stay_alive, daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._ended.set()
         with self._lock:
             self._running.clear()
         if self._live is not None:
-            self._live.stop()
+            with contextlib.suppress(OSError, ValueError):  # the terminal has gone
+                self._live.stop()
             self._live = None
+
+    def _stay_alive(self) -> None:
+        """Say what still runs after every `ALIVE_SECONDS` of silence."""
+        while not self._ended.wait(min(1.0, ALIVE_SECONDS / 4)):
+            with self._lock:
+                now = time.monotonic()
+                if now - self._last < ALIVE_SECONDS:
+                    continue
+                for step, running in self._running.items():
+                    self._line(step, f"{running.text}{percent(running.fraction)}, for {duration(now - running.since)}")
+                self._last = now
 
     def __call__(self, event: Event) -> None:
         """Draw one event."""
@@ -94,7 +116,9 @@ class Console:
         if event.phase == "check":
             self._running.pop("source", None)  # checks start when the source model's answers are there
         now = time.monotonic()
-        self._running[event.step] = _Running(now, clean(text))
+        # A step's time counts on from its pass to its check; the source's phases overlap the steps and each other.
+        before = self._running.get(event.step) if event.phase == "check" else None
+        self._running[event.step] = _Running(before.since if before else now, clean(text))
         self._told[event.step] = now
         if self._live is None:
             self._line(event.step, f"{clean(text)} ...")
@@ -123,13 +147,18 @@ class Console:
         body = f"{name}{' ' * (self._column - width(name))}  {text}" if name else text
         elapsed = time.monotonic() - self._start
         line = f"[{elapsed:6.1f}s] {body}"
-        if self._live is not None:
-            from rich.text import Text
+        self._last = time.monotonic()
+        try:
+            if self._live is not None:
+                from rich.text import Text
 
-            self._live.console.print(Text.from_ansi(line), soft_wrap=True)
-        else:
-            self.stream.write(line + "\n")
-            self.stream.flush()
+                self._live.console.print(Text.from_ansi(line), soft_wrap=True)
+            else:
+                self.stream.write(line + "\n")
+                self.stream.flush()
+        except (OSError, ValueError):  # nobody reads on: no reason to stop the run
+            self.quiet = True
+            silence(self.stream)
 
     def frame(self) -> Text:
         """The live display's present content: each running step with the time it has taken so far."""
@@ -141,8 +170,12 @@ class Console:
             for step, running in self._running.items():
                 name = clean(step)
                 out.append(f"{now - running.since:7.1f}s  ", "dim")
-                out.append(f"{name}{' ' * (self._column - width(name))}  ", "cyan")
-                out.append(running.text + percent(running.fraction) + "\n")
+                if name:
+                    out.append(f"{name}{' ' * (self._column - width(name))}  ", "cyan")
+                out.append(running.text + percent(running.fraction))
+                out.append("\n" if self._total else "")
+            if not self._total:
+                return out
             out.append(f"{self._done} of {count(self._total, 'step')}, {duration(now - self._start)}", "dim")
         return out
 
@@ -166,6 +199,17 @@ class _Frame:
 
     def __rich__(self) -> Text:
         return self._console.frame()
+
+
+@contextlib.contextmanager
+def waiting(text: str, quiet: bool = False) -> Iterator[None]:
+    """On a terminal, show what goes on and for how long; elsewhere, and if `quiet`, nothing."""
+    if quiet or not is_terminal(sys.stderr):
+        yield
+        return
+    with Console() as console:
+        console._running[""] = _Running(time.monotonic(), clean(text))
+        yield
 
 
 def _live(console: Console) -> Any:

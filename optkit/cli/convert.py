@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from optkit.cli import completing
 from optkit.cli.common import cache_option, json_option, overrides, placed, quiet_option, relative
+from optkit.cli.text import tell
 
 if TYPE_CHECKING:
     from optkit.planning import Plan
@@ -17,8 +19,14 @@ if TYPE_CHECKING:
 
 
 @click.command("convert")
-@click.argument("model", metavar="RECIPE|MODEL")
-@click.option("--to", multiple=True, metavar="FORMAT", help="Without a recipe: a format to make; repeatable.")
+@click.argument("model", metavar="RECIPE|MODEL", shell_complete=completing.files)
+@click.option(
+    "--to",
+    multiple=True,
+    metavar="FORMAT",
+    shell_complete=completing.formats,
+    help="Without a recipe: a format to make; repeatable.",
+)
 @click.option(
     "--input",
     "inputs",
@@ -36,10 +44,13 @@ if TYPE_CHECKING:
 @click.option(
     "--data",
     metavar="SPEC",
+    shell_complete=completing.files,
     help="Without a recipe: samples to judge on: FILE.npz, FILE.jsonl, a folder of images, FILE.py:NAME or "
     "random:32 (the default, which proves little).",
 )
-@click.option("--weights", metavar="FILE", help="Without a recipe: the weights of FILE.py:NAME.")
+@click.option(
+    "--weights", metavar="FILE", shell_complete=completing.files, help="Without a recipe: the weights of FILE.py:NAME."
+)
 @overrides
 @click.option(
     "--out",
@@ -64,7 +75,7 @@ def command(
     optkit convert recipe.yaml
     optkit convert model.onnx --to openvino --data samples.npz
     optkit convert net.py:build --weights net.safetensors --to onnx --to openvino \
-        --input image:float32[batch,3,224,224] --dim batch=1:8:64 --data samples.npz
+        --input 'image:float32[batch,3,224,224]' --dim batch=1:8:64
 
     Writes DIR/STEP for each delivery, DIR/report.json and DIR/report.md. With --json the report goes to stdout.
     """
@@ -135,14 +146,14 @@ def summarise(report: Report, out: Path, quiet: bool) -> None:
     from optkit.cli.summary import deliveries_table, synthetic_note, verdict_line, wrongs
 
     if not quiet:
-        click.echo("\n" + verdict_line(report.data, sys.stderr), err=True)
+        tell("\n" + verdict_line(report.data, sys.stderr))
         if drawn := deliveries_table(report.data, sys.stderr):
-            click.echo("\n" + drawn, err=True)
+            tell("\n" + drawn)
     for text in wrongs(report.data, sys.stderr):
-        click.echo("\n" + text if not quiet else text, err=True)
+        tell("\n" + text if not quiet else text)
     if not quiet:
         if note := synthetic_note(report.data):
-            click.echo("\n" + note, err=True)
-        click.echo(f"\nreport: {relative(out / 'report.md')}, {relative(out / 'report.json')}", err=True)
+            tell("\n" + note)
+        tell(f"\nreport: {relative(out / 'report.md')}, {relative(out / 'report.json')}")
     if report.exit_code == 130:
-        click.echo("interrupted", err=True)
+        tell("interrupted; finished steps are kept, and the same command goes on from there")

@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
+from optkit.cli import completing
 from optkit.cli.text import Cell, clean, is_terminal, table
+from optkit.cli.text import tell as say
 from optkit.reports.rows import size
 
 _STYLES = {"ok": "good", "other version": "warn", "broken": "bad", "not installed": "dim"}
@@ -20,6 +22,7 @@ _STYLES = {"ok": "good", "other version": "warn", "broken": "bad", "not installe
     "required",
     multiple=True,
     metavar="NAME",
+    shell_complete=completing.extras,
     help="Exit 4 unless this package, or all of this extra, works; repeatable.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -37,17 +40,17 @@ def command(required: tuple[str, ...], as_json: bool) -> None:
 
     def tell(name: str) -> None:
         if live:
-            click.echo(f"\r\x1b[Kimporting {name} ...", err=True, nl=False)
+            say(f"\r\x1b[Kimporting {name} ...", end="")
 
     try:
         report = examine(tell)
     finally:
         if live:
-            click.echo("\r\x1b[K", err=True, nl=False)
+            say("\r\x1b[K", end="")
     problems = [*report["problems"], *unmet(report, required)]
     click.echo(json.dumps({**report, "problems": problems, "ok": not problems}, indent=1) if as_json else draw(report))
     if problems:
-        click.echo("\n".join(f"problem: {clean(p)}" for p in problems), err=True)
+        say("\n".join(f"problem: {clean(p)}" for p in problems))
         raise click.exceptions.Exit(4)
 
 

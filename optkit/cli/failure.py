@@ -6,8 +6,8 @@ import sys
 
 import click
 
-from optkit.cli.text import clean, has_colour, paint
-from optkit.errors import OptkitError, Problem, RecipeError
+from optkit.cli.text import clean, has_colour, paint, silence, tell
+from optkit.errors import OptkitError, Problem, RecipeError, UnavailableError
 
 BUG_EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT
@@ -16,27 +16,43 @@ INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT
 def show(error: BaseException, arguments: list[str]) -> int:
     """Print an error that ended a command on stderr; returns the exit code it deserves."""
     if isinstance(error, OptkitError):
-        click.echo(describe(error), err=True)
+        tell(describe(error))
         return error.exit_code
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        tell(error.ctx.get_help() if error.ctx else "")
         return error.exit_code
     if isinstance(error, click.UsageError):
         hint = f"{error.ctx.command_path} --help" if error.ctx else "optkit --help"
-        click.echo(lines("error", error.format_message(), "", hint), err=True)
+        tell(lines("error", error.format_message(), "", hint))
         return error.exit_code
     if isinstance(error, click.ClickException):
-        click.echo(lines("error", error.format_message(), "", ""), err=True)
+        tell(lines("error", error.format_message(), "", ""))
         return 2
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        click.echo("interrupted", err=True)
+        tell("interrupted")
         return INTERRUPTED_EXIT_CODE
-    if isinstance(error, BrokenPipeError):
-        _silence_stdout()
-        return 1
+    if known := _of_the_system(error):
+        silence(sys.stdout)
+        tell(describe(known))
+        return known.exit_code
     if not isinstance(error, Exception):
         raise error
     return _bug(error, arguments)
+
+
+def _of_the_system(error: BaseException) -> OptkitError | None:
+    """What the machine, not optkit, is to blame for; None for anything else."""
+    import errno
+
+    if isinstance(error, UnicodeEncodeError) and sys.getfilesystemencoding().lower() != "utf-8":
+        what = f"a path has characters that this locale's encoding, {sys.getfilesystemencoding()}, does not have"
+        return UnavailableError(what, hint="PYTHONUTF8=1 optkit ..., or a UTF-8 locale")
+    faults = ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EMFILE", "ENFILE", "EBADF", "ENOMEM")
+    if isinstance(error, OSError) and error.errno in {getattr(errno, name, None) for name in faults}:
+        place = error.filename2 or error.filename
+        what = (error.strerror or str(error)) + (f": {place}" if place else " (writing the output)")
+        return UnavailableError(what[:1].lower() + what[1:], hint="free some space, or check the permissions there")
+    return None
 
 
 def describe(error: OptkitError) -> str:
@@ -101,12 +117,5 @@ def _bug(error: Exception, arguments: list[str]) -> int:
     except OSError as problem:
         hint = f"free some space: the traceback could not be saved ({problem})"
     place = f"{ours[-1].filename}:{ours[-1].lineno}" if ours else ""
-    click.echo(lines("error", f"this is a bug in optkit: {type(error).__name__}: {error}", place, hint), err=True)
+    tell(lines("error", f"this is a bug in optkit: {type(error).__name__}: {error}", place, hint))
     return BUG_EXIT_CODE
-
-
-def _silence_stdout() -> None:
-    """Point stdout at nothing, so that the interpreter's last flush does not complain as well."""
-    import os
-
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -44,6 +44,17 @@ def of_factory(section: dict[str, Any]) -> Looked:
     return looked
 
 
+def of_script(section: dict[str, Any]) -> Looked:
+    """What trying a few shapes on a TorchScript module shows. Raises SourceError when it cannot be read."""
+    from optkit.formats.torch_sources import open_source
+
+    path = str(resolve_path(section["torchscript"], Path()).absolute())
+    looked = Looked(dict(section))
+    looked.inputs = guessed(open_source({"kind": "torchscript", "path": path}))
+    looked.images = any(len(i.spec.shape or ()) == 4 for i in looked.inputs)
+    return looked
+
+
 def weights_beside(file: Path) -> Path | None:
     """Weights of the code's own name, in its folder; tensors alone, so that reading them runs no code."""
     return next((p for p in (file.with_suffix(s) for s in (".safetensors", ".pth", ".pt")) if p.is_file()), None)
@@ -110,31 +121,47 @@ def guessed(source: Any) -> list[Input]:
 
 def candidates(module: Any, names: list[str]) -> Iterator[list[TensorSpec]]:
     """Shapes worth trying, from the first layer that fixes one and from the names of the inputs."""
-    from torch import nn
-
-    tables = [m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)]
-    words = (0.0, float(tables[0] - 1)) if tables and tables[0] > 1 else (0.0, 1.0)
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.Embedding, nn.RNNBase)
-    layer = next((m for m in module.modules() if isinstance(m, kinds)), None)
+    found = list(layers(module))
+    kind, size = next(iter(found), ("", 0))
+    rows = next((n for k, n in found if k == "Embedding"), 0)
+    words = (0.0, float(rows - 1)) if rows > 1 else (0.0, 1.0)
     ids = ("batch", "sequence")
-    if isinstance(layer, nn.Embedding) or all(_is_text(name) for name in names):
+    if kind == "Embedding" or all(_is_text(name) for name in names):
         yield [TensorSpec(n, "int64", ids, None, (0.0, 1.0) if "mask" in n or "type" in n else words) for n in names]
     shapes: list[tuple[int | str, ...]] = []
-    if isinstance(layer, nn.Conv2d):
-        shapes = [("batch", layer.in_channels, side, side) for side in _SIDES]
-    elif isinstance(layer, nn.Conv1d):
-        shapes = [("batch", layer.in_channels, length) for length in (1024, 128, 16000, 64)]
-    elif isinstance(layer, nn.Conv3d):
-        shapes = [("batch", layer.in_channels, 16, side, side) for side in (112, 32, 224)]
-    elif isinstance(layer, nn.Linear):
-        shapes = [("batch", layer.in_features), ("batch", 16, layer.in_features)]
-    elif isinstance(layer, nn.RNNBase):
-        shapes = [("batch", 16, layer.input_size)]
+    if kind == "Conv2d":
+        shapes = [("batch", size, side, side) for side in _SIDES]
+    elif kind == "Conv1d":
+        shapes = [("batch", size, length) for length in (1024, 128, 16000, 64)]
+    elif kind == "Conv3d":
+        shapes = [("batch", size, 16, side, side) for side in (112, 32, 224)]
+    elif kind == "Linear":
+        shapes = [("batch", size), ("batch", 16, size)]
+    elif kind in ("RNN", "LSTM", "GRU"):
+        shapes = [("batch", 16, size)]
     shapes = [*shapes, ("batch", 16), ("batch", 3, 224, 224)]
     for shape in shapes:
         layout = "NCHW" if len(shape) == 4 else None
         yield [TensorSpec(n, "int64", ids, None, words) if _is_text(n) and len(names) > 1
                else TensorSpec(n, "float32", shape, layout) for n in names]  # fmt: skip
+
+
+def layers(module: Any) -> Iterator[tuple[str, int]]:
+    """Kind and input size of each layer that fixes one. Of a layer's class TorchScript keeps the name alone."""
+    from torch import nn
+    from torch.jit import ScriptModule
+
+    kinds = {k.__name__: k for k in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.Embedding, nn.RNN, nn.LSTM, nn.GRU)}
+    for layer in module.modules():
+        if isinstance(layer, ScriptModule):
+            kind = str(layer.original_name)
+        else:
+            kind = next((name for name, cls in kinds.items() if isinstance(layer, cls)), "")
+        weight = getattr(layer, "weight", getattr(layer, "weight_ih_l0", None))
+        if kind not in kinds or weight is None:
+            continue
+        axis = 0 if kind == "Embedding" else 1
+        yield kind, int(weight.shape[axis]) * int(getattr(layer, "groups", 1) if kind.startswith("Conv") else 1)
 
 
 def _is_text(name: str) -> bool:

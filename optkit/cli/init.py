@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
+from optkit.cli import completing
 from optkit.cli.common import quiet_option
-from optkit.cli.text import clean
+from optkit.cli.text import clean, tell
 
 
 @click.command("init")
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL", shell_complete=completing.files)
 @click.option(
     "--output",
     "-o",
@@ -22,15 +23,28 @@ from optkit.cli.text import clean
     metavar="FILE",
     help="The recipe to write; - for standard output.",
 )
-@click.option("--to", multiple=True, metavar="FORMAT", help="A format to make; repeatable. Default: all there are.")
-@click.option("--weights", metavar="FILE", help="The weights of FILE.py:NAME; default: those beside it that fit.")
+@click.option(
+    "--to",
+    multiple=True,
+    metavar="FORMAT",
+    shell_complete=completing.formats,
+    help="A format to make; repeatable. Default: all there are.",
+)
+@click.option(
+    "--weights",
+    metavar="FILE",
+    shell_complete=completing.files,
+    help="The weights of FILE.py:NAME; default: those beside it that fit.",
+)
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @quiet_option
 def command(model: str, output: Path, to: tuple[str, ...], weights: str | None, force: bool, quiet: bool) -> None:
     """Look at MODEL and write a commented recipe for it.
 
-    MODEL is a .onnx, .xml or .pt2 file, a Hugging Face folder, or FILE.py:NAME, which is imported and built.
+    MODEL is a .onnx, .xml, .pt2 or TorchScript file, a Hugging Face folder, or FILE.py:NAME, which is imported and
+    built.
     """
+    from optkit.cli.console import waiting
     from optkit.errors import UserError
     from optkit.init import CHECK, write
     from optkit.report import write_atomically
@@ -38,7 +52,8 @@ def command(model: str, output: Path, to: tuple[str, ...], weights: str | None, 
     to_stdout = str(output) == "-"
     if output.exists() and not force and not to_stdout:
         raise UserError(f"{output} is already there", hint="--force overwrites it, --output FILE writes another")
-    text = write(model, Path.cwd() if to_stdout else output.parent, to, weights)
+    with waiting(f"looking at {model}", quiet):
+        text = write(model, Path.cwd() if to_stdout else output.parent, to, weights)
     if to_stdout:
         click.echo(text, nl=False)
         return
@@ -49,4 +64,4 @@ def command(model: str, output: Path, to: tuple[str, ...], weights: str | None, 
     if not quiet:
         guesses = sum(CHECK in line and not line.startswith("#") for line in text.splitlines())
         marked = f"; look at {guesses} guessed value{'s' * (guesses != 1)} in it" if guesses else ""
-        click.echo(f"wrote {clean(output)}{marked}\nnext: optkit plan {clean(shlex.quote(str(output)))}", err=True)
+        tell(f"wrote {clean(output)}{marked}\nnext: optkit plan {clean(shlex.quote(str(output)))}")

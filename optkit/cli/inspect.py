@@ -38,7 +38,7 @@ def look(path: Path) -> dict[str, Any]:
     record: dict[str, Any] = {}
     if path.is_dir():
         path, record = in_folder(path)
-    elif not path.is_file():
+    elif not path.exists():
         from optkit.errors import did_you_mean
 
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -51,12 +51,24 @@ def look(path: Path) -> dict[str, Any]:
         )
     runner = get_runner(known)
     files = sum(p.stat().st_size for p in sidecars(path))
+    about = dict(runner.inspect(path))
+    signature = None if known == "torch" and about.get("kind") != "exported" else described(known, path)
     return {
-        "path": str(path), "format": known, "size_bytes": files,
-        "signature": runner.describe(path, {}).to_json(), **dict(runner.inspect(path)),
+        "path": str(path), "format": known, "size_bytes": files, "signature": signature, **about,
         **({"delivered": {key: record.get(key) for key in ("step", "status", "digest", "preprocessing", "provenance")}}
            if record else {}),
     }  # fmt: skip
+
+
+def described(known: str, path: Path) -> dict[str, Any]:
+    """A file's signature. Of torch's files only an exported program has one; weights and modules do not."""
+    if known == "torch":
+        from optkit.opened import described as signature_in
+
+        return signature_in({"pt2": str(path.absolute())}).to_json()
+    from optkit.registry import get_runner
+
+    return get_runner(known).describe(path, {}).to_json()
 
 
 def in_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -90,7 +102,7 @@ def draw(found: Mapping[str, Any]) -> str:
     """The facts as text."""
     from optkit.artifact import TensorSpec
 
-    signature = found["signature"]
+    signature = found["signature"] or {"inputs": [], "outputs": []}
     rows = [("file", found["path"]), ("format", found["format"]), ("size", size(found["size_bytes"]))]
     for kind in ("inputs", "outputs"):
         for number, spec in enumerate(signature[kind]):

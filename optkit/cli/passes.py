@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from optkit.cli import completing
 from optkit.cli.common import json_option
 from optkit.cli.text import Cell, clean, has_colour, paint, table
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command("passes")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completing.pass_names)
 @json_option
 def command(name: str | None, as_json: bool) -> None:
     """List the passes, or explain the one called NAME: its options, and a step that uses it."""
@@ -35,7 +36,7 @@ def command(name: str | None, as_json: bool) -> None:
                 f"{p.source} -> {p.target}",
                 Cell(p.fidelity, "warn" if p.fidelity == "lossy" else ""),
                 data_text(p),
-                p.summary,
+                p.summary[:1].upper() + p.summary[1:],
             )
             for p in passes().values()
         ]
@@ -69,7 +70,7 @@ def explain(use: Pass) -> str:
         )
     facts.append(("needs", ", ".join(use.tools) or "nothing but optkit"))
     parts = [
-        f"{paint(use.name, 'bold', has_colour(sys.stdout))}: {clean(use.summary)}",
+        f"{paint(use.name, 'bold', has_colour(sys.stdout))}: {clean(use.summary[:1].lower() + use.summary[1:])}",
         table((), facts, sys.stdout, indent=2),
     ]
     rows = option_rows(use)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from optkit.cli import completing
 from optkit.cli.common import cache_option, json_option, overrides, read_plan
 from optkit.cli.text import Cell, can_draw, clean, count, table
 
@@ -20,7 +21,7 @@ _LINES, _ASCII = ("├─ ", "└─ ", "│  ", "   "), ("|- ", "`- ", "|  ", "
 
 
 @click.command("plan")
-@click.argument("recipe", metavar="RECIPE")
+@click.argument("recipe", metavar="RECIPE", shell_complete=completing.files)
 @overrides
 @cache_option
 @json_option

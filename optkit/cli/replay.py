@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from optkit.cli.common import json_option, quiet_option
-from optkit.cli.text import clean
+from optkit.cli.text import clean, tell
 from optkit.reports.rows import duration
 
 
@@ -27,21 +27,33 @@ def command(step: Path, out: Path | None, as_json: bool, quiet: bool) -> None:
     A failed step's file is named by the report under `replay`. Exits as the step itself deserves.
     """
     import json
+    import shutil
     import tempfile
 
+    from optkit.cli.console import waiting
     from optkit.cli.failure import describe
     from optkit.errors import from_json
     from optkit.worker import replay
 
+    made = out is None
     out = out or Path(tempfile.mkdtemp(prefix="optkit-replay-"))
-    result = replay(step, out)
+    log = out.with_name(out.name + ".log")
+    try:
+        with waiting(f"replaying {step}", quiet):
+            result = replay(step, out)
+    finally:
+        if made and not any(out.iterdir()):
+            out.rmdir()
     if as_json:
         click.echo(json.dumps(result, indent=1))
     if failed := result.get("error") or result.get("deferred"):
         error = from_json(failed)
-        click.echo(describe(error), err=True)
+        tell(describe(error))
         if error.details and not quiet:
-            click.echo("\n" + clean(error.details, lines=True), err=True)
+            tell("\n" + clean(error.details, lines=True))
+        if log.is_dir() and not quiet:
+            tell(f"\nits log is in {clean(log)}")
         raise click.exceptions.Exit(error.exit_code)
+    shutil.rmtree(log, ignore_errors=True)
     if not quiet and not as_json:
-        click.echo(f"done in {duration(result.get('seconds'))}; its files are in {clean(out)}", err=True)
+        tell(f"done in {duration(result.get('seconds'))}; its files are in {clean(out)}")

@@ -10,7 +10,8 @@ def command() -> None:
     r"""Print the JSON Schema (draft 2020-12) of a recipe, so that editors complete and check recipes.
 
     \b
-    For example, with the YAML language server: optkit schema > recipe.schema.json, and as a recipe's first line
+    For example, with the YAML language server:
+    optkit schema > recipe.schema.json, and as a recipe's first line
     # yaml-language-server: $schema=recipe.schema.json
     """
     import json

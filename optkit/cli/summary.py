@@ -11,7 +11,7 @@ from optkit.cli.common import relative
 from optkit.cli.console import STYLES
 from optkit.cli.failure import remedy as remedy_lines
 from optkit.cli.text import Cell, clean, has_colour, paint, table
-from optkit.reports.rows import broken, cost, deliveries, duration, remedy, size, stands_on, verdict
+from optkit.reports.rows import broken, cost, deliveries, duration, nearest, remedy, share, size, stands_on, verdict
 
 MOST_REASONS = 5  # of a failed check; the report has them all
 
@@ -26,25 +26,33 @@ def verdict_line(report: Data, stream: IO[str]) -> str:
 
 def deliveries_table(report: Data, stream: IO[str]) -> str:
     """The deliveries, one per line; "" when there are none."""
+    steps = {step["id"]: step for step in report.get("steps", [])}
     rows = [
         (d.step, d.format, size(d.size_bytes), Cell(d.status, STYLES.get(d.status, "")), d.parity or "-",
-         duration(d.seconds) if not d.cached else "cached", relative(Path(d.path)) if d.path else "-")
+         margin(steps.get(d.step, {})), duration(d.seconds) if not d.cached else "cached",
+         relative(Path(d.path)) if d.path else "-")
         for d in deliveries(report)
     ]  # fmt: skip
-    return (
-        table(("delivery", "format", "size", "status", "worst parity", "time", "folder"), rows, stream) if rows else ""
-    )
+    head = ("delivery", "format", "size", "status", "worst parity", "nearest bound", "time", "folder")
+    return table(head, rows, stream) if rows else ""
+
+
+def margin(step: Data) -> str:
+    """How much of its nearest bound a step used up."""
+    found = nearest(step)
+    return f"{share(found.used, found.held)} used" if found and found.used is not None else "-"
 
 
 def synthetic_note(report: Data) -> str:
     """What synthetic samples leave unproven; "" where all samples are real."""
     made_up = [name for name, info in (report.get("data") or {}).items() if info.get("synthetic")]
     steps = report.get("steps", [])
+    way = "data: in the recipe" if (report.get("recipe") or {}).get("path") else "--data FILE.npz"
     for name in made_up:
         if any((step.get("check") or {}).get("data") == name for step in steps):
             return (
-                f"note: {clean(name)} is random data: this proves that the model converts, not how accurate it is\n"
-                "      on yours; judge on real samples: --data FILE.npz, or data: in a recipe"
+                "note: judged on random data, which shows that the model converts, not how accurate it is\n"
+                f"  try: real samples, with {way}"
             )
     for name in made_up:
         if fitted := [step["id"] for step in steps if step.get("data") == name]:

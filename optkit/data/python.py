@@ -127,11 +127,13 @@ class _UserCode:
             try:
                 yield
             except (Exception, SystemExit) as error:
+                details = self._place(error)
                 raise fault(
                     self.name,
-                    f"{self.spec.python}: {doing} raised {type(error).__name__}: {error}",
-                    "the place is in the details; run the callable on its own to look closer",
-                    self._place(error),
+                    f"{self.spec.python}: {doing} raised {type(error).__name__}: {error}, "
+                    f"at {details.partition(chr(10))[0]}",
+                    "run the callable on its own to look closer",
+                    details,
                 ) from error
 
     def _place(self, error: BaseException) -> str:

@@ -6,8 +6,11 @@ reads that back. `inspect` (from `openvino_ir`) looks at what was written, by pa
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -171,7 +174,10 @@ def save(
     try:
         ov.save_model(model, str(out_dir / MAIN), compress_to_fp16=compress_to_fp16)
     except RuntimeError as error:
-        raise StepError(f"OpenVINO could not write {out_dir / MAIN}: {reason(error)}") from error
+        if shutil.disk_usage(out_dir).free < 1 << 20:  # OpenVINO says no more than "iostream error"
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out_dir / MAIN)) from error
+        hint = "look at the folder's permissions and its free space"
+        raise StepError(f"OpenVINO could not write {out_dir / MAIN}: {reason(error)}", hint=hint) from error
 
 
 def _check_dynamic(spec: TensorSpec, shape: Any, dims: Mapping[str, Dim]) -> None:

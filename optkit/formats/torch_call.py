@@ -181,9 +181,10 @@ def named_tensors(result: Any, declared: Sequence[str] | None) -> dict[str, Any]
     )
     if declared and len(declared) != len(items):
         raise SourceError(
-            f"the model gives {len(items)} outputs, but {len(declared)} are declared: {', '.join(declared)}",
+            f"the model gives {len(items)} output{'s' * (len(items) != 1)}, but {len(declared)} are declared: "
+            f"{', '.join(declared)}",
             subject="outputs",
-            hint=f"name all {len(items)}, in forward's order",
+            hint=f"name all {len(items)}, in forward's order" if len(items) > 1 else "name one: outputs: [output]",
         )
     return dict(zip(declared or names, items, strict=True))
 
@@ -193,7 +194,7 @@ def _failed(error: Exception, feeds: Mapping[str, Any], folder: Path | None) -> 
     shapes = ", ".join(f"{name} {dtype_name(feed.dtype)}{list(feed.shape)}" for name, feed in feeds.items())
     first = str(error).strip().splitlines()[0] if str(error).strip() else ""
     return SourceError(
-        f"the model fails on {shapes}: {type(error).__name__}: {first}",
+        f"the model fails on {shapes}: {type(error).__name__}: {first}" + (f", at {where}" if where else ""),
         subject="model",
         hint="check the declared shapes, dtypes and ranges; sizes that are always equal need one name",
         details=f"{where}\n{type(error).__name__}: {error}".strip(),

@@ -65,11 +65,12 @@ def kind_of_value(value: Any) -> str:
 
 
 def _raised(what: str, error: BaseException, folder: Path | None, hint: str) -> SourceError:
+    where = place(user_frame(error, folder))
     return SourceError(
-        f"{what} raised {type(error).__name__}: {error}",
+        f"{what} raised {type(error).__name__}: {error}" + (f", at {where}" if where else ""),
         subject="model.torch",
         hint=hint,
-        details=f"{place(user_frame(error, folder))}\n{type(error).__name__}: {error}".strip(),
+        details=f"{where}\n{type(error).__name__}: {error}".strip(),
     )
 
 

@@ -22,6 +22,7 @@ SUFFIXES = (".pt2", ".pt", ".pth")
 NESTED = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "model.", "_orig_mod.")
 SHOWN = 10
+SHOWN_SHORT = 4
 PLAIN = re.compile(
     r"collections\.OrderedDict|torch\.\w*(Storage|Tensor|Size)|torch\._utils\._rebuild\w+|torch\.storage\.\w+|"
     r"torch\.serialization\._get_layout|_codecs\.encode|torch\.(float|bfloat|int|uint|bool)\d*|torch\.device"
@@ -220,14 +221,14 @@ def read_weights(path: str | Path, *, trust_pickle: bool = False) -> dict[str, A
         raise SourceError(
             f"{path} is a whole {kind} model, not weights",
             subject=subject,
-            hint=f"give it as the model itself, of kind {kind}",
+            hint=f"give it as the model itself: model: {{{'pt2' if kind == 'exported' else kind}: {path.name}}}",
         )
     loaded = load_pickle(path, trust_pickle=trust_pickle, subject=subject)
     if isinstance(loaded, need("torch").nn.Module):
         raise SourceError(
             f"{path} is a whole pickled {type(loaded).__name__}, not weights",
             subject=subject,
-            hint="give it as the model itself, of kind pickle",
+            hint=f"give it as the model itself: model: {{pickle: {path.name}, trust_pickle: true}}",
         )
     return _unnest(loaded, path)
 
@@ -280,9 +281,13 @@ def fit_weights(module: Any, state: Mapping[str, Any], path: str | Path, *, stri
             for word, items in groups
             if items
         )
-        first = next(items[0] for _, items in groups if items)
+        named = "; ".join(
+            f"{word}: {', '.join(items[:SHOWN_SHORT])}" + (" and others" if len(items) > SHOWN_SHORT else "")
+            for word, items in groups
+            if items
+        )
         raise SourceError(
-            f"the weights in {path} do not fit the model: {counts} (first: {first})",
+            f"the weights in {path} do not fit the model, {counts}\n{named}",
             subject="model.weights",
             details=listing,
             hint=_prefix_hint(list(own), list(state)),

@@ -26,6 +26,9 @@ from optkit.formats.torch_files import (
 from optkit.formats.torch_huggingface import from_folder
 from optkit.plugin import need
 
+KEYS = {"exported": "pt2", "torchscript": "torchscript", "pickle": "pickle"}
+"""How a recipe's `model:` spells the kinds that are one file."""
+
 KINDS = ("factory", "exported", "torchscript", "pickle", "huggingface")
 
 
@@ -176,7 +179,7 @@ def _path(descriptor: Mapping[str, Any], kind: str) -> Path:
         hint = (
             "give the factory that builds the model, and this file as its weights"
             if found == "state_dict"
-            else f"say kind: {found}"
+            else f"write model: {{{KEYS[found]}: {path.name}}}"
         )
         raise SourceError(f"{path} is {says}, not of kind {kind}", subject="model", hint=hint)
     return path

@@ -5,4 +5,3 @@ from __future__ import annotations
 from optkit.plugin import need
 
 need("torch")
-

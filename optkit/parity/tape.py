@@ -54,7 +54,7 @@ class Tape:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
                 kinds = zip(stored["names"], stored["dtypes"], strict=True)
                 return {str(name): _as(stored[str(i)], str(kind)) for i, (name, kind) in enumerate(kinds)}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):

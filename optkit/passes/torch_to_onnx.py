@@ -33,8 +33,10 @@ class TorchToOnnx(Options):
     opset: int = Field(
         20, ge=9, le=23, description="ONNX operator set; 20 is read by every runtime of the last two years"
     )
-    exporter: Literal["export", "torchscript"] = Field(
-        "export", description="torchscript is the old tracer: for TorchScript models, and LSTM or GRU of dynamic length"
+    exporter: Literal["auto", "export", "torchscript"] = Field(
+        "auto",
+        description="torchscript is the old tracer: for LSTM or GRU of dynamic length, and what auto takes for "
+        "TorchScript models",
     )
     external_data: bool | Literal["auto"] = Field(
         "auto", description="weights in a file of their own, model.onnx.data; auto: from 1 GiB on"
@@ -67,8 +69,15 @@ def run(artifact: Artifact, out_dir: Path, options: TorchToOnnx, context: Contex
     model = torch_model.load(artifact.path)
     inputs = context.inputs or model.inputs
     warned: list[str] = []
+    exporter = ("torchscript" if model.scripted else "export") if options.exporter == "auto" else options.exporter
+    if exporter == "torchscript" and options.opset > NEWEST_TORCHSCRIPT:
+        raise StepError(
+            f"opset {options.opset} was asked for, and TorchScript models can be written up to {NEWEST_TORCHSCRIPT}",
+            subject="with.opset",
+            hint=f"opset {NEWEST_TORCHSCRIPT}",
+        )
     with _quiet_exporter():
-        if options.exporter == "export":
+        if exporter == "export":
             onnx, names = _export(model, inputs, options, context, clock)
         else:
             onnx, names = _trace(model, inputs, options, context, clock, warned), {}
@@ -96,7 +105,7 @@ def run(artifact: Artifact, out_dir: Path, options: TorchToOnnx, context: Contex
     return {
         "opset": got,
         "ir_version": onnx.ir_version,
-        "exporter": options.exporter,
+        "exporter": exporter,
         "size_bytes": size,
         "external_data": (out_dir / onnx_model.DATA).exists(),
         "operators": dict(sorted(operators.items())),

@@ -8,15 +8,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from optkit.reports.rows import (
+    Judged,
+    accuracy,
     broken,
     cached,
     cases,
     cost,
     deliveries,
+    duration,
+    judged,
+    lost_db,
+    nearest,
+    parity,
     remedy,
     seconds_of,
+    share,
     size,
     spelt,
+    sqnr,
     stands_on,
     verdict,
 )
@@ -27,19 +36,23 @@ _WORST = ("cosine", "sqnr_db", "rel_l2", "mismatch", "top1_agreement", "accuracy
 
 
 def render(report: Data) -> str:
-    """GitHub-flavoured Markdown of a report's JSON; the same report gives the same text."""
+    """GitHub-flavoured Markdown of a report's JSON; the same report gives the same text.
+
+    On its first screen: the verdict, what it rests on, each delivery with its size, worst sample, nearest bound and
+    what its last step cost, then whatever went wrong. Below it the steps, the checks and how to repeat them.
+    """
     steps = list(report.get("steps", []))
-    parts = [f"# {escape(verdict(report))}", _facts(report), "## Deliveries", _deliveries(report)]
-    parts += ["## Steps", _steps(steps)]
+    parts = [f"# {escape(verdict(report))}", _facts(report), _caution(report), "## Deliveries", _deliveries(report)]
     if wrong := [s for s in steps if s["status"] in ("failed", "error", "blocked")]:
         parts += ["## What went wrong", *(_wrong(s, report) for s in wrong)]
     if waived := [s for s in steps if (s.get("check") or {}).get("waived")]:
         parts += ["## Waived checks", _list(f"{_bold(s['id'])}: {escape(s['check']['waived'])}" for s in waived)]
     if deferred := [s for s in steps if s["status"] == "deferred"]:
         parts += ["## Deferred checks", _list(_deferred(s) for s in deferred)]
+    parts += ["## Steps", _steps(steps, report)]
     if measured := [s for s in steps if cases(s)]:
-        parts += ["## Parity", *(_parity(s, report) for s in measured)]
-    parts += ["## Environment", _environment(report), "## Reproduce", _reproduce(report)]
+        parts += ["## Checks", _KEY, *(_check(s, report) for s in measured)]
+    parts += ["## Reproduce", _reproduce(report), "## Environment", _environment(report)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -68,37 +81,98 @@ def fenced(text: str, language: str = "") -> str:
 def _facts(report: Data) -> str:
     data = report.get("data") or {}
     used = [
-        f"{name} ({info['samples']} samples" + (", synthetic)" if info.get("synthetic") else ")")
+        f"{name} ({info['samples']} samples" + (", random)" if info.get("synthetic") else ")")
         for name, info in data.items()
         if isinstance(info, Mapping) and "samples" in info
     ]
+    source = report.get("source") or {}
     facts = [
-        f"Exit code {report.get('exit_code')}",
-        f"{report.get('seconds', 0):.1f} s",
-        f"optkit {report.get('optkit')}",
-        str(report.get("started", "")),
+        f"Every step was run against the {source.get('format', 'source')} model"
+        if any(map(cases, _made(report)))
+        else "",
         "data: " + ", ".join(used) if used else "",
+        f"exit code {report.get('exit_code')}",
+        duration(report.get("seconds", 0)),
+        f"optkit {report.get('optkit')}",
+        str(report.get("started", "")).replace("T", " ").removesuffix("+00:00") + " UTC",
     ]
-    return escape(", ".join(f for f in facts if f)) + "."
+    line = "; ".join(f for f in facts if f)
+    return escape(line[:1].upper() + line[1:]) + "."
+
+
+def _made(report: Data) -> Sequence[Data]:
+    return list(report.get("steps", []))
+
+
+def _caution(report: Data) -> str:
+    """What random data leave unproven; "" where all data are real."""
+    made_up = [name for name, info in (report.get("data") or {}).items() if info.get("synthetic")]
+    if any((step.get("check") or {}).get("data") in made_up for step in _made(report)):
+        return (
+            "**Judged on random data: this shows that the models convert, not how accurate they are on real inputs.**"
+        )
+    if fitted := [step["id"] for step in _made(report) if step.get("data") in made_up]:
+        return f"**Fitted on random data: {escape(', '.join(fitted))}. Real samples give a better model.**"
+    return ""
 
 
 def _deliveries(report: Data) -> str:
-    rows = [
-        [escape(d.step), escape(d.format), size(d.size_bytes), _status(d.status), escape(d.parity) or "-",
-         _seconds(d.seconds), _yes(d.cached), escape(d.path or "-")]
-        for d in deliveries(report)
-    ]  # fmt: skip
-    head = ("Step", "Format", "Size", "Status", "Worst parity with the source", "Seconds", "Cached", "Folder")
+    steps = {step["id"]: step for step in _made(report)}
+    labelled = any(accuracy(step) for step in steps.values())
+    rows = []
+    for d in deliveries(report):
+        step = steps.get(d.step, {})
+        rows.append([
+            _bold(d.step), escape(d.format), size(d.size_bytes), _status(d.status), _parity(step),
+            *([escape(accuracy(step) or "-")] if labelled else []), _margin(nearest(step)), _cost(step, report),
+            escape(d.path or "-"),
+        ])  # fmt: skip
+    head = ("Delivery", "Format", "Size", "Verdict", "Worst sample against the source",
+            *(("Accuracy",) if labelled else ()), "Nearest bound", "Its last step cost", "Folder")  # fmt: skip
     return table(head, rows) if rows else "None."
 
 
-def _steps(steps: Sequence[Data]) -> str:
+def _parity(step: Data) -> str:
+    case = next((c for c in cases(step) if c.get("kind") == "samples"), None)
+    text = parity(step)
+    if case is None or not text:
+        return "-"
+    outputs = (case.get("source") or {}).get("outputs") or {}
+    # The sample that is worst by relative distance, of the output where that is largest.
+    worst_of = [m for output in outputs.values() for m in [output.get("sqnr_db") or output.get("mismatch") or {}]]
+    sample = min(worst_of, key=lambda m: m.get("worst", 0.0), default={}).get("worst_sample")
+    return escape(text + ("" if sample is None else f", sample {sample}"))
+
+
+def _margin(judged_: Judged | None) -> str:
+    if judged_ is None:
+        return "-"
+    if judged_.used is None or judged_.measured is None:
+        return escape(judged_.bound or judged_.text)
+    where = "" if judged_.case == "samples" else f" at {judged_.case}"
+    return escape(f"{judged_.bound}: {share(judged_.used, judged_.held)} used{where}")
+
+
+def _cost(step: Data, report: Data) -> str:
+    lost = lost_db(step, report)
+    if lost is None:
+        return "-"
+    return "nothing" if lost < 0.5 else f"{lost:.1f} dB"
+
+
+def _steps(steps: Sequence[Data], report: Data) -> str:
     rows = [
         [escape(s["id"]) + (" (implied)" if s.get("implied") else ""), escape(s.get("pass")), escape(s.get("parent")),
-         escape(s.get("fidelity")), _status(s["status"]), _seconds(seconds_of(s)), _yes(cached(s))]
+         escape(s.get("fidelity")), _status(s["status"]), _decibels(sqnr(s)), _cost(s, report),
+         "cached" if cached(s) else duration(seconds_of(s))]
         for s in steps
     ]  # fmt: skip
-    return table(("Step", "Pass", "From", "Fidelity", "Status", "Seconds", "Cached"), rows) if rows else "None."
+    head = ("Step", "Pass", "From", "Fidelity", "Verdict", "SQNR after it", "It cost", "Time")
+    return table(head, rows) if rows else "None."
+
+
+def _decibels(value: float | None) -> str:
+    return "-" if value is None else spelt("sqnr_db", value)
 
 
 def _wrong(step: Data, report: Data) -> str:
@@ -140,58 +214,64 @@ def _deferred(step: Data) -> str:
     )
 
 
-def _parity(step: Data, report: Data) -> str:
+_KEY = (
+    "Each bound is shown where it is nearest to being broken: the case, the sample, and how much of what it allows was "
+    "used up. SQNR is that of the worst sample."
+)
+
+
+def _check(step: Data, report: Data) -> str:
     check = step["check"]
     facts = [
-        f"against {check.get('against') or 'the source'}",
-        f"on {check.get('data')}" if check.get("data") else "",
+        f"Against {check.get('against') or 'the source'}",
+        f"on {check['data']}" if check.get("data") else "",
         f"precision {check['precision']}" if check.get("precision") else "",
         f"run by {check['provider']}" if check.get("provider") else "",
         cost(step, report),
     ]
-    rows = []
-    for case in cases(step):
-        result = case.get("source") or {}
-        for verdict_ in case.get("verdicts", []) or [{}]:
-            rows.append([escape(case["name"]), str(case.get("samples", "-")), *_judged(verdict_, case)])
-        rows += [
-            [
-                escape(case["name"]),
-                str(case.get("samples", "-")),
-                escape(p.get("output") or "-"),
-                "-",
-                escape(p["text"]),
-                "**no**",
-                "",
-            ]
-            for p in result.get("problems", [])
-        ]
-    head = ("Case", "Samples", "Output", "Bound", "Measured", "Held", "Reason")
+    head = ("Output", "Bound", "Measured", "Where", "Used", "Held", "Why this bound")
+    every = f"<details><summary>Every case</summary>\n\n{_measures(cases(step))}\n\n</details>"
     return "\n\n".join([
-        f"### {escape(step['id'])}", escape("; ".join(f for f in facts if f)) + ".",
-        table(head, rows), _measures(cases(step)),
+        f"### {escape(step['id'])}: {escape(step['status'])}", escape("; ".join(f for f in facts if f)) + ".",
+        table(head, _verdicts(step)), every,
     ])  # fmt: skip
 
 
-def _judged(verdict_: Data, case: Data) -> list[str]:
-    if not verdict_:  # edge values of a lossy step: its ranges were fitted on real samples
-        return ["-", "-", "-", "yes" if case.get("held") else "**no**", "finite, and of the right shapes"]
-    measured = verdict_.get("measured")
-    shown = verdict_["text"] if measured is None else f"{measured:.6g}"
-    if verdict_.get("worst_sample") is not None and measured is not None:
-        shown += f" (sample {verdict_['worst_sample']})"
-    reason = verdict_.get("reason") or (f"stated by {verdict_['stated_by']}" if verdict_.get("stated_by") else "")
-    return [escape(verdict_.get("output") or "-"), escape(verdict_.get("bound") or "-"), escape(shown),
-            "yes" if verdict_["held"] else "**no**", escape(reason)]  # fmt: skip
+def _verdicts(step: Data) -> Iterable[Sequence[str]]:
+    """One row for each bound, at its worst; one for each problem; one for the cases that no bound is put on."""
+    groups: dict[tuple[str, str, bool], list[Judged]] = {}
+    for one in judged(step):
+        groups.setdefault((one.output, one.metric or one.text, one.reason.startswith("stated")), []).append(one)
+    for (output, _, _), members in groups.items():
+        worst_ = max(members, key=lambda j: (not j.held, -1.0 if j.used is None else j.used))
+        good = sum(j.held for j in members)
+        measured = worst_.text if worst_.measured is None else spelt(worst_.metric, worst_.measured)
+        where = worst_.case + ("" if worst_.sample is None else f", sample {worst_.sample}")
+        held = f"{good} of {len(members)} cases"
+        yield [escape(output or "-"), escape(worst_.bound or "-"), escape(measured), escape(where),
+               escape(share(worst_.used, worst_.held)), held if good == len(members) else f"**{held}**",
+               escape(worst_.reason)]  # fmt: skip
+    for case in cases(step):
+        for problem in (case.get("source") or {}).get("problems", []):
+            yield [escape(problem.get("output") or "-"), "-", escape(problem["text"]), escape(case["name"]), "-",
+                   "**no**", ""]  # fmt: skip
+    if bare := [c for c in cases(step) if not c.get("verdicts") and not (c.get("source") or {}).get("problems")]:
+        good = sum(bool(c.get("held")) for c in bare)
+        held = f"{good} of {len(bare)} cases"
+        yield ["-", "finite, of the right shapes", "-", escape(", ".join(c["name"] for c in bare)), "-",
+               held if good == len(bare) else f"**{held}**", "a lossy step is fitted on real samples"]  # fmt: skip
 
 
 def _measures(step_cases: Sequence[Data]) -> str:
     rows = []
     for case in step_cases:
+        samples = str(case.get("samples", "-"))
         roles = {role: (case.get(role) or {}).get("outputs") or {} for role in ("source", "parent")}
         for output in {**roles["source"], **roles["parent"]}:
-            rows.append([escape(case["name"]), escape(output), *(_worst(roles[r].get(output) or {}) for r in roles)])
-    return table(("Case", "Output", "Worst against the source", "Worst against the parent"), rows) if rows else ""
+            both = (_worst(roles[role].get(output) or {}) for role in roles)
+            rows.append([escape(case["name"]), samples, escape(output), *both])
+    head = ("Case", "Samples", "Output", "Worst against the source", "Worst against the parent")
+    return table(head, rows) if rows else "Nothing was measured."
 
 
 def _worst(metrics: Data) -> str:
@@ -232,14 +312,6 @@ def _status(status: str) -> str:
 
 def _bold(name: object) -> str:
     return f"**{escape(name)}**"
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def _list(items: Iterable[str]) -> str:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from optkit.parity.bounds import Bound, BoundError, parse_bound
+
 Data = Mapping[str, Any]
+
+EQUAL_DB = 300.0
+"""What stands for an SQNR without any noise."""
 
 _METRICS = ("cosine", "sqnr_db", "mismatch")  # shown of a case at a glance, where they were measured
 
@@ -57,6 +63,13 @@ def parity(step: Data) -> str:
     return ", ".join(spelt(name, value) for name, value in worst(result or {}).items())
 
 
+def accuracy(step: Data) -> str:
+    """A step's accuracy on labelled samples beside the source's: "99.66% (source 99.50%)"; "" without labels."""
+    result = next((c.get("source") or {} for c in cases(step) if c.get("kind") == "samples"), {})
+    found = [m["accuracy"] for m in (result.get("outputs") or {}).values() if "accuracy" in m]
+    return ", ".join(f"{a['candidate']:.2%} (source {a['reference']:.2%})" for a in found)
+
+
 def cases(step: Data) -> list[Data]:
     """The cases of a step's check; none where there was no check."""
     return list((step.get("check") or {}).get("cases") or [])
@@ -77,13 +90,93 @@ def worst(result: Data) -> dict[str, float]:
 def spelt(metric: str, value: float) -> str:
     """A metric for people: "cosine 0.99820", "34.2 dB", "equal to the last bit", "top1_agreement 98.7%"."""
     if metric == "sqnr_db":
-        return "equal to the last bit" if value >= 300 else f"{value:.1f} dB"
+        return "equal to the last bit" if value >= EQUAL_DB else f"{value:.1f} dB"
     if metric in ("mismatch", "accuracy", "accuracy_drop") or metric.endswith("_agreement"):
         return f"{metric} {value:.2%}"
     if metric.endswith("cosine"):
-        # Digits enough to tell 0.99998 from 1, and no more.
-        return f"{metric} {value:.5f}" if value > 0.999 else f"{metric} {value:.4f}"
+        return f"{metric} {cosine(value)}"
     return f"{metric} {value:.3g}"
+
+
+def cosine(value: float) -> str:
+    """A cosine with two digits of its distance from 1: "0.9733", "0.99988", "0.9999983", "1"."""
+    if value <= 0.999:
+        return f"{value:.4f}"
+    digits = min(9, 1 - math.floor(math.log10(1 - value))) if value < 1 else 0
+    return f"{value:.{digits}f}".rstrip("0").rstrip(".")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One verdict of a check, with the case it is from.
+
+    used: the share of what the bound allows that was used up; above 1 it does not hold; None where there is no share.
+    """
+
+    case: str
+    output: str
+    bound: str
+    metric: str
+    measured: float | None
+    sample: int | None
+    used: float | None
+    held: bool
+    reason: str
+    text: str
+
+
+def judged(step: Data) -> list[Judged]:
+    """Every verdict on a bound, case by case."""
+    made = []
+    for case in cases(step):
+        for verdict_ in case.get("verdicts") or ():
+            text, measured = verdict_.get("bound"), verdict_.get("measured")
+            bound = _bound(text)
+            told = verdict_.get("reason") or ""
+            if not told and verdict_.get("stated_by"):
+                told = f"stated by {verdict_['stated_by']}"
+            made.append(Judged(
+                case["name"], verdict_.get("output") or "", text or "", bound.metric if bound else "", measured,
+                verdict_.get("worst_sample"), used(bound, measured), verdict_["held"], told, verdict_["text"],
+            ))  # fmt: skip
+    return made
+
+
+def used(bound: Bound | None, measured: float | None) -> float | None:
+    """How much of what a bound allows was used up: 0 for a perfect match, 1 at the bound, above 1 beyond it."""
+    if bound is None or measured is None:
+        return None
+    if bound.metric == "sqnr_db":  # decibels of a ratio: compare the ratios
+        return 0.0 if measured >= 300 else float(10 ** ((bound.value - measured) / 20))
+    best = 1.0 if bound.op == ">=" else 0.0
+    allowed = abs(best - bound.value)
+    if not allowed or (bound.op == "<=" and bound.value < 0):
+        return None
+    return max(0.0, (best - measured if bound.op == ">=" else measured) / allowed)
+
+
+def nearest(step: Data) -> Judged | None:
+    """The verdict that is nearest to its bound, or farthest beyond it; None where no bound was judged."""
+    found = [j for j in judged(step) if j.used is not None or not j.held]
+    return max(found, key=lambda j: (not j.held, j.used if j.used is not None else math.inf), default=None)
+
+
+def share(part: float | None, held: bool = True) -> str:
+    """`Judged.used` as text: "89 %", "12 times"; rounded so that it stays on its side of the bound."""
+    if part is None:
+        return "-"
+    if part >= 2:
+        return f"{part:.0f} times" if part < 999 else "over 999 times"
+    percents = part * 100
+    whole = math.floor(percents) if held else math.ceil(percents)
+    return f"{whole} %" if whole >= 1 or part == 0 else "under 1 %"
+
+
+def _bound(text: str | None) -> Bound | None:
+    try:
+        return parse_bound(text) if text else None
+    except BoundError:  # of a report that another optkit wrote
+        return None
 
 
 def broken(step: Data) -> list[str]:
@@ -112,18 +205,15 @@ def reasons(case: Data) -> Iterator[tuple[str, str]]:
 def cost(step: Data, report: Data) -> str:
     """What a step itself lost, by its parent's parity on real samples: the blame. "" where that cannot be said."""
     parent = next((s for s in report.get("steps", []) if s["id"] == step.get("parent")), None)
-    mine, before = _sqnr(step, "source"), _sqnr(parent or {}, "source")
-    against = _sqnr(step, "parent")
-    if parent is None or mine is None:
+    if parent is None or sqnr(step) is None:
         return ""
-    name = parent["id"]
-    if against is not None and against >= 300:
+    name, before, lost, against = parent["id"], sqnr(parent), lost_db(step, report), sqnr(step, "parent")
+    if against is not None and against >= EQUAL_DB:
         return f"equal to its parent {name} to the last bit"
-    if before is None:
+    if lost is None or before is None:
         return "" if against is None else f"{against:.1f} dB against its parent {name}"
-    if before >= 300:
+    if before >= EQUAL_DB:
         return f"this step lost all of it: its parent {name} equals the source to the last bit"
-    lost = before - mine
     if lost < 0.5:
         return f"this step cost nothing: its parent {name} has {before:.1f} dB too"
     return f"this step cost {lost:.1f} dB: its parent {name} has {before:.1f} dB"
@@ -137,7 +227,15 @@ def stands_on(step: Data) -> str:
     return f"its nearest ancestor that runs here, {near['step']}, {near['status']} (run by {near['provider']})"
 
 
-def _sqnr(step: Data, role: str) -> float | None:
+def lost_db(step: Data, report: Data) -> float | None:
+    """How many dB of SQNR a step lost against its parent step, on the worst real sample; None where that is unknown."""
+    parent = next((s for s in report.get("steps", []) if s["id"] == step.get("parent")), None)
+    mine, before = sqnr(step), sqnr(parent or {})
+    return None if mine is None or before is None else max(0.0, before - mine)
+
+
+def sqnr(step: Data, role: str = "source") -> float | None:
+    """A step's SQNR in dB against the source, or its parent, on the worst real sample; `EQUAL_DB` where equal."""
     case = next((c for c in cases(step) if c.get("kind") == "samples"), {})
     return worst(case.get(role) or {}).get("sqnr_db")
 

@@ -126,6 +126,9 @@ def test_a_deferred_delivery_gets_its_verdict_on_the_target(base: Path) -> None:
     (base / "device").touch()
     verdict = optkit.verify(folder)
     assert verdict["held"], verdict
+    said = CliRunner().invoke(cli, ["verify", str(folder)])
+    assert said.exit_code == 0
+    assert "its check, made here: 6 cases hold, 10 samples" in said.stdout
     names = [case["name"] for case in verdict["cases"]]
     assert names == ["samples", "batch=1", "batch=4", "batch=8", "batch=5", "zeros"]
     bounds = {v["bound"] for v in verdict["cases"][0]["verdicts"]}

@@ -234,7 +234,8 @@ def test_an_unsupported_operator_is_named_with_its_place(tmp_path: Path, capfd: 
 
 def test_torchscript_names_the_option_it_needs(tmp_path: Path) -> None:
     path = scripted(zoo.Scripted(), tmp_path / "s.pt")
-    error = refused(tmp_path, descriptor(tmp_path, (X, Y), kind="torchscript", path=str(path)))
+    source = descriptor(tmp_path, (X, Y), kind="torchscript", path=str(path))
+    error = refused(tmp_path, source, TorchToOnnx(exporter="export"))
     assert error.subject == "with.exporter"
     assert "exporter: torchscript" in error.hint
 
@@ -242,7 +243,8 @@ def test_torchscript_names_the_option_it_needs(tmp_path: Path) -> None:
 def test_torchscript_keeps_its_control_flow(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = scripted(zoo.Scripted(), tmp_path / "s.pt")
     source = descriptor(tmp_path, (Y, X), outputs=["a", "b"], kind="torchscript", path=str(path))
-    _, made, _, notes = convert(tmp_path, source, TORCHSCRIPT)
+    _, made, _, notes = convert(tmp_path, source)
+    assert notes["exporter"] == "torchscript"
     assert notes["operators"]["If"] == 1
     assert made.signature is not None
     assert [str(spec) for spec in made.signature.outputs] == ["a: float32[batch, 8]", "b: float32[batch, 8]"]

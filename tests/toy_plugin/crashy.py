@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from optkit_toy import TOY, copy, read, weights_of, write
+from optkit_toy import TOY, read, weights_of, write
 from pydantic import Field
 
 from optkit.artifact import Artifact
@@ -156,6 +156,23 @@ def links(artifact: Artifact, out_dir: Path, options: CrashyOptions, context: Co
     return {}
 
 
+def random(artifact: Artifact, out_dir: Path, options: CrashyOptions, context: Context) -> Mapping[str, Any]:
+    write({**read(artifact.path), "when": time.time_ns()}, out_dir / TOY.main)
+    return {}
+
+
+def wanders(artifact: Artifact, out_dir: Path, options: CrashyOptions, context: Context) -> Mapping[str, Any]:
+    write(read(artifact.path), out_dir / TOY.main)
+    os.chdir(out_dir)
+    return {}
+
+
+def litters(artifact: Artifact, out_dir: Path, options: CrashyOptions, context: Context) -> Mapping[str, Any]:
+    write(read(artifact.path), out_dir / TOY.main)
+    Path("debug.log").write_text("", encoding="utf-8")
+    return {}
+
+
 def _changed(change: Callable[[dict[str, Any]], None]) -> Body:
     def run(artifact: Artifact, out_dir: Path, options: CrashyOptions, context: Context) -> Mapping[str, Any]:
         model = read(artifact.path)
@@ -193,6 +210,9 @@ OUT_OF_MEMORY = _crashy("out_of_memory", out_of_memory)
 WRITES_NOTHING = _crashy("writes_nothing", writes_nothing)
 NOISY = _crashy("noisy", noisy)
 READS_STDIN = _crashy("reads_stdin", reads_stdin)
+RANDOM = _crashy("random", random)
+WANDERS = _crashy("wanders", wanders)
+LITTERS = _crashy("litters", litters)
 ORPHANS = _crashy("orphans", orphans)
 CHILDREN = _crashy("children", children)
 EDITS_INPUT = _crashy("edits_input", edits_input)
@@ -202,4 +222,5 @@ WRONG_DTYPES = _crashy("wrong_dtypes", _changed(lambda m: m["output"].update(dty
 STATIC_DIMS = _crashy("static_dims", _changed(lambda m: m["input"].update(shape=[8, *m["input"]["shape"][1:]])))
 NAN_OUTPUT = _crashy("nan_output", _changed(_weights(float("nan"))))
 SIGN_FLIP = _crashy("sign_flip", _changed(_weights(-1.0)))
-UNKEPT = _crashy("unkept", copy, confirm=lambda parent, artifact, options, context: ["nothing was done", "at all"])
+LAST_ROW = _crashy("last_row", _changed(lambda m: m.update(last=-1)))
+UNKEPT = _crashy("unkept", sleeps, confirm=lambda parent, artifact, options, context: ["nothing was done", "at all"])

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from optkit.artifact import Artifact, Signature, TensorSpec
-from optkit.errors import DataError, SourceError, StepError
+from optkit.errors import DataError, SourceError, StepError, UnavailableError
 from optkit.plugin import Context, Options, Pass, Runner
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class Session:
 
         model = read(artifact.path)
         self.put, self.got = model["input"], model["output"]
+        self.last = model.get("last", 1)  # a factor on the last row: 1, but in models that are wrong on purpose
         self.dtype = np.dtype(precision or self.got["dtype"])
         self.weights: NDArray[Any] | None = weights_of(model).astype(precision or np.float32)
 
@@ -92,12 +93,15 @@ class Session:
         if list(tensors) != [self.put["name"]]:
             raise DataError(f"the model takes {self.put['name']}, not {', '.join(tensors)}", hint="feed that")
         x = tensors[self.put["name"]]
+        if not hasattr(x, "dtype"):
+            raise DataError(f"input is a {type(x).__name__}, not an array", hint="numpy.asarray(...)")
         if str(x.dtype) != self.put["dtype"]:
             raise DataError(f"input is {x.dtype}, not {self.put['dtype']}", hint="cast it")
         shape = self.put["shape"]
         if x.ndim != len(shape) or any(isinstance(d, int) and d != n for d, n in zip(shape, x.shape, strict=True)):
             raise DataError(f"input has shape {x.shape}, not {shape}", hint="reshape it")
         y = x.astype(self.weights.dtype) @ self.weights.T
+        y[-1] *= self.last
         return {self.got["name"]: y.astype(self.dtype)}
 
 
@@ -105,6 +109,10 @@ class Session:
 def open_model(
     artifact: Artifact, device: str = "cpu", threads: int = 1, precision: str | None = None
 ) -> Iterator[Session]:
+    if device != "cpu":
+        raise UnavailableError(f"toys have no device {device!r}", hint="device: cpu")
+    if precision not in (None, "float64"):
+        raise UnavailableError(f"toys cannot compute in {precision}", hint="float64")
     session = Session(artifact, precision)
     try:
         yield session

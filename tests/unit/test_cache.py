@@ -81,6 +81,10 @@ def flip(path: Path) -> None:
     os.utime(path, ns=(1, 1))
 
 
+def record(text: str) -> Callable[[Path], object]:
+    return lambda entry: (entry / "entry.json").write_text(text.replace("KEY", f'"key": "{KEY}"'), encoding="utf-8")
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "a flipped bit": lambda e: flip(e / "files/model"),
     "a file cut short": lambda e: os.truncate(e / "files/model", 3),
@@ -89,15 +93,14 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "a file in a folder gone": lambda e: (e / "files/inner/more").unlink(),
     "a folder in a file's place": lambda e: ((e / "files/model").unlink(), (e / "files/model").mkdir()),
     "no record": lambda e: (e / "entry.json").unlink(),
-    "an empty record": lambda e: (e / "entry.json").write_text("", encoding="utf-8"),
+    "an empty record": record(""),
     "half a record": lambda e: os.truncate(e / "entry.json", 20),
-    "another's record": lambda e: (e / "entry.json").write_text('{"key": "x", "files": {}, "data": {}}', encoding="utf-8"),
-    "a record that is a list": lambda e: (e / "entry.json").write_text("[1]", encoding="utf-8"),
-    "a record of lists": lambda e: (e / "entry.json").write_text(f'{{"key": "{KEY}", "files": [1], "data": 2}}', "utf-8"),
+    "another's record": record('{"key": "x", "files": {}, "data": {}}'),
+    "a record that is a list": record("[1]"),
+    "a record of lists": record('{KEY, "files": [1], "data": 2}'),
+    "a record without sizes": record('{KEY, "files": {"model": {}}, "data": {}}'),
     "a record that is no text": lambda e: (e / "entry.json").write_bytes(b"\xff\xfe\x00"),
-    "a record without sizes": lambda e: (e / "entry.json").write_text(
-        f'{{"key": "{KEY}", "files": {{"model": {{}}}}, "data": {{}}}}', encoding="utf-8"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", DAMAGE)
@@ -221,6 +224,16 @@ def test_a_new_folder_is_not_swept_before_its_maker_can_lock_it(tmp_path: Path) 
     assert (cache.root / "staging/new").exists()
 
 
+def test_a_scratch_folder_goes_with_its_block(cache: Cache) -> None:
+    with cache.scratch() as folder:
+        (folder / "tape").write_text("", encoding="utf-8")
+        with cache.scratch() as other:
+            assert other != folder
+        assert not other.exists()
+        assert folder.exists()
+    assert not folder.exists()
+
+
 def test_a_cache_that_is_given_up_leaves_no_staging(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     folder = cache.stage()
@@ -270,10 +283,10 @@ def test_a_full_disk_leaves_nothing_behind(small_disk: Path) -> None:
     cache = Cache(small_disk)
     first = filled(cache)
     folder = cache.stage()
-    with pytest.raises(OSError, match="No space left|File too large"):
+    with pytest.raises(OSError, match=r"No space left|File too large"):
         (folder / "model").write_bytes(b"x" * (512 << 10))
     (folder / "model").write_bytes(b"x" * (128 << 10))
-    with pytest.raises(OSError, match="No space left|File too large"):
+    with pytest.raises(OSError, match=r"No space left|File too large"):
         cache.put(OTHER, {"much": "y" * (512 << 10)}, folder)
     assert not folder.exists()
     assert left_in(cache) == []

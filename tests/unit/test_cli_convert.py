@@ -76,7 +76,7 @@ def test_random_samples_are_called_so_and_json_goes_to_standard_output() -> None
     result = invoke("convert", "net.onnx", "--to", "openvino", "--out", "random", "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["deliver"][0]["path"] == "random/openvino"
-    assert "note: judge is random data" in result.stderr
+    assert "note: judged on random data" in result.stderr
     assert invoke("convert", "net.onnx", "--to", "openvino", "--out", "random", "--quiet").stderr == ""
 
 
@@ -142,7 +142,8 @@ def test_an_interrupt_ends_in_a_report_and_exit_code_130(folder: Path) -> None:
     child.stderr.close()
     assert child.wait(30) == 130
     assert "net: interrupted" in rest
-    assert rest.endswith("\ninterrupted\n")
+    assert rest.rpartition("\n\n")[2].startswith("report: ")
+    assert "\ninterrupted; finished steps are kept" in rest
     assert "Traceback" not in rest
 
 
@@ -171,10 +172,13 @@ def test_verify() -> None:
     assert "4 test vectors answered as recorded" in result.stdout
     with Path("sent/openvino/model.bin").open("r+b") as handle:
         handle.write(b"\x01")
-    damaged = invoke("verify", "sent/openvino", "sent")
+    damaged = invoke("verify", "sent/openvino", "nowhere")
     assert damaged.exit_code == 2
     assert "its sha256 differs" in damaged.stdout
-    assert "error: sent has no optkit.json" in damaged.stderr
+    assert "error: there is no folder nowhere" in damaged.stderr
+    everything = invoke("verify", "sent")  # all that a run delivered
+    assert everything.exit_code == 1
+    assert everything.stdout.splitlines()[1].startswith("sent/openvino ")
     assert invoke("verify", "sent/openvino", "--quiet").stderr.startswith(
         "error: sent/openvino does not hold: model.bin"
     )

@@ -86,6 +86,40 @@ def test_an_onnx_file() -> None:
     assert "  # - id: openvino-quantize\n  #   from: openvino\n  #   use: openvino.quantize\n" in text
 
 
+def test_a_dim_that_inputs_share_stays_one(tmp_path: Path) -> None:
+    import torch
+
+    class Pair(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, query, doc):  # type: ignore[no-untyped-def]
+            return query * doc
+
+    pair, batch = (torch.randn(2, 3), torch.randn(2, 3)), torch.export.Dim("batch", min=1, max=64)
+    torch.export.save(torch.export.export(Pair(), pair, dynamic_shapes=({0: batch}, {0: batch})), "pair.pt2")
+    assert invoke("pair.pt2").exit_code == 0
+    recipe = loaded()
+    assert list(map(str, recipe.inputs)) == ["query: float32[batch, 3]", "doc: float32[batch, 3]"]
+    assert set(recipe.dims) == {"batch"}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")
+def test_torchscript_has_its_shapes_tried_and_the_exporter_that_reads_it() -> None:
+    import torch
+
+    net = torch.nn.Sequential(torch.nn.Linear(7, 4), torch.nn.ReLU())
+    torch.jit.save(torch.jit.trace(net.eval(), torch.randn(2, 7)), "net.pt")
+    assert invoke("net.pt").exit_code == 0
+    recipe = loaded()
+    assert [t.shape for t in recipe.inputs] == [("batch", 7)]
+    assert recipe.steps[0].with_ == {"exporter": "torchscript"}
+
+
+def test_a_model_that_is_called_model_is_named_by_its_folder() -> None:
+    Path("resnet").mkdir()
+    save_onnx("resnet/model.onnx", ["batch", 3])
+    assert invoke("resnet/model.onnx").exit_code == 0
+    assert loaded().name == "resnet"
+
+
 def test_integers_get_a_range_without_which_no_sample_could_be_made_up() -> None:
     save_onnx("ids.onnx", ["batch", "seq_len"], TensorProto.INT64)
     invoke("ids.onnx")

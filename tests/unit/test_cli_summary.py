@@ -19,10 +19,10 @@ def test_the_deliveries_at_a_glance() -> None:
     data = report(GOOD, FAILED, BLOCKED)
     assert verdict_line(data, io.StringIO()) == "net: 1 of 3 deliveries hold; failed: int8, blocked: trt (12.3 s)"
     assert deliveries_table(data, io.StringIO()).splitlines() == [
-        "delivery  format  size    status   worst parity              time    folder",
-        "onnx      onnx    3.4 MB  passed   cosine 0.99999, 120.5 dB  1.50 s  build/net/onnx",
-        "int8      onnx    3.4 MB  failed   cosine 0.9000, 20.5 dB    1.50 s  -",
-        "trt       onnx    -       blocked  -                         -       -",
+        "delivery  format  size    status   worst parity              nearest bound   time    folder",
+        "onnx      onnx    3.4 MB  passed   cosine 0.99999, 120.5 dB  under 1 % used  1.50 s  build/net/onnx",
+        "int8      onnx    3.4 MB  failed   cosine 0.9000, 20.5 dB    10 times used   1.50 s  -",
+        "trt       onnx    -       blocked  -                         -               -       -",
     ]
 
 
@@ -57,7 +57,9 @@ def test_random_samples_are_called_so() -> None:
     data = copy.deepcopy(report(GOOD, FAILED))
     assert synthetic_note(data) == ""
     data["data"]["judge"]["synthetic"] = True
-    assert synthetic_note(data).startswith("note: judge is random data")
+    assert synthetic_note(data).endswith("  try: real samples, with data: in the recipe")
+    data["recipe"]["path"] = None
+    assert synthetic_note(data).endswith("with --data FILE.npz")
     data["data"] = {"fit": {"samples": 3, "synthetic": True}}
     data["steps"][1]["data"] = "fit"
     assert synthetic_note(data) == "note: int8: fitted on random data; real samples give a better model"

@@ -54,6 +54,42 @@ def test_a_table_on_a_terminal_wraps_its_last_column(monkeypatch: pytest.MonkeyP
     assert all(line.startswith("   ") for line in lines[1:])
 
 
+def test_a_table_on_a_narrow_terminal_runs_on_below_its_second_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    head = ("step", "pass", "fidelity", "check")
+    rows = [("source", "torch", "", ""), ("onnx-int8", "onnx.quantize", "lossy", "cosine >= 0.98, accuracy_drop <= 1")]
+    monkeypatch.setenv("COLUMNS", "38")
+    assert table(head, rows, Terminal()).splitlines() == [
+        "source     torch",
+        "onnx-int8  onnx.quantize  lossy",
+        "           cosine >= 0.98,",
+        "           accuracy_drop <= 1",
+    ]
+    monkeypatch.setenv("COLUMNS", "20")
+    assert table(head, rows, Terminal()).splitlines() == [
+        "source",
+        "    torch",
+        "onnx-int8",
+        "    onnx.quantize",
+        "    lossy  cosine >=",
+        "    0.98,",
+        "    accuracy_drop <=",
+        "    1",
+    ]
+    monkeypatch.setenv("COLUMNS", "90")
+    assert table(head, rows, Terminal()).splitlines()[0].split() == list(head)
+
+
+def test_a_closed_stream_is_no_terminal() -> None:
+    stream = io.StringIO()
+    stream.close()
+    assert not is_terminal(stream)
+    assert not is_terminal(None)
+    assert not has_colour(None)
+    assert table(("a",), [("b",)], None) == "a\nb"
+
+
 def test_colour_needs_a_terminal_and_no_objection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")

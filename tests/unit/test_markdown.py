@@ -15,7 +15,8 @@ from optkit.reports.markdown import escape, fenced, render, table
 
 def measured(cosine: float, sqnr_db: float, problems: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     """What a comparison gave for one output `y`."""
-    outputs = {"y": {"cosine": {"worst": cosine, "worst_sample": 3, "mean": 0.999}, "sqnr_db": {"worst": sqnr_db},
+    outputs = {"y": {"cosine": {"worst": cosine, "worst_sample": 3, "mean": 0.999},
+                     "sqnr_db": {"worst": sqnr_db, "worst_sample": 3},
                      "top1_agreement": {"value": 0.97, "disagreeing": 3, "total": 100, "worst_sample": 3}}}  # fmt: skip
     return {"samples": 100, "problems": problems or [], "notes": [], "outputs": outputs}
 
@@ -80,10 +81,15 @@ DEFERRED = step("engine", "onnx", "deferred", None, on_target=True)
 def test_all_held() -> None:
     text = render(report(GOOD, exit_code=0))
     assert text.startswith("# net: the delivery holds\n")
-    assert "| onnx | onnx | 3.4 MB | passed | cosine 0.99999, 120.5 dB | 1.50 | no | build/net/onnx |" in text
-    assert "| onnx | onnx.quantize | source | rounding | passed | 1.50 | no |" in text
-    assert "judge (100 samples)" in text
-    assert "| samples | 100 | y | cosine &gt;= 0.99 | 0.99999 (sample 3) | yes | stated by int8 |" in text
+    first_screen = text.split("## Steps")[0]
+    delivery = (
+        "| **onnx** | onnx | 3.4 MB | passed | cosine 0.99999, 120.5 dB, sample 3 | cosine &gt;= 0.99: under 1 % used"
+    )
+    assert f"{delivery} | - | build/net/onnx |" in first_screen
+    assert "data: judge (100 samples); exit code 0; 12.3 s; optkit 0.1.0; 2026-11-23 07:00:00 UTC." in first_screen
+    assert "| onnx | onnx.quantize | source | rounding | passed | 120.5 dB | - | 1.50 s |" in text
+    row = "| y | cosine &gt;= 0.99 | cosine 0.99999 | samples, sample 3 | under 1 % | 1 of 1 cases | stated by int8 |"
+    assert row in text
     assert "## What went wrong" not in text
     assert "optkit convert recipe.yaml\noptkit verify build/net/onnx\n" in text
     assert "| tools onnx | 1.23.2 |" in text
@@ -96,9 +102,14 @@ def test_a_failed_check_says_why_and_what_the_step_itself_cost() -> None:
     assert "- samples: y: cosine 0.9 at sample 3, needs &gt;= 0.99; also at batch=1" in text
     assert "This step cost 100.0 dB: its parent onnx has 120.5 dB." in text
     assert "Try: other options (optkit passes onnx.quantize)" in text
-    assert "| samples | 100 | y | cosine &gt;= 0.99 | 0.9 (sample 3) | **no** | stated by int8 |" in text
-    assert "| zeros | 100 | - | - | - | yes | finite, and of the right shapes |" in text
-    assert "| int8 | onnx | 3.4 MB | **failed** | cosine 0.9000, 20.5 dB | 1.50 | no | - |" in text
+    row = "| y | cosine &gt;= 0.99 | cosine 0.9000 | samples, sample 3 | 10 times | **0 of 2 cases** | stated by int8 |"
+    assert row in text
+    assert "| - | finite, of the right shapes | - | zeros | - | 1 of 1 cases |" in text
+    delivery = (
+        "| **int8** | onnx | 3.4 MB | **failed** | cosine 0.9000, 20.5 dB, sample 3 | cosine &gt;= 0.99: 10 times used"
+    )
+    assert f"{delivery} | 100.0 dB | - |" in text
+    assert text.index("## What went wrong") < text.index("## Steps")
     assert "cosine 0.9000, 20.6 dB, top1_agreement 97.00%" in text  # against its parent
 
 
@@ -109,7 +120,7 @@ def test_a_problem_that_needs_no_bound_is_told() -> None:
     )
     text = render(report(bad))
     assert "- samples: y: 1 NaN that the reference does not have" in text
-    assert "| y | - | 1 NaN that the reference does not have | **no** |" in text
+    assert "| y | - | 1 NaN that the reference does not have | samples | - | **no** |" in text
 
 
 def test_an_error_has_its_remedy_its_details_and_how_to_repeat_it() -> None:
@@ -123,7 +134,7 @@ def test_blocked_waived_and_deferred_are_never_passed() -> None:
     text = render(report(GOOD, FAILED, BLOCKED, WAIVED, DEFERRED))
     assert "1 of 5 deliveries hold; failed: int8, blocked: trt, waived: w8, deferred: engine" in text
     assert "Not run: it waits for **int8**, which did not succeed." in text
-    assert "| trt | onnx.quantize | int8 | rounding | **blocked** | - | no |" in text
+    assert "| trt | onnx.quantize | int8 | rounding | **blocked** | - | - | - |" in text
     assert "## Waived checks\n\n- **w8**: measured by hand on the board" in text
     assert "## Deferred checks\n\n- **engine**: meant to run on the target; `optkit verify` gives the verdict." in text
 
@@ -206,7 +217,47 @@ def test_the_blame() -> None:
     assert rows.cost(GOOD, report(GOOD)) == ""  # its parent is the source
 
 
+def test_random_data_and_accuracy_are_told_on_the_first_screen() -> None:
+    data = copy.deepcopy(report(GOOD, exit_code=0))
+    data["data"]["judge"]["synthetic"] = True
+    outputs = data["steps"][0]["check"]["cases"][0]["source"]["outputs"]
+    outputs["y"]["accuracy"] = {"value": 0.98, "reference": 0.99, "candidate": 0.98, "total": 100}
+    first_screen = render(data).split("## Steps")[0]
+    assert "**Judged on random data:" in first_screen
+    assert "| 98.00% (source 99.00%) |" in first_screen
+    data["data"] = {"fit": {"samples": 3, "synthetic": True}}
+    data["steps"][0]["data"] = "fit"
+    assert "**Fitted on random data: onnx." in render(data)
+
+
+def test_the_nearest_bound_is_the_one_that_is_used_up_most() -> None:
+    def judged(bound: str, value: float | None, held: bool = True) -> dict[str, Any]:
+        return {**verdict(held), "bound": bound, "measured": value, "worst_sample": None}
+
+    source = measured(0.995, 40)
+    one = case("samples", "samples", True, source, verdicts=[judged("cosine >= 0.98", 0.995),
+                                                             judged("accuracy_drop <= 1%", -0.01)])  # fmt: skip
+    two = case("batch=1", "dims", True, source, verdicts=[judged("y.sqnr_db >= 30", 31)])
+    found = rows.nearest(step("a", "source", "passed", [one, two]))
+    assert found is not None
+    assert (found.case, found.bound, rows.share(found.used)) == ("batch=1", "y.sqnr_db >= 30", "89 %")
+    lost = case("zeros", "edge", False, source, verdicts=[judged("rel_l2 <= 0.1", None, held=False)])
+    found = rows.nearest(step("a", "source", "failed", [one, two, lost]))
+    assert found is not None
+    assert (found.case, found.used) == ("zeros", None)
+    assert rows.nearest(step("a", "source", "waived", [])) is None
+
+
+def test_a_share_is_never_rounded_over_its_bound() -> None:
+    told = [(0, True), (0.004, True), (0.999, True), (1.0, True), (1.0001, False), (12.3, False), (1e9, False)]
+    assert [rows.share(part, held) for part, held in told] == [
+        "0 %", "under 1 %", "99 %", "100 %", "101 %", "12 times", "over 999 times"]  # fmt: skip
+    assert rows.share(None) == "-"
+
+
 def test_metrics_are_spelt_for_people() -> None:
+    assert [rows.cosine(v) for v in (1.0, 0.9999983, 0.99988, 0.9995, 0.999, 0.97331, -1.0)] == [
+        "1", "0.9999983", "0.99988", "0.9995", "0.9990", "0.9733", "-1.0000"]  # fmt: skip
     assert rows.spelt("sqnr_db", 300) == "equal to the last bit"
     assert rows.spelt("sqnr_db", 34.21) == "34.2 dB"
     assert rows.spelt("cosine", 0.99998) == "cosine 0.99998"

@@ -1,0 +1,195 @@
+"""Parity of models that are already there: any two compared, a delivered one proven again."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optkit import keys
+from optkit.artifact import Artifact, Dim, Signature, digest_file, digest_of
+from optkit.cache import Cache
+from optkit.common_inputs import common_inputs
+from optkit.deferral import first_verdicts
+from optkit.errors import UserError
+from optkit.judging import judge_case, judge_cases
+from optkit.livedata import Data, dataset_entry
+from optkit.opened import Ranges, artifact_at, delivered, dims_at, ranges_of, read_record, specs_of
+from optkit.parity.bounds import METRICS, Bound, BoundError, parse_bound
+from optkit.parity.cases import make_cases
+from optkit.planning import Check
+from optkit.pool import Pool
+from optkit.worker import raise_if_failed
+
+_LIMIT_SECONDS = 3600.0
+
+
+def compare(
+    a: str | Path,
+    b: str | Path,
+    *,
+    data: Data | None = None,
+    bounds: Sequence[str] = (),
+    inputs: Mapping[str, Mapping[str, Any]] | None = None,
+    dims: Ranges | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Parity of model `b` with model `a`, each a file, a delivered folder or a callable, over its data and dims.
+
+    data: as `optkit.convert` takes it; None is random inputs, and then `synthetic` is true. dims: the sizes to check
+    over; a delivered folder brings its own, any other dim is visited at 1 to 4. Where one model is fixed at a size,
+    both are compared at that, and `notes` say so. Without `bounds` those of a faithful float32 conversion apply.
+
+    Returns {"a", "b", "cases": [...], "held", "provider", "synthetic", "notes", "inputs", "dims"}; a case has the
+    metrics ("source"), verdicts and `held`. Raises UserError for models that take different inputs.
+    """
+    stated = tuple(_bound(text) for text in bounds)
+    asked = ranges_of(dims)
+    with tempfile.TemporaryDirectory(prefix="optkit-check-") as temporary:
+        work = Path(temporary)
+        sides: list[tuple[Artifact, Mapping[str, Dim]]] = []
+        section: dict[str, Any] = {}
+        common: dict[str, Any] = {
+            "base": str(Path.cwd()), "seed": 0, "device": device, "threads": threads or keys.cores(), "outputs": [],
+        }  # fmt: skip
+        with Pool(1, work / "logs") as pool:
+            for number, ref in enumerate((str(a), str(b))):
+                (folder := work / str(number)).mkdir()
+                artifact, model = artifact_at(ref, inputs, asked, folder)
+                section = section or model
+                ranges: Mapping[str, Dim] = {}
+                if artifact.signature is not None:
+                    ranges = dims_at(Path(ref))
+                else:
+                    told = _ask(pool, {
+                        **common, "task": "source", "artifact": artifact.to_json(), "dims": keys.dims_json(asked),
+                        "inputs": [t.to_json() for t in specs_of(inputs)],
+                    }, work)  # fmt: skip
+                    artifact = artifact.with_signature(Signature.from_json(told["signature"]))
+                sides.append((artifact, ranges))
+            first, second = (artifact for artifact, _ in sides)
+            chosen, sizes, fixed = common_inputs(sides[0], sides[1], asked)
+            entry = dataset_entry(data, "judge", Cache(work / "cache"), section, lambda: chosen)
+            (out := work / "out").mkdir()
+            done = _ask(pool, {
+                **common, "task": "check", "artifact": second.to_json(),
+                "cases": [c.to_json() for c in make_cases(chosen, sizes)],
+                "inputs": [t.to_json() for t in chosen], "dims": keys.dims_json(sizes),
+                "datasets": {"judge": entry}, "check_on": "judge", "out": str(out),
+                "references": {"source": {"artifact": first.to_json(), "tape": str(work / "tape")}},
+            }, work)  # fmt: skip
+    check = Check(stated, "float32", lossy=bool(stated), stated_by=tuple("--bound" for _ in stated))
+    judged = judge_cases(done["cases"], check, None, second.signature)
+    return {
+        "a": str(a),
+        "b": str(b),
+        "cases": judged,
+        "held": bool(judged) and all(c["held"] for c in judged),
+        "provider": done["provider"],
+        "synthetic": "random" in entry,
+        "notes": [f"compared at {name}={size} alone: one of the models is fixed there" for name, size in fixed.items()],
+        "inputs": [t.to_json() for t in chosen],
+        "dims": keys.dims_json(sizes),
+    }
+
+
+def _bound(text: str) -> Bound:
+    try:
+        return parse_bound(text)
+    except BoundError as error:
+        raise UserError(f"bounds: {error}", hint=error.hint) from None
+
+
+def _ask(pool: Pool, step: dict[str, Any], work: Path) -> dict[str, Any]:
+    """The result of a task. Raises the error of one that failed."""
+    pool.submit("task", step, Path(tempfile.mkdtemp(dir=work)), _LIMIT_SECONDS)
+    while True:
+        message = pool.wait(0.2)
+        if message is not None and message.kind == "result":
+            return raise_if_failed(message.data)
+
+
+# ------------------------------------------------------------------------------------------------ deliveries
+
+
+def verify(folder: str | Path, *, device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
+    """A delivered artifact proven again: its files' digests, and its answers to the test vectors that lie beside it.
+
+    One whose check was deferred is proven here for the first time, on every case and by the bounds of its step.
+
+    Returns {"artifact", "format", "held", "problems": [text], "cases": [...], "provider"}. What was delivered without a
+    check cannot be proven, and so does not hold. Raises UserError for a folder that is no delivery, UnavailableError
+    when its runtime is not on this machine.
+    """
+    folder = Path(folder)
+    artifact, record = delivered(folder), read_record(folder)
+    problems = _differences(folder, record)
+    cases: list[dict[str, Any]] = []
+    provider = None
+    if not problems and not record["vectors"]:
+        waived = (record["check"] or {}).get("waived")
+        problems.append(
+            "it was delivered without test vectors" + (f", for its check was waived: {waived}" if waived else "")
+        )
+    elif not problems:
+        deferred = record.get("deferred") or {}
+        with tempfile.TemporaryDirectory(prefix="optkit-verify-") as work, Pool(1, Path(work) / "logs") as pool:
+            done = _ask(pool, {
+                "task": "verify", "artifact": artifact.to_json(),
+                "vectors": str((folder / record["vectors"]).absolute()), "device": device,
+                "threads": threads or keys.cores(), "deferred": deferred.get("cases"),
+            }, Path(work))  # fmt: skip
+        provider = done["provider"]
+        if deferred:
+            cases = first_verdicts(done["cases"], record, artifact.signature)
+        else:
+            cases = [judged for case in done["cases"] for judged in _proven_again(case, record, artifact)]
+    return {
+        "artifact": str(folder),
+        "format": artifact.format,
+        "problems": problems,
+        "cases": cases,
+        "provider": provider,
+        "held": not problems and bool(cases) and all(c["held"] for c in cases),
+    }
+
+
+def _differences(folder: Path, record: Mapping[str, Any]) -> list[str]:
+    """What in a delivered folder is not as it was delivered."""
+    problems = []
+    rest = {key: value for key, value in record.items() if key != "sha256"}
+    if record.get("sha256") != digest_of(rest):
+        problems.append("optkit.json is not the record that was delivered: its sha256 differs")
+    for name, was in record["files"].items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif digest_file(path) != was.get("sha256"):
+            problems.append(f"{name} is not the file that was delivered: its sha256 differs")
+    return problems
+
+
+def _proven_again(case: Mapping[str, Any], record: Mapping[str, Any], artifact: Artifact) -> list[dict[str, Any]]:
+    """Two verdicts: against its own recorded answers (another machine's rounding allowed), and the source's."""
+    before = record["check"]
+    own = judge_case(
+        {**case, "name": "against its own recorded answers", "source": case["itself"]},
+        Check((), before["precision"], lossy=False, stated_by=()),
+        None,
+        artifact.signature,
+    )
+    samples = next((c for c in before["cases"] if c["kind"] == "samples"), None)
+    texts = dict.fromkeys(v["bound"] for v in (samples or {"verdicts": []})["verdicts"] if v["bound"])
+    # What is counted over the judging set (agreement, accuracy) cannot be told from a few vectors.
+    per_sample = [bound for bound in map(parse_bound, texts) if METRICS[bound.metric].aggregate == "worst"]
+    if not per_sample:
+        return [own]
+    source = judge_case(
+        {**case, "name": "against the source model's answers"},
+        Check(tuple(per_sample), before["precision"], lossy=False, stated_by=tuple("" for _ in per_sample)),
+        None,
+        artifact.signature,
+    )
+    return [own, source]

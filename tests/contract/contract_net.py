@@ -1,0 +1,30 @@
+"""Models the contract tests convert: small, with one of each kind of layer that passes look for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """Convolution, normalisation, attention-free mixing: `(batch, 3, 8, 8)` to `(batch, 10)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.mix = nn.Linear(64, 64)
+        self.layer = nn.LayerNorm(64)
+        self.up = nn.Linear(64, 64)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.conv(image))).flatten(2)
+        x = self.mix(x)
+        x = self.layer(x + nn.functional.gelu(self.up(x)))
+        return self.head(x.mean(1))
+
+
+def build() -> nn.Module:
+    torch.manual_seed(0)
+    return Block().eval()

@@ -1,0 +1,183 @@
+"""Every built-in pass and runner keeps the contract that a plug-in author is held to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from optkit.artifact import Artifact, Dim, TensorSpec
+from optkit.cache import Cache
+from optkit.plugin import Context
+from optkit.recipe import recipe_from
+from optkit.registry import get_pass, get_runner, passes, runners
+from optkit.sources import source_artifact
+from optkit.testing import ListSamples, assert_pass_contract, assert_runner_contract
+
+DIMS = {"batch": Dim(1, 4, 8)}
+RNG = np.random.default_rng(0)
+SAMPLES = ListSamples([{"image": RNG.standard_normal((3, 8, 8)).astype(np.float32)} for _ in range(8)])
+FEEDS = {"image": RNG.standard_normal((4, 3, 8, 8)).astype(np.float32)}
+
+# Per built-in pass: its options, and whether it is fitted on data. A new pass needs a line here.
+PASSES: dict[str, tuple[dict[str, Any], bool]] = {
+    "torch.to_onnx": ({}, False),
+    "torch.to_openvino": ({}, False),
+    "onnx.simplify": ({}, False),
+    "onnx.optimize_transformer": ({}, False),
+    "onnx.fp16": ({}, False),
+    "onnx.quantize": ({}, True),
+    "onnx.to_openvino": ({}, False),
+    "openvino.fp16": ({}, False),
+    "openvino.quantize": ({}, True),
+    "openvino.compress_weights": ({}, False),
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The torch model at rest, as a run starts from it."""
+    base = tmp_path_factory.mktemp("source")
+    recipe = recipe_from({
+        "version": 1,
+        "model": {"torch": str(Path(__file__).with_name("contract_net.py")) + ":build"},
+        "inputs": {"image": {"shape": ["batch", 3, 8, 8], "layout": "NCHW"}},
+        "outputs": ["logits"],
+        "dims": {"batch": {"min": 1, "opt": 4, "max": 8}},
+        "data": {"judge": {"random": 4}},
+        "check_on": "judge",
+        "steps": [{"id": "onnx", "to": "onnx"}],
+    }, base)  # fmt: skip
+    cache = Cache(base / "cache")
+    artifact = source_artifact(recipe, cache)
+    assert artifact is not None
+    meta = {"dims": {"batch": DIMS["batch"].to_json()}}
+    return replace(artifact, meta=meta, signature=get_runner("torch").describe(artifact.path, meta))
+
+
+@pytest.fixture(scope="module")
+def artifacts(source: Artifact, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """The model in every built-in format."""
+    from optkit.tasks import reread
+
+    made = {"torch": source}
+    for name in ("torch.to_onnx", "onnx.to_openvino"):
+        use, base = get_pass(name), tmp_path_factory.mktemp(name)
+        parent = made[use.source]
+        context = context_of(parent, base)
+        (base / "out").mkdir()
+        use.run(parent, base / "out", use.options(), context)
+        made[use.target] = reread(use, parent, base / "out", context)
+    return made
+
+
+def context_of(parent: Artifact, base: Path) -> Context:
+    assert parent.signature is not None
+    (base / "scratch").mkdir()
+    outputs = tuple(t.name for t in parent.signature.outputs)
+    return Context(parent.signature.inputs, outputs, DIMS, base / "scratch")
+
+
+def test_every_builtin_pass_has_its_line() -> None:
+    assert set(PASSES) == set(passes())
+
+
+# OpenVINO names what its frontend makes by counting over the process's life: the same model, other names.
+VARYING = {"torch.to_openvino"}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_pass(name: str, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    options, fitted = PASSES[name]
+    use = get_pass(name)
+    context = {"dims": DIMS, **({"data": SAMPLES} if fitted else {})}
+    parent = artifacts[use.source]
+    made = assert_pass_contract(use, parent, options, context, tmp_path, deterministic=name not in VARYING)
+    assert made.signature is not None
+    assert made.signature.inputs[0] == TensorSpec("image", "float32", ("batch", 3, 8, 8), "NCHW")
+
+
+@pytest.mark.parametrize("name", ["torch", "onnx", "openvino"])
+def test_a_runner(name: str, artifacts: dict[str, Artifact]) -> None:
+    assert_runner_contract(get_runner(name), artifacts[name], FEEDS)
+
+
+def test_every_builtin_runner_is_tested() -> None:
+    assert set(runners()) == {"torch", "onnx", "openvino"}
+
+
+# --- the kit itself, on the toy plug-in: it must find what it is there to find
+
+
+@pytest.fixture
+def toy(toy_plugin: Path, tmp_path: Path) -> Artifact:
+    weights = np.arange(12, dtype=float).reshape(4, 3) / 7
+    (tmp_path / "source").mkdir()
+    path = tmp_path / "source/model.toy"
+    put, got = ({"name": n, "dtype": "float32", "shape": ["batch", s]} for n, s in (("x", 3), ("y", 4)))
+    path.write_text(json.dumps({"weights": weights.tolist(), "input": put, "output": got}), encoding="utf-8")
+    return Artifact("toy", path, "d", get_runner("toy").describe(path, {}), (path.name,))
+
+
+X = {"x": RNG.standard_normal((4, 3)).astype(np.float32)}
+TOY_CONTEXT = {"dims": DIMS, "data": ListSamples([{"x": x} for x in X["x"]])}
+
+
+@pytest.mark.parametrize("name", ["toy.copy", "toy.half", "toy.round", "toy.to_toybin"])
+def test_the_toy_passes(name: str, toy: Artifact, tmp_path: Path) -> None:
+    made = assert_pass_contract(get_pass(name), toy, {}, TOY_CONTEXT, tmp_path)
+    assert_runner_contract(get_runner(made.format), made, X)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("edits_input", "changed what lies beside its input"),
+        ("no_notes", "not notes"),
+        ("nan_notes", "not JSON compliant"),
+        ("array_notes", "not JSON serializable"),
+        ("writes_nothing", "without writing model.toy"),
+        ("links", "wrote a link"),
+        ("wrong_names", "outputs are called z"),
+        ("wrong_dtypes", "is float64"),
+        ("static_dims", "came out fixed at 8"),
+        ("unkept", "does not confirm its own work"),
+        ("odd_progress", "is no text"),
+        ("random", "gave other bytes the second time"),
+        ("wanders", "changed the working directory"),
+        ("litters", "wrote outside its folder"),
+    ],
+)
+def test_a_pass_that_breaks_the_contract_is_found(name: str, what: str, toy: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=what):
+        assert_pass_contract(get_pass(f"crashy.{name}"), toy, {}, TOY_CONTEXT, tmp_path)
+
+
+def test_a_pass_that_needs_data_is_tested_with_data(toy: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="needs data with these options"):
+        assert_pass_contract(get_pass("toy.round"), toy, {}, {"dims": DIMS}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fault", "what"),
+    [
+        ("keeps_buffer", "an answer changed when the next was given"),
+        ("takes_unknown", "an unknown input: nothing was said"),
+        ("takes_any_dtype", "as float16: nothing was said|as int16: nothing was said|as float64: nothing was said"),
+        ("takes_any_shape", "nothing was said"),
+        ("raises_plain", "none of optkit's own errors"),
+        ("renames", "the answer is named z, described as y"),
+        ("not_finite", "not finite"),
+        ("never_closes", "is still open"),
+        ("any_device", "an unknown device: nothing was said"),
+    ],
+)
+def test_a_runner_that_breaks_the_contract_is_found(fault: str, what: str, toy: Artifact) -> None:
+    from faulty_runner import faulty
+
+    with pytest.raises(AssertionError, match=what):
+        assert_runner_contract(faulty(fault), toy, X)

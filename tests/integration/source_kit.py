@@ -1,0 +1,144 @@
+"""A training repository in a folder: a factory with a helper beside it, its weights, samples, and a recipe."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NET = """\
+import torch
+from torch import nn
+from helpers import scale
+
+
+class Net(nn.Module):
+    def __init__(self, width=4, classes=3):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, image):
+        return self.head(self.drop(torch.relu(self.conv(image)).mean((2, 3)) * scale()))
+
+
+class Branch(nn.Module):
+    def forward(self, image):
+        if image.shape[0] > 4:
+            return image.mean((2, 3)) * 2
+        return image.mean((2, 3))
+
+
+class Same(nn.Module):
+    def forward(self, image):
+        return image.mean((2, 3)) @ torch.ones(3, 2)
+
+
+class Flat(nn.Module):
+    def forward(self, image):
+        return image.flatten(1) @ torch.ones(192, 2)
+
+
+def build(width=4, classes=3):
+    return Net(width, classes)
+
+
+def raises():
+    raise ValueError("no such layer")
+
+
+def nothing():
+    return None
+
+
+def leave():
+    raise SystemExit(3)
+
+
+def branch():
+    return Branch()
+
+
+def flat():
+    return Flat()
+"""
+
+RECIPE = """\
+version: 1
+name: net
+model:
+  torch: models/net.py:build
+  weights: w.safetensors
+inputs:
+  image: {shape: [batch, 3, 8, 8]}
+dims:
+  batch: {min: 1, opt: 4, max: 8}
+data:
+  judge: {npz: judge.npz}
+check_on: judge
+steps:
+  - {id: onnx, to: onnx}
+"""
+
+TORCH = "torch: models/net.py:build\n  weights: w.safetensors"
+"""What tests put other sources in the place of."""
+
+
+def repository(base: Path) -> Path:
+    """The folder, without any weights: no backend is loaded."""
+    (base / "models").mkdir(parents=True)
+    (base / "models/net.py").write_text(NET)
+    (base / "models/helpers.py").write_text("def scale():\n    return 1.5\n")
+    (base / "recipe.yaml").write_text(RECIPE)
+    image = np.random.default_rng(0).standard_normal((22, 3, 8, 8)).astype(np.float32)
+    np.savez(base / "judge.npz", image=image[:10])
+    np.savez(base / "fit.npz", image=image[10:])
+    return base
+
+
+def aged(base: Path) -> Path:
+    """The folder, with files old enough for their digests to be remembered."""
+    for path in base.rglob("*"):
+        os.utime(path, (time.time() - 60,) * 2)
+    return base
+
+
+def trained(base: Path) -> Any:
+    """Every file a trained `Net` can be saved as, put into the folder; returns the module, in eval mode."""
+    import importlib.util
+    import sys
+
+    import torch
+    from safetensors.torch import save_file
+
+    sys.path.insert(0, str(base / "models"))
+    try:
+        spec = importlib.util.spec_from_file_location("net", base / "models/net.py")
+        assert spec is not None
+        assert spec.loader is not None
+        code = importlib.util.module_from_spec(spec)
+        sys.modules["net"] = code
+        spec.loader.exec_module(code)
+        torch.manual_seed(5)
+        net = code.build()
+        save_file(net.state_dict(), base / "w.safetensors")
+        torch.save(net.state_dict(), base / "w.pt")
+        torch.save({"model": net.state_dict(), "epoch": 3}, base / "w.pth")
+        torch.save(net, base / "whole.pt")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+            torch.jit.script(net.eval()).save(str(base / "script.pt"))
+            batch = torch.export.Dim("batch", min=1, max=8)
+            program = torch.export.export(net, (torch.zeros(3, 3, 8, 8),), dynamic_shapes=({0: batch},))
+            torch.export.save(program, base / "program.pt2")
+        return net
+    finally:
+        sys.path.remove(str(base / "models"))
+        for name in ("net", "helpers"):
+            sys.modules.pop(name, None)

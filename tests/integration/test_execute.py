@@ -1,0 +1,453 @@
+"""A whole run over the toy plug-in: what is judged, what is run again, what is delivered, what is left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_kit import HEAD, cached, convert, folder, model, statuses, workers_started, wrong
+
+import optkit
+from optkit.artifact import digest_file, digest_of
+from optkit.errors import DataError, SourceError, UnavailableError, UserError
+from optkit.events import Event, RunFinished, RunStarted, StepFinished, StepStarted
+from optkit.report import Report
+
+GRAPH = """\
+  - {id: a, use: toy.copy}
+  - {id: bin, from: a, to: toybin}
+  - {id: half, from: a, use: toy.half}
+  - {id: round, from: a, use: toy.round, data: fit, check: ["cosine >= 0.999"]}
+  - {id: pack, from: bin, to: toypack}
+"""
+LEAVES = ("half", "round", "pack")
+
+
+@pytest.fixture
+def base(tmp_path: Path, toy_plugin: Path) -> Path:
+    return folder(tmp_path / "base")
+
+
+def test_a_graph_that_holds(base: Path) -> None:
+    told: list[Event] = []
+    report = convert(base, GRAPH, listen=told.append)
+    assert statuses(report) == dict.fromkeys(["a", "bin", "half", "round", "pack"], "passed")
+    assert (report.exit_code, report.ok) == (0, True)
+    assert report.step("round")["notes"]["samples"] == 12
+    assert [(d["step"], d["path"]) for d in report.data["deliver"]] == [(s, str(base / "out" / s)) for s in LEAVES]
+    assert [c["name"] for c in report.step("half")["check"]["cases"]] == [
+        "samples", "batch=1", "batch=4", "batch=8", "batch=5", "zeros"]  # fmt: skip
+    assert all(c["verdicts"] for s in report.steps for c in s["check"]["cases"] if c["kind"] != "edge")
+    assert report.step("half")["check"]["precision"] == "float16"
+    assert report.data["source"]["noise"]["samples"]["y"] < 1e-6
+    assert report.data["data"]["judge"]["samples"] == 10
+    assert told[0] == RunStarted("toy", ("a", "bin", "half", "round", "pack"))
+    assert isinstance(told[-1], RunFinished)
+    finished = [e for e in told if isinstance(e, StepFinished)]
+    assert [e.status for e in finished] == ["passed"] * 5
+    assert {(e.step, e.phase) for e in told if isinstance(e, StepStarted)} >= {("a", "run"), ("a", "check")}
+    assert Report.read(base / "out/report.json").data == report.data
+
+
+def test_a_second_run_starts_no_worker(base: Path) -> None:
+    first = convert(base, GRAPH)
+    assert workers_started(base) > 0
+    digests = {s: digest_file(base / "out" / s / "test-vectors.npz") for s in LEAVES}
+    second = convert(base, GRAPH)
+    assert workers_started(base) == 0
+    assert set(cached(second).values()) == {(True, True)}
+    assert second.exit_code == 0
+    assert digests == {s: digest_file(base / "out" / s / "test-vectors.npz") for s in LEAVES}
+    for key in ("check", "artifact", "notes"):
+        assert [s[key] for s in first.steps] == [s[key] for s in second.steps]
+
+
+def test_a_bound_is_changed_without_running_a_model(base: Path) -> None:
+    assert convert(base, GRAPH).ok
+    failed = convert(base, GRAPH.replace("0.999", "0.99999999999"))
+    assert workers_started(base) == 0
+    assert statuses(failed)["round"] == "failed"
+    assert failed.exit_code == 1
+    assert any("cosine" in text and "needs >= 0.99999999999" in text for text in wrong(failed.step("round")))
+    assert convert(base, GRAPH, sets=["steps.round.check=[rel_l2 <= 0.5]"]).ok
+    assert workers_started(base) == 0
+
+
+def test_a_lossy_step_that_fails_blocks_what_comes_after_it_alone(base: Path) -> None:
+    steps = GRAPH.replace("data: fit,", "data: fit, with: {digits: 0},") + "  - {id: after, from: round, to: toypack}\n"
+    report = convert(base, steps)
+    assert statuses(report) == {"a": "passed", "bin": "passed", "half": "passed", "round": "failed", "pack": "passed",
+                                "after.toybin": "blocked", "after": "blocked"}  # fmt: skip
+    assert report.exit_code == 1
+    assert report.step("after")["blocked_by"] == "round"
+    assert report.step("after")["artifact"] is None
+    assert {d["step"]: d["path"] is not None for d in report.data["deliver"]} == {
+        "half": True, "pack": True, "after": False}  # fmt: skip
+    assert not (base / "out/after").exists()
+
+
+def marks(path: Path) -> list[str]:
+    """What the toy.copy steps that ran wrote, one line each."""
+    return sorted(path.read_text(encoding="utf-8").split()) if path.exists() else []
+
+
+def chain(mark: Path, **notes: str) -> str:
+    parents = {"one": "source", "two": "one", "three": "two", "aside": "source"}
+    return "".join(
+        f"  - {{id: {step}, from: {parent}, use: toy.copy, with: {{note: '{notes.get(step, step)}', mark: {mark}}}}}\n"
+        for step, parent in parents.items()
+    )
+
+
+def test_an_option_changed_runs_its_step_again(base: Path) -> None:
+    mark = base / "marks"
+    assert convert(base, chain(mark)).ok
+    assert marks(mark) == ["aside", "one", "three", "two"]
+    mark.unlink()
+    report = convert(base, chain(mark, two="other"))
+    assert marks(mark) == ["other"], "the output's bytes are the same, so what comes after it is not run again"
+    assert cached(report) == {"one": (True, True), "two": (False, True), "three": (True, True), "aside": (True, True)}
+
+
+def test_other_output_bytes_run_the_descendants_again(base: Path) -> None:
+    steps = GRAPH + "  - {id: end, from: round, use: toy.copy}\n"
+    assert convert(base, steps).ok
+    report = convert(base, steps, sets=["steps.round.with.digits=2"])
+    ran = [step for step, (run, _) in cached(report).items() if not run]
+    assert ran == ["round", "end"]
+
+
+def test_another_source_runs_everything_again(base: Path) -> None:
+    assert convert(base, GRAPH).ok
+    model(base, weights=np.random.default_rng(9).standard_normal((4, 3)).tolist())
+    report = convert(base, GRAPH)
+    assert set(cached(report).values()) == {(False, False)}
+
+
+def test_other_judging_data_runs_checks_again_and_no_pass(base: Path) -> None:
+    assert convert(base, GRAPH).ok
+    x = np.random.default_rng(5).standard_normal((6, 3)).astype(np.float32)
+    np.savez(base / "judge.npz", x=x)
+    report = convert(base, GRAPH)
+    assert set(cached(report).values()) == {(True, False)}
+    assert report.data["data"]["judge"]["samples"] == 6
+
+
+def test_only_some_steps(base: Path) -> None:
+    report = convert(base, GRAPH, only=["pack"])
+    assert list(statuses(report)) == ["a", "bin", "pack"]
+    assert [d["step"] for d in report.data["deliver"]] == ["pack"]
+    assert report.data["recipe"]["only"] == ["pack"]
+
+
+def test_one_worker_does_what_several_do(base: Path, tmp_path: Path) -> None:
+    several = convert(base, GRAPH, jobs=4)
+    one = convert(folder(tmp_path / "other"), GRAPH, jobs=1)
+    assert [s["artifact"]["digest"] for s in several.steps] == [s["artifact"]["digest"] for s in one.steps]
+    assert workers_started(tmp_path / "other") == 1
+
+
+# --- wrong models
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [("nan_output", "finite"), ("sign_flip", "rel_l2 2")],
+)
+def test_a_wrong_model_fails_its_check(step: str, words: str, base: Path) -> None:
+    steps = f"  - {{id: bad, use: crashy.{step}}}\n  - {{id: next, from: bad, use: toy.copy}}\n"
+    report = convert(base, steps)
+    assert statuses(report) == {"bad": "failed", "next": "blocked"}
+    assert report.exit_code == 1
+    assert any(words in text for text in wrong(report.step("bad"))), wrong(report.step("bad"))
+
+
+def test_a_waived_check_is_never_called_passed(base: Path) -> None:
+    steps = "  - {id: bad, use: crashy.sign_flip, waive: the sign is what we want}\n"
+    report = convert(base, steps + "  - {id: next, from: bad, use: toy.copy}\n")
+    assert statuses(report) == {"bad": "waived", "next": "failed"}
+    assert report.step("bad")["check"]["waived"] == "the sign is what we want"
+    assert report.step("bad")["check"]["held"] is False
+    assert report.exit_code == 1
+    report = convert(base, steps)
+    assert (statuses(report), report.exit_code) == ({"bad": "waived"}, 0)
+    record = json.loads((base / "out/bad/optkit.json").read_text(encoding="utf-8"))
+    assert (record["status"], record["vectors"]) == ("waived", None)
+    told = optkit.verify(base / "out/bad")
+    assert not told["held"]
+    assert "the sign is what we want" in told["problems"][0]
+
+
+def test_a_step_that_says_what_is_wrong_has_its_place(base: Path) -> None:
+    report = convert(base, "  - id: a\n    use: toy.copy\n    with:\n      note: x\n      fail: true\n")
+    error = report.step("a")["error"]
+    assert error["what"] == "the toy was asked to fail"
+    assert error["where"].endswith("recipe.yaml:14:7")
+    assert report.exit_code == 3
+
+
+# --- whole-run errors
+
+
+def test_samples_that_fit_and_judge(base: Path) -> None:
+    x = np.load(base / "judge.npz")["x"]
+    np.savez(base / "fit.npz", x=np.concatenate([np.load(base / "fit.npz")["x"][:3], x[4:6]]))
+    with pytest.raises(DataError) as caught:
+        convert(base, GRAPH)
+    assert "2 samples of 'fit' are also in 'judge'" in caught.value.what
+    assert "(round)" in caught.value.what
+    assert "number 3, number 4 there" in caught.value.what
+    assert str(caught.value.where).endswith("recipe.yaml:6:3")
+    assert not (base / "out/report.json").exists()
+
+
+def test_data_that_does_not_fit_the_model(base: Path) -> None:
+    np.savez(base / "judge.npz", x=np.zeros((4, 5), np.float32))
+    with pytest.raises(DataError) as caught:
+        convert(base, GRAPH)
+    assert caught.value.hint
+    assert str(caught.value.where).endswith("recipe.yaml:7:3")
+
+
+@pytest.mark.parametrize(
+    ("head", "what", "line"),
+    [
+        (HEAD.replace("dims:", "inputs: {x: {shape: [batch, 5]}}\ndims:"), "axis 1: the model is fixed at 3", 4),
+        (HEAD.replace("dims:", "inputs: {z: {shape: [batch, 3]}}\ndims:"), "the model has no input 'z'", 4),
+        (HEAD.replace("dims:", "outputs: [z]\ndims:"), "the model's outputs are y, the recipe says z", 4),
+        (HEAD.replace("max: 8}", "max: 8}, seq: {max: 4}"), "the model has no dynamic dim of this name", 4),
+    ],
+)
+def test_a_source_that_is_not_as_the_recipe_says(head: str, what: str, line: int, base: Path) -> None:
+    with pytest.raises(SourceError) as caught:
+        convert(base, GRAPH, head=head)
+    assert what in caught.value.what
+    assert caught.value.hint
+    assert caught.value.where is not None
+    assert f"recipe.yaml:{line}" in str(caught.value.where)
+
+
+def test_a_damaged_source(base: Path) -> None:
+    (base / "m.toy").write_text("{", encoding="utf-8")
+    with pytest.raises(SourceError, match="is no toy model"):
+        convert(base, GRAPH)
+
+
+def test_a_tool_that_is_not_installed(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import optkit_toy
+
+    monkeypatch.setattr(optkit_toy.COPY.__class__, "tools", ("nosuchtool",), raising=False)
+    object.__setattr__(optkit_toy.COPY, "tools", ("nosuchtool",))
+    try:
+        with pytest.raises(UnavailableError, match="nosuchtool") as caught:
+            convert(base, GRAPH)
+        assert "pip install nosuchtool" in caught.value.hint
+    finally:
+        object.__setattr__(optkit_toy.COPY, "tools", ("numpy",))
+
+
+# --- deliveries
+
+
+def test_a_delivery_is_whole(base: Path) -> None:
+    convert(base, GRAPH)
+    place = base / "out/pack"
+    assert sorted(p.name for p in place.iterdir()) == ["model.toypack", "optkit.json", "test-vectors.npz"]
+    record = json.loads((place / "optkit.json").read_text(encoding="utf-8"))
+    assert record["format"] == "toypack"
+    assert record["signature"]["inputs"][0]["shape"] == ["batch", 3]
+    assert [p["pass"] for p in record["provenance"]["passes"]] == ["toy.copy", "toy.to_toybin", "toybin.to_toypack"]
+    assert record["status"] == "passed"
+    assert record["check"]["held"] is True
+    assert set(record["files"]) == {"model.toypack", "test-vectors.npz"}
+    for name, was in record["files"].items():
+        assert digest_file(place / name) == was["sha256"]
+    with np.load(place / "test-vectors.npz") as vectors:
+        assert vectors["0/input/x"].shape == (1, 3)
+        assert vectors["0/output/y"].shape == (1, 4)
+    with optkit.open_artifact(place) as opened:
+        assert opened(x=np.zeros((2, 3), np.float32))["y"].shape == (2, 4)
+
+
+def test_a_delivery_can_be_proven_again(base: Path) -> None:
+    convert(base, GRAPH)
+    for step in LEAVES:
+        told = optkit.verify(base / "out" / step)
+        assert told["held"], told
+        assert told["problems"] == []
+        assert [c["name"][:7] for c in told["cases"]] == ["against", "against"]
+
+
+def tamper(path: Path) -> None:
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["weights"] = (np.array(data["weights"]) + 0.1).tolist()
+    path.write_text(json.dumps(data), encoding="utf-8")
+
+
+def test_a_delivery_that_was_tampered_with_is_not_held(base: Path) -> None:
+    convert(base, GRAPH)
+    place = base / "out/half"
+    tamper(place / "model.toy")
+    told = optkit.verify(place)
+    assert not told["held"]
+    assert "model.toy is not the file that was delivered" in told["problems"][0]
+    record = json.loads((place / "optkit.json").read_text(encoding="utf-8"))
+    del record["sha256"]
+    record["files"]["model.toy"]["sha256"] = digest_file(place / "model.toy")  # and the record with it
+    (place / "optkit.json").write_text(json.dumps({**record, "sha256": digest_of(record)}), encoding="utf-8")
+    told = optkit.verify(place)
+    assert not told["held"], "the test vectors tell"
+    assert not any(c["held"] for c in told["cases"])
+    (place / "model.toy").unlink()
+    assert optkit.verify(place)["problems"] == ["model.toy is missing"]
+
+
+def test_an_old_delivery_goes_when_its_step_fails(base: Path) -> None:
+    assert convert(base, GRAPH).ok
+    assert (base / "out/round/model.toy").exists()
+    report = convert(base, GRAPH.replace("0.999", "0.9999999999"))
+    assert not (base / "out/round").exists()
+    assert (base / "out/half/model.toy").exists()
+    assert {d["step"]: d["path"] is not None for d in report.data["deliver"]}["round"] is False
+
+
+def test_a_delivery_that_was_changed_is_made_anew(base: Path) -> None:
+    convert(base, GRAPH)
+    tamper(base / "out/half/model.toy")
+    convert(base, GRAPH)
+    assert workers_started(base) == 0
+    assert optkit.verify(base / "out/half")["held"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_what_is_in_the_way_is_told_before_anything_runs(kind: str, base: Path) -> None:
+    place = base / "out/half"
+    (base / "out").mkdir()
+    if kind == "file":
+        place.write_text("mine", encoding="utf-8")
+    else:
+        (base / "mine").mkdir()
+        (base / "mine/thesis.txt").write_text("mine", encoding="utf-8")
+        place.symlink_to(base / "mine") if kind == "link" else (base / "mine").rename(place)
+    with pytest.raises(UserError, match="is in the way") as caught:
+        convert(base, GRAPH)
+    assert "--out DIR" in caught.value.hint
+    assert workers_started(base) == 0
+    kept = place if kind == "file" else place / "thesis.txt"
+    assert kept.read_text(encoding="utf-8") == "mine"
+
+
+def test_an_empty_folder_is_in_nobodys_way(base: Path) -> None:
+    (base / "out/half").mkdir(parents=True)
+    assert convert(base, GRAPH).ok
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/optkit"])
+def test_an_output_folder_that_cannot_be_written_to(place: str, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="cannot be written to") as caught:
+        optkit.convert(base_recipe(base), out=tmp_path / place, cache=base / "cache")
+    assert "--out DIR" in caught.value.hint
+
+
+def base_recipe(base: Path, steps: str = GRAPH) -> Path:
+    path = base / "recipe.yaml"
+    path.write_text(HEAD + steps, encoding="utf-8")
+    return path
+
+
+def test_the_report_of_an_earlier_run_is_not_taken_for_this_ones(base: Path) -> None:
+    convert(base, GRAPH)
+    (base / "out/report.md").write_text("old", encoding="utf-8")
+    (base / "m.toy").write_text("{", encoding="utf-8")
+    with pytest.raises(SourceError):
+        convert(base, GRAPH)
+    assert not (base / "out/report.json").exists()
+    assert not (base / "out/report.md").exists()
+
+
+def test_two_runs_do_not_share_an_output_folder(base: Path) -> None:
+    second: list[BaseException] = []
+
+    def run_too(event: Event) -> None:
+        if isinstance(event, StepFinished) and not second:
+            thread = threading.Thread(target=try_it)
+            thread.start()
+            thread.join()
+
+    def try_it() -> None:
+        try:
+            convert(base, GRAPH)
+        except BaseException as error:
+            second.append(error)
+
+    assert convert(base, GRAPH, listen=run_too).ok
+    assert isinstance(second[0], UserError)
+    assert "another optkit run is writing to" in second[0].what
+    assert convert(base, GRAPH).ok
+
+
+def test_what_a_killed_run_left_beside_the_deliveries_is_removed(base: Path) -> None:
+    (base / "out/.half.123.tmp").mkdir(parents=True)
+    (base / "out/.mine").mkdir()
+    convert(base, GRAPH)
+    assert not (base / "out/.half.123.tmp").exists()
+    assert (base / "out/.mine").exists()
+
+
+def test_a_damaged_cache_is_made_good(base: Path) -> None:
+    assert convert(base, GRAPH).ok
+    broken = 0
+    for path in (base / "cache/entries").rglob("model.toy*"):
+        os.truncate(path, 10)
+        broken += 1
+    assert broken >= 5
+    report = convert(base, GRAPH)
+    assert report.ok
+    assert set(cached(report).values()) == {(False, True)}
+
+
+# --- models without a batch axis, and other shapes of signatures
+
+
+def static(base: Path, put: list[Any], got: list[Any], samples: tuple[int, ...]) -> None:
+    def tensor(name: str, shape: list[Any]) -> dict[str, Any]:
+        return {"name": name, "dtype": "float32", "shape": shape}
+
+    model(base, input=tensor("x", put), output=tensor("y", got))
+    rng = np.random.default_rng(3)
+    for name in ("fit", "judge"):
+        np.savez(base / f"{name}.npz", x=rng.standard_normal(samples).astype(np.float32))
+
+
+STATIC = HEAD.replace("dims: {batch: {min: 1, opt: 4, max: 8}}\n", "")
+LAST_ROW_WRONG = "  - {id: a, use: crashy.last_row}\n"
+
+
+@pytest.mark.parametrize(
+    ("put", "got", "samples"),
+    [
+        ([5, 3], [5, 4], (10, 5, 3)),  # no batch axis: a sample is the whole input
+        ([5, 3], [5, 4], (12, 3)),  # a batch axis of five: the last feed is filled up
+    ],
+)
+def test_models_of_fixed_size(put: list[Any], got: list[Any], samples: tuple[int, ...], base: Path) -> None:
+    static(base, put, got, samples)
+    report = convert(base, "  - {id: a, use: toy.copy}\n  - {id: half, use: toy.half}\n", head=STATIC)
+    assert statuses(report) == {"a": "passed", "half": "passed"}
+    (case, zeros) = report.step("a")["check"]["cases"]
+    assert case["source"]["samples"] == samples[0]
+    assert zeros["kind"] == "edge"
+    assert optkit.verify(base / "out/half")["held"]
+
+
+def test_the_whole_of_an_output_without_a_batch_axis_is_compared(base: Path) -> None:
+    """Axis 0 is no sample axis there: a model that is wrong in its last row alone must not hold."""
+    static(base, [5, 3], [5, 4], (10, 5, 3))
+    report = convert(base, LAST_ROW_WRONG, head=STATIC)
+    assert statuses(report) == {"a": "failed"}
