@@ -56,7 +56,10 @@ class TensorRTSession:
             self._gpu.wait()
             for array, address in outputs.values():
                 self._gpu.read(address, array)
-        return {name: array for name, (array, _) in outputs.items()}
+        return {
+            spec.name: outputs[spec.name][0].astype(np.float32) if spec.dtype == "bfloat16" else outputs[spec.name][0]
+            for spec in self._signature.outputs
+        }
 
 
 def checked(tensors: Tensors, inputs: tuple[TensorSpec, ...], ranges: Mapping[str, Any]) -> Tensors:
@@ -76,7 +79,15 @@ def checked(tensors: Tensors, inputs: tuple[TensorSpec, ...], ranges: Mapping[st
             raise DataError(
                 f"no value for input {spec.name}", hint=f"the inputs are {', '.join(names)}", subject=subject
             )
-        array = np.asarray(tensors[spec.name])
+        array: Any = tensors[spec.name]
+        if not isinstance(array, np.ndarray):
+            raise DataError(
+                f"input {spec.name!r} is a {type(array).__name__}, not an array",
+                subject=subject,
+                hint="numpy.asarray(...)",
+            )
+        if spec.dtype == "bfloat16" and array.dtype == np.float32:  # numpy itself has no bfloat16
+            array = array.astype(_numpy(spec.dtype))
         if array.dtype != _numpy(spec.dtype):
             raise DataError(f"input {spec.name!r} is {array.dtype}, the engine takes {spec.dtype}", subject=subject,
                             hint=f"cast it: .astype({spec.dtype!r})")  # fmt: skip
