@@ -98,14 +98,15 @@ class RecipeError(UserError):
     """Planning found mistakes; `problems` holds all of them, in file order."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        ordered = sorted(
-            problems,
-            key=lambda p: (
-                p.where is None,
-                str(p.where.file) if p.where else "",
-                (p.where.line or 0) if p.where else 0,
-            ),
-        )
+        def place(problem: Problem) -> tuple[bool, str, int, int]:
+            where = problem.where
+            return (
+                where is None,
+                str(where.file) if where else "",
+                *((where.line or 0, where.column or 0) if where else (0, 0)),
+            )
+
+        ordered = sorted(problems, key=place)
         self.problems: tuple[Problem, ...] = tuple(ordered)
         super().__init__("\n".join(str(p) for p in self.problems))
 

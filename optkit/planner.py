@@ -218,6 +218,8 @@ class Planner:
                 self.note(("steps", index), f"step {spec.id}: {use.name} needs data to fit on", hint, key)
         elif use and use.needs_data is False:
             self.note(key, f"step {spec.id}: {use.name} takes no data", "remove `data:`")
+        elif use and options is not None and not use.wants_data(options):
+            self.note(key, f"step {spec.id}: {use.name} takes no data with these options", "remove `data:`")
         elif name not in known:
             what = f"step {spec.id}: there is no dataset {name!r}"
             self.note(key, what, did_you_mean(name, known) or "add it under data:", ("data", name))

@@ -43,12 +43,13 @@ class Console:
     quiet: draw nothing at all. terminal: None looks at the stream.
     """
 
-    stream: IO[str] = field(default_factory=lambda: sys.stderr)
+    stream: IO[str] | None = field(default_factory=lambda: sys.stderr)
     quiet: bool = False
     terminal: bool | None = None
     passes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.quiet = self.quiet or self.stream is None  # closed by who started optkit
         self._terminal = is_terminal(self.stream) if self.terminal is None else self.terminal
         self._colour = has_colour(self.stream)
         self._lock = threading.RLock()
@@ -153,7 +154,7 @@ class Console:
                 from rich.text import Text
 
                 self._live.console.print(Text.from_ansi(line), soft_wrap=True)
-            else:
+            elif self.stream is not None:
                 self.stream.write(line + "\n")
                 self.stream.flush()
         except (OSError, ValueError):  # nobody reads on: no reason to stop the run
@@ -207,8 +208,9 @@ def waiting(text: str, quiet: bool = False) -> Iterator[None]:
     if quiet or not is_terminal(sys.stderr):
         yield
         return
-    with Console() as console:
-        console._running[""] = _Running(time.monotonic(), clean(text))
+    console = Console()
+    console._running[""] = _Running(time.monotonic(), clean(text))
+    with console:
         yield
 
 

@@ -74,7 +74,7 @@ def command(
     \b
     optkit convert recipe.yaml
     optkit convert model.onnx --to openvino --data samples.npz
-    optkit convert net.py:build --weights net.safetensors --to onnx --to openvino \
+    optkit convert net.py:build --weights net.safetensors --to onnx \
         --input 'image:float32[batch,3,224,224]' --dim batch=1:8:64
 
     Writes DIR/STEP for each delivery, DIR/report.json and DIR/report.md. With --json the report goes to stdout.

@@ -155,7 +155,9 @@ def tell(text: str, *, end: str = "\n") -> None:
         silence(sys.stderr)
 
 
-def silence(stream: IO[str]) -> None:
+def silence(stream: IO[str] | None) -> None:
     """Point a stream that cannot be written to at nothing, so that the interpreter's last flush does not fail too."""
+    if stream is None:
+        return
     with contextlib.suppress(OSError, ValueError, AttributeError):  # no file behind it, or closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -287,10 +287,6 @@ def test_a_backend_that_is_installed_but_broken_fails_its_steps_alone(tmp_path: 
     assert "try: pip install --force-reinstall openvino" in done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "out/slim/optkit.json").is_file()
-    told = run("doctor", "--require", "openvino", "--json", cwd=tmp_path, PYTHONPATH=path)
-    assert told.returncode == 4
-    package = next(p for p in json.loads(told.stdout)["packages"] if p["name"] == "openvino")
-    assert (package["status"], "libopenvino.so.9" in package["error"]) == ("broken", True)
 
 
 # ------------------------------------------------------------------------------------------------ in the shell

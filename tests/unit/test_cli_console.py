@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from typing import Any
 
 import pytest
@@ -124,3 +125,49 @@ def test_the_terminal_is_put_back_when_a_run_is_interrupted(monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         run()
     assert "\x1b[?25h" in stream.getvalue()  # shows the cursor
+
+
+def test_a_steps_time_counts_on_from_its_pass_to_its_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    console = Console(io.StringIO(), terminal=False)
+    console(RunStarted("net", ("onnx",)))
+    console(StepStarted("onnx", "run"))
+    clock[0] = 107.0
+    console(StepStarted("onnx", "check"))
+    clock[0] = 109.0
+    assert "    9.0s  onnx    checking" in console.frame().plain
+
+
+def test_a_log_is_never_silent_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ALIVE_SECONDS", 0.2)
+    stream = io.StringIO()
+    with Console(stream) as console:
+        console(StepStarted("onnx", "run"))
+        deadline = time.monotonic() + 10
+        while ", for " not in stream.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert re.search(r"\] onnx    running, for 0\.\d+ s\n", stream.getvalue())
+
+
+class Gone(io.StringIO):
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("stream", [Gone(), None])
+def test_a_run_goes_on_when_nobody_reads_about_it(stream: io.StringIO | None) -> None:
+    with Console(stream) as console:
+        for event in EVENTS:
+            console(event)
+        assert console.quiet
+
+
+def test_waiting_is_shown_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for stream, quiet, shown in ((Terminal(), False, True), (Terminal(), True, False), (io.StringIO(), False, False)):
+        monkeypatch.setattr(module.sys, "stderr", stream)
+        with module.waiting("comparing a\x1b with b", quiet):
+            pass
+        assert (r"comparing a\x1b with b" in stream.getvalue()) == shown
+        assert stream.getvalue() == "" or "\x1b[?25h" in stream.getvalue()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import re
 import subprocess
 import sys
@@ -114,3 +115,13 @@ def test_a_reader_that_stops_reading_is_no_error() -> None:
     )
     assert done.stdout == '{\n  "$schem'[:10]
     assert done.stderr == ""
+
+
+def test_a_full_disk_is_no_bug_of_ours() -> None:
+    assert run(OSError(errno.ENOSPC, "No space left on device")) == (
+        4,
+        "error: no space left on device (writing the output)\n  try: free some space, or check the permissions there\n",
+    )
+    assert run(PermissionError(errno.EACCES, "Permission denied", "/a/b"))[1].startswith(
+        "error: permission denied: /a/b\n"
+    )

@@ -89,3 +89,18 @@ def test_a_shell_can_complete_commands() -> None:
              "PYTHONPATH": str(Path(optkit.__file__).parents[1])},
     )  # fmt: skip
     assert "plan" in done.stdout.split()
+
+
+@pytest.mark.parametrize("name", ["", *_COMMANDS])
+def test_help_fits_a_terminal_and_keeps_its_paragraphs(name: str) -> None:
+    said = CliRunner().invoke(cli, [*filter(None, [name]), "--help"], terminal_width=80).stdout
+    assert "\\b" not in said
+    assert "\b" not in said
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_the_help_says_how_to_start_and_what_the_exit_codes_mean() -> None:
+    lines = [line.strip() for line in CliRunner().invoke(cli, ["--help"]).stdout.splitlines()]
+    start = lines.index("Start:       optkit init MODEL")
+    assert lines[start + 1 : start + 3] == ["optkit plan recipe.yaml", "optkit convert recipe.yaml"]
+    assert lines[start + 3].startswith("Exit codes:  0 all held, 1 a check did not hold")

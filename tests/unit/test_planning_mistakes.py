@@ -242,8 +242,8 @@ def test_what_reading_and_what_planning_finds_is_told_together(folder: Path) -> 
     found = problems_of(text, folder)
     assert [(line, what.split(":")[0]) for line, what, _ in found] == [
         (4, "model.torch"),
-        (7, "inputs.image.dtype"),
         (7, "inputs.image"),
+        (7, "inputs.image.dtype"),
         (10, "dims.batch.max"),
         (17, "step slim"),
         (17, "step slim (onnx.simplify)"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from optkit.shorthand import (
     is_recipe,
     model_name,
     model_section,
+    of_delivery,
     parse_dim,
     parse_input,
     recipe_data,
+    safe_name,
 )
 
 NET = """
@@ -118,6 +121,45 @@ def test_wrong_models(model: str, weights: str | None, what: str, hint: str) -> 
     with pytest.raises(UserError, match=what) as caught:
         model_section(model, weights)
     assert hint in caught.value.hint
+
+
+def test_a_format_that_a_plug_in_brings(toy_plugin: Path) -> None:
+    Path("m.toy").touch()
+    Path("made").mkdir()
+    Path("made/model.toybin").touch()
+    assert model_section("m.toy") == {"file": "m.toy"}
+    assert model_section("made/") == {"file": "made/model.toybin"}
+    assert recipe_data("m.toy", ["toybin"])["model"] == {"file": "m.toy"}
+    Path("m.pt").touch()
+    with pytest.raises(UserError, match="holds weights"):
+        model_section("m.pt")
+
+
+def test_a_delivery_says_what_goes_into_it() -> None:
+    Path("made").mkdir()
+    Path("made/model.onnx").touch()
+    assert of_delivery("made") == ({}, {})
+    assert "inputs" not in recipe_data("made", ["openvino"])
+    spec = {"name": "x", "dtype": "float32", "shape": ["batch", 3], "range": [0, 1]}
+    record = {
+        "schema": 1, "format": "onnx", "main": "model.onnx", "digest": "", "files": {"model.onnx": {}}, "vectors": None,
+        "signature": {"inputs": [spec], "outputs": []},
+        "dims": {"batch": {"min": 2, "opt": 3, "max": 4}, "other": {"min": 1, "opt": 1, "max": 1}},
+    }  # fmt: skip
+    Path("made/optkit.json").write_text(json.dumps(record))
+    data = recipe_data("made", ["openvino"])
+    assert data["inputs"] == {"x": {"dtype": "float32", "shape": ["batch", 3], "range": [0, 1]}}
+    assert data["dims"] == {"batch": {"min": 2, "opt": 3, "max": 4}}
+    assert recipe_data("made", ["openvino"], dims=["batch=1:9"])["dims"] == {"batch": {"min": 1, "max": 9}}
+    Path("made/optkit.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        recipe_data("made", ["openvino"])
+
+
+def test_names_that_a_recipe_can_hold() -> None:
+    assert safe_name("My net (2)") == "My-net-2"
+    assert safe_name("_net") == "net"
+    assert safe_name("???") == "model"
 
 
 def test_data() -> None:
