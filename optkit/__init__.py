@@ -12,11 +12,13 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from optkit.api import Model, compare, convert, open_artifact, plan, verify
     from optkit.errors import CheckError, OptkitError
+    from optkit.linting import lint
     from optkit.recipe import load_recipe
     from optkit.report import Report
 
 _HOMES = {
-    "Model": "api", "compare": "api", "convert": "api", "open_artifact": "api", "plan": "api", "verify": "api",
+    "Model": "api", "compare": "api", "convert": "api", "lint": "linting", "open_artifact": "api", "plan": "api",
+    "verify": "api",
     "CheckError": "errors", "OptkitError": "errors", "load_recipe": "recipe", "Report": "report",
 }  # fmt: skip
 
@@ -41,6 +43,7 @@ __all__ = [
     "__version__",
     "compare",
     "convert",
+    "lint",
     "load_recipe",
     "open_artifact",
     "plan",

@@ -214,6 +214,8 @@ def failure(report: Report) -> CheckError:
             lines.append(f"{step['id']}: {next(iter(broken(step)), 'its check did not hold')}")
         elif step["status"] == "blocked":
             lines.append(f"{step['id']}: blocked by {step['blocked_by']}")
+        elif step["status"] == "deferred" and not step["on_target"]:
+            lines.append(f"{step['id']}: deferred, {step['error']['what']}")
     error = CheckError(
         "; ".join(lines) or "the run was interrupted", hint="the whole story is in error.report and in report.json"
     )

@@ -114,6 +114,7 @@ def deliver(
         "preprocessing": {n: d.get("preprocessing") for n, d in run["data"].items()},
         "status": step["status"],
         "check": step["check"],
+        "deferred": {**step["deferred"], "reason": step["error"]["what"]} if step["deferred"] else None,
         "vectors": VECTORS if vectors else None,
         "provenance": {
             "name": run["name"], "recipe": run["recipe"], "source": run["source"], "data": run["data"],

@@ -10,6 +10,7 @@
     │   ├── StepCrashed         its process died (signal, out of memory)
     │   └── StepTimeout         it ran past its limit and was stopped
     └── UnavailableError        not installed, broken, or not on this machine           exit 4
+        └── NotHereError        sound, but made for another machine than this one
 
 Anything else that escapes is a bug in optkit, and the command line says so.
 """
@@ -148,6 +149,13 @@ class UnavailableError(OptkitError):
     exit_code = 4
 
 
+class NotHereError(UnavailableError):
+    """This machine cannot run it: no such device or driver, or another kind of them. Installing nothing mends that.
+
+    A check that meets it while opening the artifact is `deferred`: the verdict is given on a machine that can.
+    """
+
+
 _CLASSES: dict[str, type[OptkitError]] = {
     cls.__name__: cls
     for cls in (
@@ -160,6 +168,7 @@ _CLASSES: dict[str, type[OptkitError]] = {
         StepCrashed,
         StepTimeout,
         UnavailableError,
+        NotHereError,
     )
 }
 

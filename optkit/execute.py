@@ -13,6 +13,7 @@ from typing import Any
 from optkit import __version__, keys
 from optkit.artifact import Artifact, Dim, Signature, digest_of
 from optkit.cache import Cache, Entry
+from optkit.deferral import beside
 from optkit.deliver import clear, deliver, output_folder
 from optkit.disk import disk_error, temporary_files
 from optkit.errors import OptkitError, SourceError, StepError, UnavailableError, did_you_mean, from_json
@@ -47,11 +48,17 @@ class _State:
     check: dict[str, Any] | None = None
     vectors: Path | None = None
     replay: str | None = None
+    deferred: dict[str, Any] | None = None
     staged: Path | None = None
 
     @property
     def proven(self) -> bool:
         return self.status in ("passed", "waived")
+
+    @property
+    def usable(self) -> bool:
+        """Whether steps may follow: it is proven, or the recipe says that its proof comes later."""
+        return self.proven or (self.status == "deferred" and self.step.on_target)
 
 
 def execute(
@@ -256,12 +263,12 @@ class _Run:
     def start_step(self, state: _State) -> None:
         step = state.step
         parent = self.states.get(step.parent)
-        if parent is not None and parent.phase == "done" and not parent.proven:
+        if parent is not None and parent.phase == "done" and not parent.usable:
             state.blocked_by = parent.blocked_by or parent.step.id
             self.finish(state, "blocked")
             return
         made = self.artifact_of(step.parent)
-        if made is None or (parent is not None and not parent.proven) or (step.data and self.data_info is None):
+        if made is None or (parent is not None and not parent.usable) or (step.data and self.data_info is None):
             return
         if not state.key:
             state.key = keys.step_key(self.plan, step, made, self.data_keys.get(step.data or ""))
@@ -292,7 +299,7 @@ class _Run:
             return
         if self.record is None or self.source is None:
             return
-        parent = self.artifact_of(step.parent) if step.parent != SOURCE else None
+        parent = self.runnable_parent(step)
         key = keys.check_key(self.recipe, state.artifact, self.source, parent, self.judge_key, self.cases)
         entry = self.cache.get(key)
         if entry is not None:
@@ -303,7 +310,7 @@ class _Run:
             if parent is not None:
                 references["parent"] = {"artifact": parent.to_json(), "tape": str(self.tape(step.parent))}
             self.submit(f"check:{step.id}", {
-                "task": "check", "artifact": state.artifact.to_json(), "references": references,
+                "task": "check", "artifact": state.artifact.to_json(), "references": references, "defer": True,
                 "check_on": self.recipe.check_on, "cases": [c.to_json() for c in self.cases],
                 "tape": str(self.tape(step.id)) if self.plan.children(step.id) else None,
                 "out": str(self.stage(f"check:{step.id}")),
@@ -312,6 +319,11 @@ class _Run:
 
     def tape(self, step_id: str) -> Path:
         return self.scratch / "tapes" / digest_of(step_id)[:16]
+
+    def runnable_parent(self, step: Step) -> Artifact | None:
+        """The output of the step before, where there is one that this machine runs: what a check compares with."""
+        parent = self.states.get(step.parent)
+        return parent.artifact if parent is not None and parent.status != "deferred" else None
 
     def artifact_of(self, step_id: str) -> Artifact | None:
         return self.source if step_id == SOURCE else self.states[step_id].artifact
@@ -326,6 +338,20 @@ class _Run:
         state.vectors = vectors if vectors.is_file() else None
         self.finish(state, "passed" if state.check["held"] else "failed")
 
+    def set_deferred(self, state: _State, result: Mapping[str, Any], staged: Path | None) -> None:
+        """No verdict here: keep the reason, what the target needs to give one, and the nearest verdict there is."""
+        assert staged is not None
+        error = self.located(from_json(result["deferred"]), state.step)
+        state.error = {**error.to_json(), "phase": "check"}
+        state.check = self.check_json(state, [], None)
+        # Not into the cache: the next run may find the device there.
+        state.vectors = self.scratch / "vectors" / f"{digest_of(state.step.id)[:16]}.npz"
+        state.vectors.parent.mkdir(exist_ok=True)
+        (staged / "vectors.npz").replace(state.vectors)
+        before = [self.step_json(self.states[a]) for a in self.plan.ancestors(state.step.id)[:-1]]
+        state.deferred = {"beside": beside(before), "cases": [c.to_json() for c in self.cases]}
+        self.finish(state, "deferred")
+
     def check_json(self, state: _State, cases: list[dict[str, Any]], provider: str | None) -> dict[str, Any]:
         check = state.step.check
         return {
@@ -333,6 +359,8 @@ class _Run:
             "data": self.recipe.check_on,
             "precision": check.precision,
             "lossy": check.lossy,
+            "bounds": [str(bound) for bound in check.bounds],
+            "stated_by": list(check.stated_by),
             "waived": check.waived,
             "provider": provider,
             "held": bool(cases) and all(c["held"] for c in cases),
@@ -443,10 +471,12 @@ class _Run:
         elif phase == "run":
             data = {k: result[k] for k in ("artifact", "notes", "seconds", "peak_bytes")}
             self.set_made(state, self.cache.put(state.key, data, staged, result["digests"]))
+        elif result.get("deferred"):
+            self.set_deferred(state, result, staged)
         else:
             assert state.artifact is not None
             assert self.source is not None
-            parent = self.artifact_of(state.step.parent) if state.step.parent != SOURCE else None
+            parent = self.runnable_parent(state.step)
             key = keys.check_key(self.recipe, state.artifact, self.source, parent, self.judge_key, self.cases)
             self.set_checked(
                 state, self.cache.put(key, {"cases": result["cases"], "provider": result["provider"]}, staged)
@@ -481,7 +511,7 @@ class _Run:
                          "signature": artifact.signature.to_json() if artifact.signature else None}
             if artifact else None,
             "notes": state.notes, "error": state.error, "blocked_by": state.blocked_by, "check": state.check,
-            "replay": state.replay,
+            "deferred": state.deferred, "replay": state.replay,
         }  # fmt: skip
 
     def report(self, code: int | None) -> Report:
@@ -517,7 +547,7 @@ class _Run:
             "path": None,
             "size_bytes": None,
         }
-        if not state.proven or state.artifact is None:
+        if not (state.proven or state.status == "deferred") or state.artifact is None:
             clear(folder)
             return row
         chain = [self.step_json(self.states[a]) for a in self.plan.ancestors(step_id)]

@@ -199,13 +199,18 @@ def _data(looked: Looked) -> list[str]:
     return [*lines, "data:", "  judge: {random: 32}", "check_on: judge"]
 
 
+_ELSEWHERE = frozenset({"tensorrt"})
+"""Formats that need a device few machines have: offered to those who ask, and proven where it is."""
+
+
 def _steps(source: str, to: Sequence[str], *, scripted: bool = False) -> list[str]:
     """Step lines: the targets, then, as a comment, a lossy pass on each of them."""
     from optkit.registry import passes
 
-    targets = list(dict.fromkeys(to)) or reachable(source)
+    targets = list(dict.fromkeys(to)) or [target for target in reachable(source) if target not in _ELSEWHERE]
     # The default exporter, torch.export, reads no TorchScript.
-    options = {"onnx": {"with": {"exporter": "torchscript"}}} if scripted else {}
+    options: dict[str, Any] = {"onnx": {"with": {"exporter": "torchscript"}}} if scripted else {}
+    options |= {target: {"on_target": True} for target in _ELSEWHERE}
     lines = [f"  - {flow({'id': target, 'to': target, **options.get(target, {})})}" for target in targets]
     if not lines:  # nothing to convert to: a pass that keeps the format
         use = next((p for p in passes().values() if p.source == p.target == source and p.fidelity != "lossy"

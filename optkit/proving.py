@@ -11,6 +11,7 @@ from optkit import keys
 from optkit.artifact import Artifact, Dim, Signature, digest_file, digest_of
 from optkit.cache import Cache
 from optkit.common_inputs import common_inputs
+from optkit.deferral import first_verdicts
 from optkit.errors import UserError
 from optkit.judging import judge_case, judge_cases
 from optkit.livedata import Data, dataset_entry
@@ -116,6 +117,8 @@ def _ask(pool: Pool, step: dict[str, Any], work: Path) -> dict[str, Any]:
 def verify(folder: str | Path, *, device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
     """A delivered artifact proven again: its files' digests, and its answers to the test vectors that lie beside it.
 
+    One whose check was deferred is proven here for the first time, on every case and by the bounds of its step.
+
     Returns {"artifact", "format", "held", "problems": [text], "cases": [...], "provider"}. What was delivered without a
     check cannot be proven, and so does not hold. Raises UserError for a folder that is no delivery, UnavailableError
     when its runtime is not on this machine.
@@ -131,15 +134,18 @@ def verify(folder: str | Path, *, device: str = "cpu", threads: int | None = Non
             "it was delivered without test vectors" + (f", for its check was waived: {waived}" if waived else "")
         )
     elif not problems:
+        deferred = record.get("deferred") or {}
         with tempfile.TemporaryDirectory(prefix="optkit-verify-") as work, Pool(1, Path(work) / "logs") as pool:
             done = _ask(pool, {
                 "task": "verify", "artifact": artifact.to_json(),
                 "vectors": str((folder / record["vectors"]).absolute()), "device": device,
-                "threads": threads or keys.cores(),
+                "threads": threads or keys.cores(), "deferred": deferred.get("cases"),
             }, Path(work))  # fmt: skip
         provider = done["provider"]
-        for case in done["cases"]:
-            cases += _proven_again(case, record, artifact)
+        if deferred:
+            cases = first_verdicts(done["cases"], record, artifact.signature)
+        else:
+            cases = [judged for case in done["cases"] for judged in _proven_again(case, record, artifact)]
     return {
         "artifact": str(folder),
         "format": artifact.format,

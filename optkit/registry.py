@@ -31,12 +31,13 @@ _PASSES = (
     "onnx_fp16",
     "onnx_quantize",
     "onnx_to_openvino",
+    "onnx_to_tensorrt",
     "openvino_fp16",
     "openvino_quantize",
     "openvino_compress_weights",
 )
 
-_RUNNERS = ("torch_runner", "onnx_runner", "openvino_runner")
+_RUNNERS = ("torch_runner", "onnx_runner", "openvino_runner", "tensorrt_runner")
 
 
 class NoRouteError(UserError):

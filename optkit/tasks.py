@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.artifact import Artifact, Dim, Signature, TensorSpec, digest_file, digest_of
-from optkit.errors import DataError, SourceError, StepError, did_you_mean
+from optkit.deferral import make_up, put_off
+from optkit.errors import DataError, NotHereError, SourceError, StepError, did_you_mean
 from optkit.parity.cases import Case, batch_dim, feeds, stacks
 from optkit.parity.tape import Reference, Tape
 from optkit.plugin import Context, Pass, Runner, Session
@@ -299,7 +300,11 @@ def _plain(tensors: Tensors) -> Tensors:
 
 
 def check(step: Data, say: Say) -> Data:
-    """The metrics of an artifact against the source and its parent, over every case; verdicts are made elsewhere."""
+    """The metrics of an artifact against the source and its parent, over every case; verdicts are made elsewhere.
+
+    Where the artifact is made for another machine: with `defer`, what that machine needs to make this check, and in
+    `deferred` why; else NotHereError.
+    """
     import numpy as np
 
     from optkit.parity.metrics import Comparison
@@ -317,7 +322,12 @@ def check(step: Data, say: Say) -> Data:
     results = []
     with ExitStack() as stack:
         references = {role: stack.enter_context(_reference(step, ref)) for role, ref in step["references"].items()}
-        session = stack.enter_context(_open(step, artifact))
+        try:
+            session = stack.enter_context(_open(step, artifact))
+        except NotHereError as error:
+            if not step.get("defer"):
+                raise
+            return put_off(error, references["source"], cases, dataset, inputs, out, stacked)
         for number, case in enumerate(cases):
             compared = {role: Comparison() for role in references}
             total = 0
@@ -415,7 +425,10 @@ def _context(step: Data, scratch: Path, say: Say) -> Context:
 
 
 def verify(step: Data, say: Say) -> Data:
-    """A delivered artifact run on its own test vectors: metrics against its recorded answers and the source's."""
+    """A delivered artifact run on its own test vectors: metrics against its recorded answers and the source's.
+
+    One whose check was deferred has no answers yet: it gets the whole check instead, of the cases in `deferred`.
+    """
     import numpy as np
 
     from optkit.parity.metrics import Comparison
@@ -423,6 +436,10 @@ def verify(step: Data, say: Say) -> Data:
     artifact = Artifact.from_json(step["artifact"])
     signature = artifact.signature
     assert signature is not None
+    if step.get("deferred"):
+        with _open(step, artifact) as session:
+            results = make_up(lambda t: session.infer(adapted(t, signature)), Path(step["vectors"]), step["deferred"])
+            return {"cases": results, "provider": session.provider}
     compared = {"itself": Comparison(), "source": Comparison()}
     with np.load(step["vectors"], allow_pickle=False) as stored:
         rows = sorted({name.split("/", 1)[0] for name in stored.files}, key=int)
@@ -450,6 +467,14 @@ def verify(step: Data, say: Say) -> Data:
     }
 
 
+def lint(step: Data, say: Say) -> Data:
+    """What a target refuses of an ONNX file."""
+    from optkit.linting import look
+
+    return look(Path(step["path"]), step["target"])
+
+
 TASKS: dict[str, Callable[[Data, Say], Data]] = {
     "warm": warm, "source": source, "data": data, "record": record, "run": run, "check": check, "verify": verify,
+    "lint": lint,
 }  # fmt: skip

@@ -15,6 +15,7 @@ _COMMANDS = {
     "init": "Look at a model and write a recipe for it.",
     "check": "Compare two artifacts on data.",
     "verify": "Prove delivered folders again, on this machine.",
+    "lint": "Say what a runtime refuses of a model, before any long build.",
     "inspect": "Say what is in a model file.",
     "passes": "List the passes, or explain one.",
     "schema": "Print the JSON Schema of a recipe.",

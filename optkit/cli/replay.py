@@ -46,8 +46,8 @@ def command(step: Path, out: Path | None, as_json: bool, quiet: bool) -> None:
             out.rmdir()
     if as_json:
         click.echo(json.dumps(result, indent=1))
-    if not result["ok"]:
-        error = from_json(result["error"])
+    if failed := result.get("error") or result.get("deferred"):
+        error = from_json(failed)
         tell(describe(error))
         if error.details and not quiet:
             tell("\n" + clean(error.details, lines=True))

@@ -11,7 +11,7 @@ from optkit.cli.common import relative
 from optkit.cli.console import STYLES
 from optkit.cli.failure import remedy as remedy_lines
 from optkit.cli.text import Cell, clean, has_colour, paint, table
-from optkit.reports.rows import broken, cost, deliveries, duration, margin, nearest, remedy, size, verdict
+from optkit.reports.rows import broken, cost, deliveries, duration, margin, nearest, remedy, size, stands_on, verdict
 
 MOST_REASONS = 5  # of a failed check; the report has them all
 
@@ -64,9 +64,7 @@ def wrongs(report: Data, stream: IO[str]) -> Iterator[str]:
         elif step["status"] == "failed":
             yield failed_text(step, report, colour)
         elif step["status"] == "deferred" and not step.get("on_target"):
-            yield head(step, "deferred, this machine cannot run its check", colour) + (
-                "\n  try: on_target: true on the step if that is meant, then optkit verify on the target"
-            )
+            yield deferred_text(step, colour)
     blocked: dict[str, list[str]] = {}
     for step in steps:
         if step["status"] == "blocked":
@@ -94,6 +92,13 @@ def error_text(step: Data, colour: bool) -> str:
     if step.get("replay"):
         lines.append(f"  again, alone: optkit replay {clean(shlex.quote(relative(Path(step['replay']))))}")
     return "\n".join(lines)
+
+
+def deferred_text(step: Data, colour: bool) -> str:
+    """Why a step's check is left to another machine, and what speaks for it meanwhile."""
+    lines = [head(step, "deferred, this machine cannot run its check", colour)]
+    lines += [f"  {clean(text)}" for text in ((step.get("error") or {}).get("what"), stands_on(step)) if text]
+    return "\n".join([*lines, "  try: on_target: true on the step if that is meant, then optkit verify on the target"])
 
 
 def failed_text(step: Data, report: Data, colour: bool) -> str:

@@ -27,6 +27,7 @@ from optkit.reports.rows import (
     size,
     spelt,
     sqnr,
+    stands_on,
     verdict,
 )
 
@@ -209,7 +210,8 @@ def _deferred(step: Data) -> str:
     return (
         f"{_bold(step['id'])}: {where}"
         + (f" ({escape(error)})" if error else "")
-        + "; `optkit verify` gives the verdict."
+        + "; `optkit verify` gives the verdict"
+        + (f". {escape(text[:1].upper() + text[1:])}." if (text := stands_on(step)) else ".")
     )
 
 

@@ -229,6 +229,14 @@ def cost(step: Data, report: Data) -> str:
     return f"this step cost {lost:.1f} dB: its parent {name} has {before:.1f} dB"
 
 
+def stands_on(step: Data) -> str:
+    """What speaks for a step whose check is deferred: its nearest ancestor that did run, "" where none did."""
+    near = (step.get("deferred") or {}).get("beside")
+    if not near:
+        return ""
+    return f"its nearest ancestor that runs here, {near['step']}, {near['status']} (run by {near['provider']})"
+
+
 def lost_db(step: Data, report: Data) -> float | None:
     """How many dB of SQNR a step lost against its parent step, on the worst real sample; None where that is unknown."""
     parent = next((s for s in report.get("steps", []) if s["id"] == step.get("parent")), None)

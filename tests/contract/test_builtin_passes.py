@@ -12,6 +12,7 @@ import pytest
 
 from optkit.artifact import Artifact, Dim, TensorSpec
 from optkit.cache import Cache
+from optkit.errors import NotHereError
 from optkit.plugin import Context
 from optkit.recipe import recipe_from
 from optkit.registry import get_pass, get_runner, passes, runners
@@ -32,6 +33,7 @@ PASSES: dict[str, tuple[dict[str, Any], bool]] = {
     "onnx.fp16": ({}, False),
     "onnx.quantize": ({}, True),
     "onnx.to_openvino": ({}, False),
+    "onnx.to_tensorrt": ({}, False),
     "openvino.fp16": ({}, False),
     "openvino.quantize": ({}, True),
     "openvino.compress_weights": ({}, False),
@@ -103,7 +105,17 @@ def test_a_runner(name: str, artifacts: dict[str, Artifact]) -> None:
 
 
 def test_every_builtin_runner_is_tested() -> None:
-    assert set(runners()) == {"torch", "onnx", "openvino"}
+    assert set(runners()) == {"torch", "onnx", "openvino", "tensorrt"}
+
+
+def test_an_engine_runs_or_says_which_machine_is_missing(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    made = assert_pass_contract(get_pass("onnx.to_tensorrt"), artifacts["onnx"], {}, {"dims": DIMS}, tmp_path)
+    runner = get_runner("tensorrt")
+    if runner.inspect(made.path)["runs_here"] == "yes":
+        assert_runner_contract(runner, made, FEEDS, deterministic=False)
+    else:
+        with pytest.raises(NotHereError, match=r"the engine was built for .*; this machine is "):
+            assert_runner_contract(runner, made, FEEDS)
 
 
 # --- the kit itself, on the toy plug-in: it must find what it is there to find

@@ -290,3 +290,9 @@ def test_pieces() -> None:
     assert [dim_name(name, axis, "in/0") for name, axis in dims] == [
         "seq", "batch", "in_0_1", "x_1", "batch", "in_0_2", "in_0_2"]  # fmt: skip
     assert relocated("package.module:build", Path("recipes")) == "package.module:build"
+
+
+def test_what_needs_a_device_of_its_own_is_offered_only_when_asked_for() -> None:
+    save_onnx("a.onnx", ["batch", 3])
+    assert invoke("a.onnx", "--to", "openvino", "--to", "tensorrt").exit_code == 0
+    assert [(s.to, s.on_target) for s in loaded().steps] == [("openvino", False), ("tensorrt", True)]

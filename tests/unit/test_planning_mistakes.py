@@ -210,7 +210,7 @@ def test_recipes_without_a_part(text: str, line: int, what: str, hint: str, fold
         ("{file: m.toy}", "to: onnx", "no conversion leads from toy to onnx", "toybin, toyend, toyleft"),
         ("{file: m.toy}", "to: toyleft", "no runner opens toyleft", "install the plug-in"),
         ("{file: m.toy}", "to: toypak", "there is no format 'toypak'", "did you mean 'toypack'?"),
-        ("{file: m.other}", "to: toybin", "no runner knows a file called 'm.other'", "one of: toy, toybin, toypack"),
+        ("{file: m.other}", "to: toybin", "no runner knows a file called 'm.other'", "toy, toybin, toypack"),
         ("{file: m.other, format: tyo}", "to: toybin", "no runner opens 'tyo'", "did you mean 'toy'?"),
         ("{file: m.onnx, format: onnx}", "to: openvino", "has a kind of source of its own", "{onnx: ...}"),
         ("{file: m.toy, files: [a/b]}", "to: toybin", "is no bare file name", "beside"),

@@ -1,0 +1,1 @@
+"""What each runtime refuses of an ONNX file: a module per target, each with `look(path, model)`."""

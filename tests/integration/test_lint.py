@@ -1,0 +1,187 @@
+"""What each target refuses of a model, told before any build: operators, types, opsets, quantised integers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_models as zoo
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto
+
+import optkit
+from optkit.cli import cli
+from optkit.errors import SourceError, UserError
+from optkit.formats import tensorrt_engine
+from optkit.formats.onnx_refusal import module_of
+from optkit.linting import TARGETS, look
+from optkit.passes import onnx_quantize
+from optkit.testing import ListSamples
+
+FLOAT, FLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16
+
+
+def written(proto: Any, folder: Path, name: str = "model.onnx") -> Path:
+    path = folder / name
+    onnx.save(proto, path)
+    return path
+
+
+def refused(path: Path, target: str) -> dict[str, tuple[str, str]]:
+    """Node to operator and reason."""
+    result = look(path, target)
+    assert result["unchecked"] == []
+    assert all(r["hint"] for r in result["refused"]), result
+    return {r["node"]: (r["operator"], r["what"]) for r in result["refused"]}
+
+
+def odd() -> Any:
+    """Two operators that hardly anybody has, one that nobody has, and text."""
+    nodes = [
+        zoo.node("Det", "x", "d", "determinant"),
+        zoo.node("Relu", "x", "r"),
+        zoo.node("StringNormalizer", "s", "t", "words"),
+        zoo.node("Nonsense", "x", "n", "sense"),
+    ]
+    nodes[0].metadata_props.add(key="namespace", value="head.volume")
+    inputs = [zoo.value("x", FLOAT, ["batch", 4, 4]), zoo.value("s", TensorProto.STRING, [3])]
+    outputs = [zoo.value("d", FLOAT, ["batch"]), zoo.value("t", TensorProto.STRING, [3]), zoo.value("n", FLOAT, None)]
+    return zoo.model(nodes, inputs, outputs, {})
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("make", [zoo.cnn, zoo.encoder])
+def test_plain_models_are_taken_by_all(make: Any, target: str, tmp_path: Path) -> None:
+    assert refused(written(make(), tmp_path), target) == {}
+
+
+def test_operators_tensorrt_has_not(tmp_path: Path) -> None:
+    assert refused(written(odd(), tmp_path), "tensorrt") == {
+        "s": ("", "input s is string, which TensorRT has not"),
+        "t": ("", "output t is string, which TensorRT has not"),
+        "determinant": ("Det", "there is no such operator"),
+        "words": ("StringNormalizer", "there is no such operator"),
+        "sense": ("Nonsense", "there is no such operator"),
+    }
+
+
+def test_operators_openvino_has_not(tmp_path: Path) -> None:
+    told = "there is no conversion for this operator"
+    assert refused(written(odd(), tmp_path), "openvino") == {
+        "determinant": ("Det", told), "words": ("StringNormalizer", told), "sense": ("Nonsense", told),
+    }  # fmt: skip
+
+
+def test_operators_onnxruntime_has_not(tmp_path: Path) -> None:
+    assert refused(written(odd(), tmp_path), "onnxruntime") == {"sense": ("Nonsense", "there is no such operator")}
+
+
+def test_every_node_without_a_kernel_is_named_not_only_the_first(tmp_path: Path) -> None:
+    nodes = [zoo.node("Relu", "i", "a", "one"), zoo.node("Relu", "x", "r"), zoo.node("Relu", "a", "b", "two"),
+             zoo.node("Sin", "b", "c", "three")]  # fmt: skip
+    inputs = [zoo.value("i", TensorProto.INT16, [2]), zoo.value("x", FLOAT, [2])]
+    outputs = [zoo.value("c", TensorProto.INT16, [2]), zoo.value("r", FLOAT, [2])]
+    path = written(zoo.model(nodes, inputs, outputs, {}), tmp_path)
+    assert refused(path, "onnxruntime") == {
+        "one": ("Relu", "there is no kernel for these types (int16)"),
+        "two": ("Relu", "there is no kernel for these types (int16)"),
+        "three": ("Sin", "it does not take these types (int16)"),
+    }
+
+
+def test_an_opset_onnxruntime_does_not_know_yet(tmp_path: Path) -> None:
+    proto = zoo.cnn()
+    proto.opset_import[0].version = 999
+    (graph,) = look(written(proto, tmp_path), "onnxruntime")["refused"]
+    assert graph["node"] == ""
+    assert "opset 999" in graph["what"]
+    assert "pip install -U onnxruntime" in graph["hint"]
+
+
+def test_integers_made_for_onnxruntime_are_not_for_tensorrt(tmp_path: Path) -> None:
+    source = zoo.saved(zoo.cnn(), tmp_path / "cnn")
+    samples = ListSamples(zoo.images(8))
+    other, _, _ = zoo.made(onnx_quantize.PASS, source, tmp_path, samples)
+    found = refused(other.path, "tensorrt")
+    assert found["b0_DequantizeLinear"] == ("DequantizeLinear", "a quantised int32 bias")
+    assert found["image_QuantizeLinear"] == ("QuantizeLinear", "uint8 integers")
+    hints = {r["hint"] for r in look(other.path, "tensorrt")["refused"]}
+    assert hints == {
+        "quantise with onnx.quantize and with: {for: tensorrt}, which gives symmetric int8 and a float bias"
+    }
+
+    shifted, _, _ = zoo.made(onnx_quantize.PASS, source, tmp_path, samples, activation_type="int8", symmetric=False)
+    told = {what for _, what in refused(shifted.path, "tensorrt").values()}
+    assert "a zero point other than 0 (asymmetric ranges)" in told
+
+    right, _, _ = zoo.made(onnx_quantize.PASS, source, tmp_path, samples, **{"for": "tensorrt"})
+    assert refused(right.path, "tensorrt") == {}
+    assert refused(other.path, "openvino") == refused(other.path, "onnxruntime") == {}
+
+
+def test_dynamic_quantisation_is_not_for_tensorrt(tmp_path: Path) -> None:
+    source = zoo.saved(zoo.encoder(), tmp_path / "enc")
+    made, _, _ = zoo.made(onnx_quantize.PASS, source, tmp_path, method="dynamic")
+    result = look(made.path, "tensorrt")["refused"]
+    assert {r["operator"] for r in result} == {"DynamicQuantizeLinear", "MatMulInteger"}
+    assert {r["hint"] for r in result} == {"onnx.quantize with: {method: static, for: tensorrt}"}
+
+
+def test_without_a_builder_the_rules_remain_and_the_rest_is_said(tmp_path: Path, monkeypatch: Any) -> None:
+    source = zoo.saved(zoo.cnn(), tmp_path / "cnn")
+    other, _, _ = zoo.made(onnx_quantize.PASS, source, tmp_path, ListSamples(zoo.images(8)))
+    monkeypatch.setattr(tensorrt_engine, "BUILDERS", ("tensorrt_not_there",))
+    result = look(other.path, "tensorrt")
+    assert result["refused"]
+    assert result["unchecked"] == [
+        "operators and types, which TensorRT's parser tells: tensorrt_not_there is not installed"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("notes", "module"),
+    [
+        ({}, ""),
+        ({"namespace": "encoder.layer.0"}, "encoder.layer.0"),
+        ({"namespace": ": Net/stem: Sequential/stem.1: Conv2d/conv2d: aten.conv2d.default"}, "stem.1"),
+        ({"pkg.torch.onnx.name_scopes": "['', 'stem', 'stem.1', 'conv2d']"}, "stem.1"),
+        ({"pkg.torch.onnx.name_scopes": "['', 'relu']"}, ""),
+        ({"pkg.torch.onnx.name_scopes": "not a list"}, ""),
+    ],
+)
+def test_the_module_a_node_came_from(notes: dict[str, str], module: str) -> None:
+    node = zoo.node("Relu", "x", "y")
+    for key, value in notes.items():
+        node.metadata_props.add(key=key, value=value)
+    assert module_of(node) == module
+
+
+def test_the_command(tmp_path: Path) -> None:
+    path = written(odd(), tmp_path)
+    said = CliRunner().invoke(cli, ["lint", str(path), "--for", "openvino", "--for", "tensorrt"])
+    assert said.exit_code == 1
+    assert "openvino refuses 3 nodes" in said.stdout
+    assert "determinant  Det               head.volume" in said.stdout
+    assert "try: replace the operator in the model" in said.stdout
+    as_data = CliRunner().invoke(cli, ["lint", str(path), "--for", "onnxruntime", "--json"])
+    assert as_data.exit_code == 1
+    assert json.loads(as_data.stdout)[0]["refused"][0]["operator"] == "Nonsense"
+    good = CliRunner().invoke(cli, ["lint", str(written(zoo.cnn(), tmp_path, "good.onnx")), "--for", "onnxruntime"])
+    assert (good.exit_code, good.stdout) == (0, "onnxruntime refuses nothing\n")
+
+
+def test_what_cannot_be_linted(tmp_path: Path) -> None:
+    path = written(zoo.cnn(), tmp_path)
+    with pytest.raises(UserError, match="nothing to lint for 'tensort'") as caught:
+        optkit.lint(path, "tensort")
+    assert caught.value.hint == "did you mean 'tensorrt'?"
+    with pytest.raises(UserError, match="is no ONNX model"):
+        optkit.lint(tmp_path / "net.py:build", "openvino")
+    with pytest.raises(SourceError, match="there is no ONNX file"):
+        optkit.lint(tmp_path / "none.onnx", "openvino")
+    (tmp_path / "bad.onnx").write_bytes(b"\x08\x09 no model")
+    with pytest.raises(SourceError, match="is not an ONNX model or is damaged"):
+        optkit.lint(tmp_path / "bad.onnx", "tensorrt")
