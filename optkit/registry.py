@@ -34,9 +34,11 @@ _PASSES = (
     "openvino_fp16",
     "openvino_quantize",
     "openvino_compress_weights",
+    "torch_to_tflite",
+    "tflite_quantize",
 )
 
-_RUNNERS = ("torch_runner", "onnx_runner", "openvino_runner")
+_RUNNERS = ("torch_runner", "onnx_runner", "openvino_runner", "tflite_runner")
 
 
 class NoRouteError(UserError):
