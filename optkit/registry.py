@@ -36,6 +36,7 @@ _PASSES = (
     "openvino_compress_weights",
     "torch_to_tflite",
     "tflite_quantize",
+    "tflite_to_openvino",
 )
 
 _RUNNERS = ("torch_runner", "onnx_runner", "openvino_runner", "tflite_runner")

@@ -79,7 +79,10 @@ def run(artifact: Artifact, out_dir: Path, options: TfliteQuantize, context: Con
         raise StepError("the model is quantised already", subject="from",
                         hint="quantise the float model this one was made from")  # fmt: skip
     _check_patterns(model, options)
-    agreed = tflite_model.contract(model)
+    agreed = tflite_model.recorded(model)
+    if agreed is None:  # a file from elsewhere: the recipe's names for its dims
+        known = artifact.signature
+        agreed = Contract(known.inputs, known.outputs) if known else tflite_model.contract(model)
     with captured() as said, quiet():
         recipe = _recipe(options)
         quantizer = need("ai_edge_quantizer.quantizer", "ai-edge-quantizer").Quantizer(str(artifact.path))
