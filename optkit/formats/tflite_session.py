@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,8 @@ class TfliteSession:
 
     def __init__(self, path: Path, agreed: Contract, threads: int) -> None:
         self._path, self._agreed, self._threads = path, agreed, threads
-        self._runners: dict[str, Any] = {}
+        self._runners: dict[str, tuple[Any, Any, Any]] = {}
+        self._shapes: dict[str, list[Any]] = {}
         with captured():
             self._interpreter = tflite_model.interpreter(path, threads)
             keys = list(self._interpreter.get_signature_list())
@@ -74,7 +75,7 @@ class TfliteSession:
     def fitted(self, tensors: Tensors, sizes: Mapping[str, int], rows: int | None = None) -> Tensors:
         """A feed as the file's own signature of `sizes` takes it: padded, filled up to `rows`, in its own dtypes."""
         with captured():
-            details = self._runner(self._agreed.key(sizes) if sizes else self._key).get_input_details()
+            _, details, _ = self._runner(self._agreed.key(sizes) if sizes else self._key)
         padded = {name: sizes[name] for name in self._agreed.padded if name in sizes}
         feed = {}
         for spec in self._agreed.inputs:
@@ -143,10 +144,12 @@ class TfliteSession:
 
     # --- running
 
-    def _runner(self, key: str) -> Any:
+    def _runner(self, key: str) -> tuple[Any, Any, Any]:
+        """The runner of a signature, and what it says of its inputs and outputs."""
         if key not in self._runners:
             try:
-                self._runners[key] = self._interpreter.get_signature_runner(key)
+                runner = self._interpreter.get_signature_runner(key)
+                self._runners[key] = (runner, runner.get_input_details(), runner.get_output_details())
             except (ValueError, RuntimeError) as error:
                 raise StepError(
                     f"LiteRT cannot prepare signature {key!r}: {_first(error)}", details=str(error), subject="model"
@@ -154,22 +157,25 @@ class TfliteSession:
         return self._runners[key]
 
     def _run(self, key: str, tensors: Mapping[str, Any]) -> Tensors:
-        with captured():
-            runner = self._runner(key)
-            details, ends = runner.get_input_details(), runner.get_output_details()
+        shapes = [tensors[spec.name].shape for spec in self._agreed.inputs]
+        # LiteRT speaks only where it prepares a signature for other shapes than before.
+        with nullcontext() if self._shapes.get(key) == shapes else captured():
+            runner, details, ends = self._runner(key)
             feed = {spec.name: self._into(tensors[spec.name], spec, details[spec.name]) for spec in self._agreed.inputs}
             try:
                 results = runner(**feed)
             except (ValueError, RuntimeError) as error:
-                shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in tensors.items())
+                given = ", ".join(f"{name} {list(value.shape)}" for name, value in tensors.items())
                 self._interpreter = tflite_model.interpreter(self._path, self._threads)  # the old one stays broken
                 self._runners.clear()
+                self._shapes.clear()
                 raise StepError(
-                    f"LiteRT cannot run {self._path.name} on {shapes}: {_first(error)}",
+                    f"LiteRT cannot run {self._path.name} on {given}: {_first(error)}",
                     details=str(error),
                     subject="model",
                     hint="the file cannot be resized to this: convert it with the sizes it has to take",
                 ) from error
+        self._shapes[key] = shapes
         return {spec.name: self._out(results[spec.name], spec, ends[spec.name]) for spec in self._agreed.outputs}
 
     def _into(self, value: Any, spec: TensorSpec, detail: Mapping[str, Any]) -> Any:

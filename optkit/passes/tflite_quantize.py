@@ -44,6 +44,9 @@ class TfliteQuantize(Options):
     exclude: tuple[str, ...] = Field(
         (), description="regular expressions: an operator whose output tensor's name matches one stays float"
     )
+    excluded: Literal["float", "weight_only"] = Field(
+        "float", description="what excluded operators become; weight_only: int8 weights, float arithmetic"
+    )
     embeddings: bool = Field(True, description="with mode: selective, tables of EMBEDDING_LOOKUP in int8, weights only")
     max_samples: int | None = Field(None, ge=1, description="how many samples to calibrate on; default all")
 
@@ -53,6 +56,9 @@ class TfliteQuantize(Options):
             (self.io == "int8" and self.mode != "static", "io: int8 goes with mode: static"),
             (self.io == "int8" and bool(self.op_types), "io: int8 quantises everything: leave out op_types"),
             (self.mode not in STATIC and self.calibration is not None, f"mode: {self.mode} does not calibrate"),
+            (self.excluded != "float" and not self.exclude, "excluded needs exclude, with patterns"),
+            (self.excluded != "float" and self.mode in ("fp16", "weight_only"),
+             f"mode: {self.mode} leaves excluded operators float"),
             (self.mode not in STATIC and self.max_samples is not None, f"mode: {self.mode} takes no samples"),
         ) if holds]  # fmt: skip
         for pattern in self.exclude:
@@ -156,6 +162,8 @@ def _recipe(options: TfliteQuantize) -> Any:
             recipe.add_quantization_config(".*", end, algorithm_key=none)
     for pattern in options.exclude:
         recipe.add_quantization_config(pattern, ops.ALL_SUPPORTED, algorithm_key=none)
+        for name in HEAVY if options.excluded == "weight_only" else ():
+            recipe.add_weight_only_config(pattern, ops(name), 8)
     return recipe
 
 
@@ -280,24 +288,20 @@ def confirm(parent: Artifact, artifact: Artifact, options: TfliteQuantize, conte
             continue
         apart = any(pattern.search(tflite_look.scope(op, graph)) for pattern in excluded)
         dtype = tflite_model.dtype_of(weight)
-        if apart and dtype == "int8":
-            complaints.append(f"{label} was excluded and is quantised")
-        if not apart and dtype != held:
-            complaints.append(f"the weight of {label} is {dtype}, not {held}")
+        must = held if not apart else "int8" if options.excluded == "weight_only" else "float32"
+        if dtype != must:
+            complaints.append(f"the weight of {label} is {dtype}, not {must}" + (": it is excluded" if apart else ""))
         inputs = [graph.tensors[i] for i in op.inputs if i != -1]
         feed = next((t for t in inputs if t is not weight and len(t.shape if t.shape is not None else ()) > 1), None)
         got = tflite_model.dtype_of(feed) if feed is not None else activations
-        if activations and not apart and got != activations:
-            complaints.append(f"the input of {label} is {got}, not {activations}")
+        if activations and got != (activations if not apart else "float32"):
+            complaints.append(f"the input of {label} is {got}, not {activations if not apart else 'float32'}")
     for taken, given in tflite_model.signatures(model).values():
         said = {spec.name: spec.dtype for spec in (*agreed.inputs, *agreed.outputs)}
         for name, tensor in (*taken.items(), *given.items()):
-            must = "int8" if options.io == "int8" and said.get(name) == "float32" else None
-            dtype = tflite_model.dtype_of(tensor, name)
-            if must and dtype != must:
+            dtype, must = tflite_model.dtype_of(tensor, name), "int8" if options.io == "int8" else "float32"
+            if said.get(name) == "float32" and dtype != must:
                 complaints.append(f"{name!r} is {dtype} in the file, not {must}")
-            if options.io == "float" and said.get(name) == "float32" and dtype != "float32":
-                complaints.append(f"{name!r} is {dtype} in the file, not float32")
     return complaints
 
 

@@ -123,6 +123,11 @@ def test_op_types_and_exclude(conv: Made, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     _, notes = quantised(conv, tmp_path / "b", IMAGES, mode="selective", exclude=["^first"])
     assert notes["left_float"] == {"CONV_2D": 1}
+    (tmp_path / "c").mkdir()
+    made, notes = quantised(conv, tmp_path / "c", IMAGES, mode="selective", exclude=["^first"], excluded="weight_only")
+    assert notes["left_float"] == {}
+    assert notes["quantised"]["weights"] == 3
+    assert worst(conv, made, images) > 25
 
 
 def test_samples_are_streamed(conv: Made, tmp_path: Path) -> None:
@@ -180,6 +185,8 @@ def test_what_is_refused(conv: Made, text: Made, tmp_path: Path) -> None:
         {"mode": "dynamic", "max_samples": 3},
         {"exclude": ["("]},
         {"mode": "static", "io": "int8", "op_types": ["CONV_2D"]},
+        {"excluded": "weight_only"},
+        {"mode": "fp16", "exclude": ["a"], "excluded": "weight_only"},
         {"mode": "int4"},
     ],
 )
@@ -200,7 +207,7 @@ def test_confirm_reads_the_file(conv: Made, tmp_path: Path) -> None:
     assert "is float32, not float16" in complaints(parent, mode="fp16")
     assert "is int8, not int16" in complaints(static, mode="int16x8")
     assert "'image' is float32 in the file, not int8" in complaints(static, mode="static", io="int8")
-    assert "was excluded and is quantised" in complaints(static, mode="static", exclude=["second"])
+    assert "is int8, not float32: it is excluded" in complaints(static, mode="static", exclude=["second"])
 
     def renamed(model: Any, agreed: Any) -> Any:
         model.signatureDefs[0].outputs[0].name = b"scores"
