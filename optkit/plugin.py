@@ -159,6 +159,7 @@ EXTRAS: dict[str, str] = {
     "onnx": "onnx", "onnxruntime": "onnx", "onnxsim": "onnx", "onnx-ir": "onnx",
     "openvino": "openvino", "nncf": "openvino", "tokenizers": "transformers", "pillow": "images",
     "tensorrt_rtx": "tensorrt-rtx",
+    "ai-edge-litert": "tflite", "ai-edge-quantizer": "tflite", "litert-torch": "tflite", "litert-converter": "tflite",
 }  # fmt: skip
 
 

@@ -35,9 +35,12 @@ _PASSES = (
     "openvino_fp16",
     "openvino_quantize",
     "openvino_compress_weights",
+    "torch_to_tflite",
+    "tflite_quantize",
+    "tflite_to_openvino",
 )
 
-_RUNNERS = ("torch_runner", "onnx_runner", "openvino_runner", "tensorrt_runner")
+_RUNNERS = ("torch_runner", "onnx_runner", "openvino_runner", "tensorrt_runner", "tflite_runner")
 
 
 class NoRouteError(UserError):

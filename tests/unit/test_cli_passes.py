@@ -77,8 +77,9 @@ def test_examples_are_recipes_that_plan(tmp_path: Path) -> None:
     from optkit.planning import make_plan
     from optkit.recipe import recipe_from
 
-    models = {"onnx": {"onnx": "m.onnx"}, "openvino": {"openvino": "m.xml"}, "torch": {"pt2": "m.pt2"}}
-    for file in ("m.onnx", "m.xml", "m.bin", "m.pt2"):
+    models = {"onnx": {"onnx": "m.onnx"}, "openvino": {"openvino": "m.xml"}, "torch": {"pt2": "m.pt2"},
+              "tflite": {"file": "m.tflite"}}  # fmt: skip
+    for file in ("m.onnx", "m.xml", "m.bin", "m.pt2", "m.tflite"):
         (tmp_path / file).touch()
     for use in passes().values():
         steps = yaml.safe_load(example(use))["steps"]

@@ -1,0 +1,47 @@
+"""Runs TFLite models with LiteRT (ai-edge-litert) on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from optkit.artifact import Artifact
+from optkit.errors import UnavailableError
+from optkit.formats import tflite_look, tflite_model, tflite_session
+from optkit.plugin import Runner
+
+
+@contextmanager
+def open_model(
+    artifact: Artifact, device: str = "cpu", threads: int = 1, precision: str | None = None
+) -> Iterator[tflite_session.TfliteSession]:
+    """An open session, by the contract in the file (see `tflite_model.Contract`).
+
+    An input that the file holds as int32 takes int64 where the artifact's signature says so. Raises UnavailableError
+    for a device other than the CPU and for any precision, SourceError where the file is broken.
+    """
+    if device.partition(":")[0] != "cpu":
+        raise UnavailableError(f"LiteRT runs on the CPU here, not on {device!r}", hint="device: cpu")
+    if precision is not None:
+        raise UnavailableError(
+            f"LiteRT computes in the precision of the file and cannot be asked for {precision}",
+            hint="convert the model itself: tflite.quantize",
+        )
+    agreed = tflite_model.contract(tflite_model.read(artifact.path))
+    if artifact.signature is not None:
+        agreed = tflite_session.widened(agreed, artifact.signature.inputs)
+    with tflite_session.open_session(artifact.path, agreed, threads) as session:
+        yield session
+
+
+RUNNER = Runner(
+    format="tflite",
+    version=1,
+    main=tflite_model.MAIN,
+    suffixes=(".tflite",),
+    describe=tflite_model.describe,
+    open=open_model,
+    inspect=tflite_look.inspect,
+    tools=("ai-edge-litert",),
+    modules=("optkit.formats.warm_tflite",),
+)

@@ -1,0 +1,166 @@
+"""The TFLite runner: what it reads from files, how it composes and pads, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tflite_kit import IDS, IMAGE, MASK, converted, described, infer, rewritten, texts
+
+from optkit.artifact import Artifact, Signature, TensorSpec
+from optkit.errors import DataError, SourceError, StepError, UnavailableError
+from optkit.formats import tflite_model
+from optkit.runners.tflite_runner import RUNNER
+
+
+@pytest.fixture(scope="module")
+def conv(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return converted(tmp_path_factory.mktemp("conv"), "Conv", IMAGE)[1]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return converted(tmp_path_factory.mktemp("text"), "Masked", IDS, MASK, sizes={"batch": [1, 4], "sequence": [6, 12]},
+                     pad=["sequence"], int64="int32")[1]  # fmt: skip
+
+
+def plain(artifact: Artifact, path: Path) -> Artifact:
+    """The same file as another tool would leave it: without optkit's contract."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = tflite_model.read(artifact.path)
+    model.metadata = []
+    path.write_bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    return described(path)
+
+
+def test_a_file_of_another_tool(conv: Artifact, tmp_path: Path) -> None:
+    made = plain(conv, tmp_path / "other.tflite")
+    assert made.signature is not None
+    assert [str(s) for s in (*made.signature.inputs, *made.signature.outputs)] == [
+        "image: float32[image_0, 3, 12, 10]", "output: float32[output_0, 4]"]  # fmt: skip
+    feed = {"image": np.ones((3, 3, 12, 10), np.float32)}
+    np.testing.assert_array_equal(infer(made, feed)["output"], infer(conv, feed)["output"])
+
+
+def test_int64_over_int32_where_the_signature_says_so(text: Artifact, tmp_path: Path) -> None:
+    made = plain(text, tmp_path / "other.tflite")
+    assert made.signature is not None
+    assert {s.dtype for s in made.signature.inputs} == {"int32"}
+    feed = {name: np.stack([s[name] for s in texts(1)]) for name in ("input_ids", "attention_mask")}
+    with pytest.raises(DataError, match="is int64, the model takes int32"):
+        infer(made, feed)
+    wide = Signature(tuple(replace(s, dtype="int64") for s in made.signature.inputs), made.signature.outputs)
+    with RUNNER.open(replace(made, signature=wide)) as session:
+        assert "input_ids int64 as int32" in session.provider
+        assert session.infer(feed)["pooled"].shape == (1, 16)
+        with pytest.raises(DataError, match="int32 cannot hold"):
+            session.infer({**feed, "input_ids": feed["input_ids"] + 2**40})
+
+
+def test_batches_are_put_together_and_lengths_padded(text: Artifact) -> None:
+    feeds = {name: np.stack([s[name] for s in texts(9, length=7)]) for name in ("input_ids", "attention_mask")}
+    whole = infer(text, feeds)
+    assert whole["hidden"].shape == (9, 7, 16)
+    for row in (0, 5, 8):
+        one = infer(text, {name: value[row : row + 1] for name, value in feeds.items()})
+        np.testing.assert_allclose(whole["hidden"][row], one["hidden"][0], atol=1e-5)
+    with pytest.raises(DataError, match="holds it up to 12"):
+        infer(text, {name: np.ones((1, 13), np.int64) for name in feeds})
+
+
+def test_inspect(conv: Artifact, text: Artifact) -> None:
+    about = RUNNER.inspect(conv.path)
+    assert about["operators"]["CONV_2D"] == 2
+    assert about["operator_versions"]["CONV_2D"] >= 1
+    assert about["weights"]["float32"]["parameters"] == about["parameters"] == 3 * 8 * 9 + 8 + 8 * 8 * 9 + 8 + 8 * 4 + 4
+    assert about["precision"] == "float32 100 %"
+    assert about["quantised"] == {"tensors": 0, "per_channel": 0}
+    assert about["size_bytes"] == conv.path.stat().st_size
+    assert RUNNER.inspect(text.path)["fixed_sizes"] == {"batch": [1, 4], "sequence": [6, 12]}
+
+
+@pytest.mark.parametrize(
+    ("feed", "message", "hint"),
+    [
+        ({}, "'image' is missing", "takes image"),
+        ({"picture": 0, "image": 0}, "no input 'picture'", "image"),
+        ({"image": [1.0]}, "is a list", "asarray"),
+        ({"image": np.zeros((1, 3, 12, 10))}, "is float64, the model takes float32", "astype"),
+        ({"image": np.zeros((3, 12, 10), np.float32)}, "has 3 axes", r"value\[None\]"),
+        ({"image": np.zeros((1, 12, 10, 3), np.float32)}, "has shape", r"NHWC: give value.transpose\(0, 3, 1, 2\)"),
+        ({"image": np.zeros((1, 3, 9, 10), np.float32)}, "has shape", "resize or pad"),
+    ],
+)
+def test_wrong_inputs(conv: Artifact, feed: Any, message: str, hint: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        infer(conv, feed)
+    import re
+
+    assert re.search(hint, caught.value.hint)
+
+
+def test_sizes_that_disagree(text: Artifact) -> None:
+    feed = {"input_ids": np.ones((2, 6), np.int64), "attention_mask": np.ones((2, 5), np.int64)}
+    with pytest.raises(DataError, match="sequence is 5 in input 'attention_mask', but 6 in another"):
+        infer(text, feed)
+
+
+def test_devices_and_precisions(conv: Artifact) -> None:
+    for options in ({"device": "cuda"}, {"precision": "float64"}):
+        with pytest.raises(UnavailableError) as caught, RUNNER.open(conv, **options):
+            pass
+        assert caught.value.hint
+
+
+def test_a_size_the_graph_refuses_leaves_the_session_usable(conv: Artifact, tmp_path: Path) -> None:
+    def wider(model: Any, agreed: Any) -> Any:
+        graph = model.subgraphs[0]
+        graph.tensors[graph.inputs[0]].shapeSignature = [-1, 3, -1, 10]
+        return replace(agreed, inputs=(TensorSpec("image", "float32", ("batch", 3, "height", 10)),))
+
+    made = rewritten(conv, tmp_path / "wide.tflite", wider)
+    with RUNNER.open(replace(made, signature=None)) as session:
+        with pytest.raises(StepError, match=r"cannot run wide.tflite on image \[1, 3, 1, 10\]"):
+            session.infer({"image": np.ones((1, 3, 1, 10), np.float32)})
+        assert session.infer({"image": np.ones((2, 3, 12, 10), np.float32)})["output"].shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not a TFLite model"),
+        (b"not a model at all, but long enough to have a head", "is not a TFLite model"),
+        (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
+        (b"\x20\x00\x00\x00TFL3" + b"\xff" * 200, "is damaged"),
+    ],
+)
+def test_files_that_are_no_models(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(content)
+    for call in (lambda: RUNNER.describe(path, {}), lambda: RUNNER.inspect(path)):
+        with pytest.raises(SourceError, match=message):
+            call()
+
+
+def test_a_file_cut_short(conv: Artifact, tmp_path: Path) -> None:
+    whole = conv.path.read_bytes()
+    for share in (0.3, 0.7, 0.99):
+        path = tmp_path / "model.tflite"
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(SourceError, match="is damaged"):
+            RUNNER.describe(path, {})
+    with pytest.raises(SourceError, match="cannot be read"):
+        RUNNER.describe(tmp_path / "missing.tflite", {})
+
+
+def test_a_file_without_a_signature(conv: Artifact, tmp_path: Path) -> None:
+    def bare(model: Any, agreed: Any) -> None:
+        model.signatureDefs = []
+
+    made = rewritten(conv, tmp_path / "bare.tflite", bare)
+    with pytest.raises(SourceError, match="has no signature"), RUNNER.open(made):
+        pass
