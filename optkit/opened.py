@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from optkit import keys
 from optkit.artifact import Artifact, Dim, Signature, TensorSpec
+from optkit.common_inputs import UNKNOWN
 from optkit.deliver import RECORD, SCHEMA
 from optkit.errors import UserError, did_you_mean
 from optkit.recipe import Recipe, recipe_from
@@ -95,7 +96,7 @@ def open_artifact(
     """
     if threads is not None and threads < 1:
         raise UserError(f"threads is {threads}", hint="at least 1; None takes all cores")
-    sizes = ranges_of(dims)
+    sizes = sizes_to_try(inputs, ranges_of(dims))
     with tempfile.TemporaryDirectory(prefix="optkit-open-") as folder:  # a descriptor is read once, on opening
         artifact, _ = artifact_at(str(path), inputs, sizes, Path(folder))
         return Model(artifact, device, threads or keys.cores(), sizes)
@@ -168,6 +169,11 @@ def ranges_of(dims: Ranges | None) -> dict[str, Dim]:
 
 
 _SIZES = {"min", "opt", "max"}
+
+
+def sizes_to_try(inputs: Mapping[str, Mapping[str, Any]] | None, dims: Mapping[str, Dim]) -> dict[str, Dim]:
+    """The range of each dim that `inputs` name: as stated, or a small one, which will do to look at a model."""
+    return {d: UNKNOWN for spec in specs_of(inputs) for d in spec.dynamic} | dict(dims)
 
 
 def specs_of(inputs: Mapping[str, Mapping[str, Any]] | None) -> tuple[TensorSpec, ...]:

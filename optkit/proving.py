@@ -15,7 +15,7 @@ from optkit.deferral import first_verdicts
 from optkit.errors import UserError
 from optkit.judging import judge_case, judge_cases
 from optkit.livedata import Data, dataset_entry
-from optkit.opened import Ranges, artifact_at, delivered, dims_at, ranges_of, read_record, specs_of
+from optkit.opened import Ranges, artifact_at, delivered, dims_at, ranges_of, read_record, sizes_to_try, specs_of
 from optkit.parity.bounds import METRICS, Bound, BoundError, parse_bound
 from optkit.parity.cases import make_cases
 from optkit.planning import Check
@@ -47,6 +47,7 @@ def compare(
     """
     stated = tuple(_bound(text) for text in bounds)
     asked = ranges_of(dims)
+    tried = sizes_to_try(inputs, asked)
     with tempfile.TemporaryDirectory(prefix="optkit-check-") as temporary:
         work = Path(temporary)
         sides: list[tuple[Artifact, Mapping[str, Dim]]] = []
@@ -57,14 +58,14 @@ def compare(
         with Pool(1, work / "logs") as pool:
             for number, ref in enumerate((str(a), str(b))):
                 (folder := work / str(number)).mkdir()
-                artifact, model = artifact_at(ref, inputs, asked, folder)
+                artifact, model = artifact_at(ref, inputs, tried, folder)
                 section = section or model
                 ranges: Mapping[str, Dim] = {}
                 if artifact.signature is not None:
                     ranges = dims_at(Path(ref))
                 else:
                     told = _ask(pool, {
-                        **common, "task": "source", "artifact": artifact.to_json(), "dims": keys.dims_json(asked),
+                        **common, "task": "source", "artifact": artifact.to_json(), "dims": keys.dims_json(tried),
                         "inputs": [t.to_json() for t in specs_of(inputs)],
                     }, work)  # fmt: skip
                     artifact = artifact.with_signature(Signature.from_json(told["signature"]))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import pickletools
+import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from optkit.artifact import Artifact, digest_of
 from optkit.cache import Cache
-from optkit.data.imports import local_files, locate_module
+from optkit.data.imports import local_files, locate_module, project_root
 from optkit.disk import FULL
 from optkit.errors import SourceError
 from optkit.protobuf import external_files
@@ -183,7 +185,39 @@ def _torch(recipe: Recipe) -> tuple[dict[str, Any], list[Any], list[Path]]:
     }[type(model)]
     path = recipe.path(getattr(model, key)).absolute()
     trusted = getattr(model, "trust_pickle", False)
-    return {**common, "kind": kind, "path": str(path), "trust_pickle": trusted}, [common, kind], [path]
+    code = _pickled_code(path) if isinstance(model, PickleSource) else []
+    return {**common, "kind": kind, "path": str(path), "trust_pickle": trusted}, [common, kind], [path, *code]
+
+
+def _pickled_code(path: Path) -> list[Path]:
+    """The source files, none of an installed package, of the classes that a pickled module names; nothing is run."""
+    if not zipfile.is_zipfile(path):
+        return []
+    modules: dict[str, None] = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            if member.endswith("/data.pkl"):
+                modules |= dict.fromkeys(_pickled_modules(archive.read(member)))
+    files: dict[Path, None] = {}
+    for name in modules:
+        if project_root(name.split(".")[0]) and (file := locate_module(name)):
+            files |= dict.fromkeys(local_files(file, name))
+    return sorted(files, key=lambda p: (p.name, p))
+
+
+def _pickled_modules(data: bytes) -> Iterator[str]:
+    """The modules of what a pickle refers to by name."""
+    texts: list[str] = []
+    try:
+        for opcode, value, _ in pickletools.genops(data):
+            if opcode.name in ("GLOBAL", "INST"):
+                yield str(value).split(" ")[0]
+            elif opcode.name == "STACK_GLOBAL" and len(texts) > 1:
+                yield texts[-2]
+            elif isinstance(value, str):
+                texts.append(value)
+    except ValueError:  # whoever loads the file says what is wrong with it
+        return
 
 
 def _code_of(recipe: Recipe, place: str, is_file: bool) -> Iterable[Path]:

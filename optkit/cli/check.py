@@ -57,9 +57,10 @@ def command(a: str, b: str, data: str | None, bounds: tuple[str, ...], inputs: t
     from optkit.api import compare
     from optkit.cli.console import waiting
     from optkit.cli.failure import lines
+    from optkit.cli.flags import example_flags
     from optkit.errors import UserError
     from optkit.parity.bounds import BoundError, parse_bound
-    from optkit.shorthand import parse_dim, parse_input
+    from optkit.shorthand import model_section, parse_dim, parse_input
 
     for text in bounds:
         try:
@@ -67,10 +68,14 @@ def command(a: str, b: str, data: str | None, bounds: tuple[str, ...], inputs: t
         except BoundError as error:
             raise UserError(f"--bound: {error}", hint=error.hint) from None
     ranges = {name: (r["min"], r.get("opt", r["min"]), r["max"]) for name, r in map(parse_dim, dims)}
-    with waiting(f"comparing {b} with {a}", quiet):
-        result = compare(
-            a, b, data=data, bounds=bounds, inputs=dict(map(parse_input, inputs)) or None, dims=ranges or None
-        )
+    given = dict(map(parse_input, inputs))
+    try:
+        with waiting(f"comparing {b} with {a}", quiet):
+            result = compare(a, b, data=data, bounds=bounds, inputs=given or None, dims=ranges or None)
+    except UserError as error:
+        if error.subject == "inputs" and not given:
+            error.hint = example_flags(model_section(a if error.what.startswith(f"{a}: ") else b))
+        raise
     if as_json:
         click.echo(json.dumps(result, indent=1))
     elif not quiet:

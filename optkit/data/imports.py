@@ -71,7 +71,7 @@ def local_files(start: Path, module: str | None = None) -> list[Path]:
             found = list(_locate(at, name))
             if not found:
                 if name[0] not in homes:
-                    homes[name[0]] = _project(name[0])
+                    homes[name[0]] = project_root(name[0])
                 if (other := homes[name[0]]) is not None:
                     pending += [(*inner, other) for inner in _locate(other, name)]
             pending += [(*inner, at) for inner in found]
@@ -81,7 +81,7 @@ def local_files(start: Path, module: str | None = None) -> list[Path]:
 _INSTALLED_IN = ("site-packages", "dist-packages")
 
 
-def _project(top: str) -> Path | None:
+def project_root(top: str) -> Path | None:
     """The folder a top-level name would be imported from; None for the standard library and installed packages."""
     spec = None if top in sys.stdlib_module_names or top == "optkit" else find_top(top)
     if spec is None or (spec.origin is not None and not spec.origin.endswith(".py")):

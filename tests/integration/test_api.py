@@ -394,7 +394,10 @@ def test_a_torch_model_is_compared_with_what_became_of_it(
     assert "inputs={" in caught.value.hint
     with pytest.raises(UserError, match="does not say what goes into it"):
         optkit.open_artifact(f"{tmp_path / 'models.py'}:net")
-    with optkit.open_artifact(f"{tmp_path / 'models.py'}:net", inputs=inputs, dims={"n": (1, 3)}) as opened:
+    told = optkit.compare(f"{tmp_path / 'models.py'}:net", report.path("onnx"), inputs=inputs, data=Loader(5))
+    assert told["held"]
+    assert told["dims"] == {"n": {"min": 1, "opt": 4, "max": 8}}  # nobody said otherwise, but for the delivery
+    with optkit.open_artifact(f"{tmp_path / 'models.py'}:net", inputs=inputs) as opened:
         assert set(opened(image=IMAGE)) == {"logits", "hidden"}
 
 

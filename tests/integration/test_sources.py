@@ -197,6 +197,19 @@ def test_an_importable_module_counts_with_its_package(
         source_artifact(recipe, Cache(tmp_path / "cache"))
 
 
+def test_the_code_of_a_pickled_module_counts(
+    built: tuple[Path, Any], repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(repo / "models")
+    change = (TORCH, "pickle: whole.pt\n  trust_pickle: true")
+    before = digest(repo, tmp_path / "cache", change)
+    append("models/helpers.py")(repo)
+    after = digest(repo, tmp_path / "cache", change)
+    assert after != before
+    monkeypatch.undo()  # without its code it cannot be loaded, which is told when it is
+    assert digest(repo, tmp_path / "cache", change) not in (before, after)
+
+
 def test_a_big_file_is_not_read_for_a_plan(plain: Path, tmp_path: Path) -> None:
     with (plain / "w.safetensors").open("r+b") as handle:
         handle.truncate(65 << 20)
