@@ -351,6 +351,8 @@ def check(step: Data, say: Say) -> Data:
                 total += count
                 say(f"checking, {case.name}", (number + min(1.0, total / max(1, len(dataset)))) / len(cases))
             results.append({**case.to_json(), "samples": total, **{role: c.result() for role, c in compared.items()}})
+        if single:  # alone, as `verify` feeds them: dynamic quantisation answers a sample by the batch it is in
+            vectors = [(given, session.infer(adapted(given, artifact.signature)), said) for given, _, said in vectors]
         provider = session.provider
     if vectors:
         arrays = {}

@@ -100,16 +100,26 @@ class Commands(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
+interrupted = False
+"""Whether a signal asked this process to end: an import it broke into may raise any error in its stead."""
+
+
+def _interrupt(number: int, frame: object) -> None:
+    global interrupted
+    interrupted = True
+    raise KeyboardInterrupt
+
+
 def _end_in_order() -> None:
     """Take SIGTERM and SIGHUP as Ctrl-C: workers are stopped, the terminal is restored, the report is written."""
     import signal
     import threading
 
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)  # Windows has no SIGHUP
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, signal.default_int_handler)
+            if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                signal.signal(number, _interrupt)
 
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:

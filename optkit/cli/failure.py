@@ -15,6 +15,8 @@ INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT
 
 def show(error: BaseException, arguments: list[str]) -> int:
     """Print an error that ended a command on stderr; returns the exit code it deserves."""
+    from optkit import cli
+
     if isinstance(error, OptkitError):
         tell(describe(error))
         return error.exit_code
@@ -28,7 +30,7 @@ def show(error: BaseException, arguments: list[str]) -> int:
     if isinstance(error, click.ClickException):
         tell(lines("error", error.format_message(), "", ""))
         return 2
-    if isinstance(error, KeyboardInterrupt | click.Abort):
+    if isinstance(error, KeyboardInterrupt | click.Abort) or (cli.interrupted and isinstance(error, Exception)):
         tell("interrupted")
         return INTERRUPTED_EXIT_CODE
     if known := _of_the_system(error):
