@@ -170,7 +170,9 @@ def route(source: str, target: str) -> tuple[Pass, ...]:
     reachable = sorted(seen - {source})
     raise NoRouteError(
         f"no conversion leads from {source} to {target}",
-        hint=f"from {source} you can reach: {', '.join(reachable) or 'nothing'}",
+        hint=f"from {source} you can reach: {', '.join(reachable)}"
+        if reachable
+        else f"nothing converts from {source}: take this step from an earlier one, or from the source",
     )
 
 
