@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,39 +25,9 @@ from optkit.recipe import SOURCE, HuggingFaceSource
 from optkit.registry import get_runner
 from optkit.report import SCHEMA, Report, exit_code_of
 from optkit.sources import source_artifact
+from optkit.stepstate import StepState
 
 _SETUP_LIMIT_SECONDS = 3600.0
-
-
-@dataclass
-class _State:
-    """Where a step has got to. `phase`: waiting, running, made, checking, done."""
-
-    step: Step
-    phase: str = "waiting"
-    status: str = "skipped"
-    key: str = ""
-    artifact: Artifact | None = None
-    notes: Mapping[str, Any] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=lambda: {"run": 0.0, "check": 0.0})
-    cached: dict[str, bool] = field(default_factory=lambda: {"run": False, "check": False})
-    peak_bytes: int | None = None
-    error: dict[str, Any] | None = None
-    blocked_by: str | None = None
-    check: dict[str, Any] | None = None
-    vectors: Path | None = None
-    replay: str | None = None
-    deferred: dict[str, Any] | None = None
-    staged: Path | None = None
-
-    @property
-    def proven(self) -> bool:
-        return self.status in ("passed", "waived")
-
-    @property
-    def usable(self) -> bool:
-        """Whether steps may follow: it is proven, or the recipe says that its proof comes later."""
-        return self.proven or (self.status == "deferred" and self.step.on_target)
 
 
 def execute(
@@ -130,7 +99,7 @@ class _Run:
             listen,
         )
         self.scratch = scratch
-        self.states = {s.id: _State(s) for s in plan.steps}
+        self.states = {s.id: StepState(s) for s in plan.steps}
         self.started = time.perf_counter()
         self.began = datetime.now(UTC)
         self.unsigned = Artifact(plan.recipe.source_format, Path(), "")
@@ -254,13 +223,13 @@ class _Run:
     def judge_key(self) -> str:
         return self.data_keys[self.recipe.check_on]
 
-    def advance_step(self, state: _State) -> None:
+    def advance_step(self, state: StepState) -> None:
         if state.phase == "waiting":
             self.start_step(state)
         if state.phase == "made":
             self.start_check(state)
 
-    def start_step(self, state: _State) -> None:
+    def start_step(self, state: StepState) -> None:
         step = state.step
         parent = self.states.get(step.parent)
         if parent is not None and parent.phase == "done" and not parent.usable:
@@ -284,13 +253,13 @@ class _Run:
             }, {*step.use.modules}, step.timeout_seconds, step.python)  # fmt: skip
             state.phase = "running"
 
-    def set_made(self, state: _State, entry: Entry) -> None:
+    def set_made(self, state: StepState, entry: Entry) -> None:
         state.artifact = _artifact_in(entry)
         state.notes = entry.data["notes"]
         state.peak_bytes = entry.data.get("peak_bytes")
         state.phase = "made"
 
-    def start_check(self, state: _State) -> None:
+    def start_check(self, state: StepState) -> None:
         step = state.step
         assert state.artifact is not None
         if step.check.waived is not None:
@@ -328,7 +297,7 @@ class _Run:
     def artifact_of(self, step_id: str) -> Artifact | None:
         return self.source if step_id == SOURCE else self.states[step_id].artifact
 
-    def set_checked(self, state: _State, entry: Entry) -> None:
+    def set_checked(self, state: StepState, entry: Entry) -> None:
         assert self.record is not None
         assert state.artifact is not None
         noise = self.record.data.get("noise")
@@ -338,7 +307,7 @@ class _Run:
         state.vectors = vectors if vectors.is_file() else None
         self.finish(state, "passed" if state.check["held"] else "failed")
 
-    def set_deferred(self, state: _State, result: Mapping[str, Any], staged: Path | None) -> None:
+    def set_deferred(self, state: StepState, result: Mapping[str, Any], staged: Path | None) -> None:
         """No verdict here: keep the reason, what the target needs to give one, and the nearest verdict there is."""
         assert staged is not None
         error = self.located(from_json(result["deferred"]), state.step)
@@ -348,11 +317,11 @@ class _Run:
         state.vectors = self.scratch / "vectors" / f"{digest_of(state.step.id)[:16]}.npz"
         state.vectors.parent.mkdir(exist_ok=True)
         (staged / "vectors.npz").replace(state.vectors)
-        before = [self.step_json(self.states[a]) for a in self.plan.ancestors(state.step.id)[:-1]]
+        before = [self.states[a].to_json() for a in self.plan.ancestors(state.step.id)[:-1]]
         state.deferred = {"beside": beside(before), "cases": [c.to_json() for c in self.cases]}
         self.finish(state, "deferred")
 
-    def check_json(self, state: _State, cases: list[dict[str, Any]], provider: str | None) -> dict[str, Any]:
+    def check_json(self, state: StepState, cases: list[dict[str, Any]], provider: str | None) -> dict[str, Any]:
         check = state.step.check
         return {
             "against": SOURCE,
@@ -461,7 +430,7 @@ class _Run:
                 key, {"noise": result["noise"], "provider": result["provider"], "seconds": result["seconds"]}, staged
             )
 
-    def take_step(self, state: _State, phase: str, result: Mapping[str, Any], staged: Path | None) -> None:
+    def take_step(self, state: StepState, phase: str, result: Mapping[str, Any], staged: Path | None) -> None:
         state.seconds[phase] = result["seconds"]
         state.replay = str(self.out / "logs" / f"{phase}-{state.step.id}" / "step.json")
         if not result["ok"]:
@@ -490,33 +459,18 @@ class _Run:
         error.where = self.recipe.place_of(subject) if subject else None
         return error
 
-    def finish(self, state: _State, status: str) -> None:
+    def finish(self, state: StepState, status: str) -> None:
         state.phase, state.status = "done", status
         seconds = sum(state.seconds.values())
         text = state.blocked_by or (state.error or {}).get("what", "")
         cached = state.cached["run"] and (state.cached["check"] or status == "waived")
-        self.listen(StepFinished(state.step.id, status, seconds, cached, text, self.step_json(state)))  # type: ignore[arg-type]
+        self.listen(StepFinished(state.step.id, status, seconds, cached, text, state.to_json()))  # type: ignore[arg-type]
 
     # --- the report
 
-    def step_json(self, state: _State) -> dict[str, Any]:
-        step, artifact = state.step, state.artifact
-        return {
-            "id": step.id, "pass": step.use.name, "options": step.options_json(), "parent": step.parent,
-            "implied": step.implied, "fidelity": step.use.fidelity, "target": step.use.target,
-            "on_target": step.on_target, "data": step.data, "status": state.status, "seconds": state.seconds,
-            "cached": state.cached, "peak_bytes": state.peak_bytes, "where": str(step.where) if step.where else None,
-            "artifact": {"format": artifact.format, "digest": artifact.digest, "size_bytes": artifact.size_bytes,
-                         "path": str(artifact.path), "files": list(artifact.files),
-                         "signature": artifact.signature.to_json() if artifact.signature else None}
-            if artifact else None,
-            "notes": state.notes, "error": state.error, "blocked_by": state.blocked_by, "check": state.check,
-            "deferred": state.deferred, "replay": state.replay,
-        }  # fmt: skip
-
     def report(self, code: int | None) -> Report:
         source = self.source
-        steps = [self.step_json(s) for s in self.states.values()]
+        steps = [s.to_json() for s in self.states.values()]
         data: dict[str, Any] = {
             "schema": SCHEMA, "optkit": __version__, "name": self.recipe.name,
             "recipe": {"path": str(self.recipe.document.file) if self.recipe.document.file else None,
@@ -537,7 +491,7 @@ class _Run:
         data["seconds"] = round(time.perf_counter() - self.started, 3)
         return Report(data)
 
-    def hand_over(self, state: _State, run: Mapping[str, Any]) -> dict[str, Any]:
+    def hand_over(self, state: StepState, run: Mapping[str, Any]) -> dict[str, Any]:
         step_id = state.step.id
         folder = self.out / step_id
         row = {
@@ -550,8 +504,8 @@ class _Run:
         if not (state.proven or state.status == "deferred") or state.artifact is None:
             clear(folder)
             return row
-        chain = [self.step_json(self.states[a]) for a in self.plan.ancestors(step_id)]
-        deliver(state.artifact, folder, step=self.step_json(state), chain=chain, run=run, vectors=state.vectors)
+        chain = [self.states[a].to_json() for a in self.plan.ancestors(step_id)]
+        deliver(state.artifact, folder, step=state.to_json(), chain=chain, run=run, vectors=state.vectors)
         return {**row, "path": str(folder), "size_bytes": state.artifact.size_bytes}
 
 

@@ -67,7 +67,8 @@ def assert_pass_contract(
     `out_dir` alone; that its input, its options and the working directory stay as they were; that its notes are JSON
     data; that it kept what `keeps` promises, and finds itself in order (`confirm`). Raises AssertionError.
     """
-    from optkit.tasks import promised, reread
+    from optkit.signatures import promised
+    from optkit.tasks import reread
 
     _assert_described(use)
     given = use.options.model_validate(dict(options))

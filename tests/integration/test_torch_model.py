@@ -564,7 +564,8 @@ def test_inspect_of_a_descriptor(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     folder = tmp_path_factory.mktemp("bert")
     config = transformers.BertConfig(
         vocab_size=50,
