@@ -257,6 +257,18 @@ def _is_counted(op: Any) -> bool:
     return op.get_type_name() == "Constant" and bool(COUNTED.fullmatch(name)) and name not in op.output(0).get_names()
 
 
+def name_by_place(model: Any) -> None:
+    """Names from the process-wide counter, also those an operator took over from one it replaced, by position.
+
+    For models whose source has no operator names that look like them (torch, TFLite): equal models give equal files,
+    and names that can be relied on.
+    """
+    model.set_friendly_name("model")
+    for index, op in enumerate(model.get_ordered_ops()):
+        if COUNTED.fullmatch(op.get_friendly_name()):
+            op.set_friendly_name(f"{op.get_type_name()}_{index}")
+
+
 def rename(model: Any, input_names: Sequence[str], output_names: Sequence[str]) -> None:
     """Give a model's inputs and outputs these names, in the model's order, and no others. Raises StepError.
 

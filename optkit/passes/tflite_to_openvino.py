@@ -55,6 +55,7 @@ def run(artifact: Artifact, out_dir: Path, options: TfliteToOpenVino, context: C
         parameters = dict(zip(ports[0], converted.get_parameters(), strict=True))
         results = dict(zip(ports[1], converted.get_results(), strict=True))
         converted = ov.Model([results[n] for n in wanted[1]], [parameters[n] for n in wanted[0]], "model")
+    openvino_model.name_by_place(converted)
     bounded = openvino_model.bound_dims(converted, context.inputs, context.dims) if options.bound_dims else ()
     context.progress("write", None)
     known = artifact.signature.outputs if artifact.signature else ()

@@ -55,7 +55,7 @@ def run(artifact: Artifact, out_dir: Path, options: TorchToOpenVino, context: Co
     _set_inputs(ov, converted, [next(s for s in inputs if s.name == name) for name in order], context)
     openvino_model.rename(converted, order, _output_names(model, converted, inputs, context))
     converted = _in_order(ov, converted, inputs, context.outputs or model.output_names or ())
-    _name_by_place(converted)
+    openvino_model.name_by_place(converted)
     bounded = openvino_model.bound_dims(converted, inputs, context.dims) if options.bound_dims else ()
     seconds["convert"] = round(time.perf_counter() - since, 3)
     context.progress("write", None)
@@ -74,17 +74,6 @@ def _check_distinct(program: Any, names: Sequence[str]) -> None:
                 subject="outputs",
                 hint="declare one of them alone, or go by way of ONNX: to: onnx first",
             )
-
-
-def _name_by_place(converted: Any) -> None:
-    """Names from OpenVINO's process-wide counter, also those an operator took over from one it replaced, by position.
-
-    No name of a torch model looks like them, so equal models give equal files, and names that can be relied on.
-    """
-    converted.set_friendly_name("model")
-    for index, op in enumerate(converted.get_ordered_ops()):
-        if openvino_model.COUNTED.fullmatch(op.get_friendly_name()):
-            op.set_friendly_name(f"{op.get_type_name()}_{index}")
 
 
 def _fed(model: torch_model.TorchModel) -> list[str]:
