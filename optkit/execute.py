@@ -100,6 +100,8 @@ class _Run:
         )
         self.scratch = scratch
         self.states = {s.id: StepState(s) for s in plan.steps}
+        # The step with the longest way still below it goes first, so that no worker idles at the end.
+        self.urgent = sorted(self.states.values(), key=lambda state: -plan.height(state.step.id))
         self.started = time.perf_counter()
         self.began = datetime.now(UTC)
         self.unsigned = Artifact(plan.recipe.source_format, Path(), "")
@@ -158,7 +160,7 @@ class _Run:
         moved = True
         while moved:
             moved = False
-            for state in self.states.values():
+            for state in self.urgent:
                 before = (state.phase, state.status)
                 self.advance_step(state)
                 moved |= before != (state.phase, state.status)

@@ -77,6 +77,10 @@ class Plan:
         """The steps that take this one's output."""
         return tuple(s for s in self.steps if s.parent == step_id)
 
+    def height(self, step_id: str) -> int:
+        """How many steps the longest chain from this one down has, itself counted."""
+        return 1 + max((self.height(child.id) for child in self.children(step_id)), default=0)
+
     def ancestors(self, step_id: str) -> tuple[str, ...]:
         """Ids from the source (excluded) down to and with `step_id`."""
         chain: list[str] = []

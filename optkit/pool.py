@@ -22,6 +22,9 @@ from optkit.errors import OptkitError, StepCrashed, StepError, StepTimeout
 _QUIET = {"PYTHONUNBUFFERED": "1", "OPENVINO_TELEMETRY_OPT_OUT": "1", "HF_HUB_OFFLINE": "1",
           "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}  # fmt: skip
 
+# Workers share the cores: a thread that spins while it waits takes its core from another worker's task.
+_SHARED = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+
 
 @dataclass(frozen=True)
 class Message:
@@ -207,7 +210,7 @@ class Pool:
 
     def _environment(self, python: str) -> dict[str, str]:
         """A worker's environment: it finds what this process finds, or in another interpreter optkit and no more."""
-        env = {**os.environ, **_QUIET, "PYTHONSAFEPATH": "1"}
+        env = {**_SHARED, **os.environ, **_QUIET, "PYTHONSAFEPATH": "1"}
         for name in ("PYTHONPATH", "PYTHONSAFEPATH"):  # the worker puts these back, for the programs passes start
             if name in os.environ:
                 env[f"OPTKIT_{name}"] = os.environ[name]

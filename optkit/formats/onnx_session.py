@@ -40,6 +40,7 @@ def open_session(
         )
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # workers share the cores
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # errors come as exceptions; warnings concern choices made on purpose
     if not optimise:
