@@ -36,12 +36,10 @@ class Dim:
         size, on 1, or on divisibility by a power of two.
         """
         named = [self.min, self.opt, self.max]
-        inside = (
-            [n for n in range(self.max - 1, self.min, -1) if n not in named]
-            if self.max - self.min < 4096
-            else [n for n in range(self.min + (self.max - self.min) // 2, self.min, -1) if n not in named]
-        )
-        middle = sorted(inside, key=lambda n: (n % 2 == 0, abs(n - (self.min + self.max) // 2)))
+        centre = (self.min + self.max) // 2
+        # Four odd numbers lie this near to any centre, and at most three of them are taken.
+        near = [n for n in range(centre + 4, centre - 5, -1) if self.min < n < self.max and n not in named]
+        middle = sorted(near, key=lambda n: (n % 2 == 0, abs(n - centre)))
         return tuple(dict.fromkeys(named + middle[:1]))
 
 

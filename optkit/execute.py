@@ -106,7 +106,6 @@ class _Run:
         self.began = datetime.now(UTC)
         self.unsigned = Artifact(plan.recipe.source_format, Path(), "")
         self.source: Artifact | None = None
-        self.source_seconds = 0.0
         self.data_keys: dict[str, str] = {}
         self.data_info: Mapping[str, Any] | None = None
         self.record: Entry | None = None
@@ -114,7 +113,6 @@ class _Run:
         self.dims = dict(plan.recipe.dims)
         self.threads = plan.recipe.threads or keys.cores()
         self.busy: set[str] = set()
-        self.began_at: dict[str, float] = {}
         self.staging: dict[str, Path] = {}
         self.warmed = 0
 
@@ -180,7 +178,6 @@ class _Run:
     def set_source(self, entry: Entry) -> None:
         signature = Signature.from_json(entry.data["signature"])
         self.source = self.unsigned.with_signature(signature)
-        self.source_seconds = entry.data.get("seconds", 0.0)
         for name in self.recipe.dims:
             if name not in signature.dynamic:
                 error = SourceError(
@@ -393,7 +390,6 @@ class _Run:
         self.listen(StepStarted(step_id or SOURCE, phase))
         self.pool.submit(task, {**common, **step}, folder, limit, python, loads)
         self.busy.add(task)
-        self.began_at[task] = time.perf_counter()
 
     def take(self, message: Message) -> None:
         phase, _, step_id = message.task.partition(":")

@@ -30,7 +30,6 @@ class StepState:
     vectors: Path | None = None
     replay: str | None = None
     deferred: dict[str, Any] | None = None
-    staged: Path | None = None
 
     @property
     def proven(self) -> bool:
