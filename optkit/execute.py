@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from optkit.judging import judge_cases
 from optkit.parity.cases import Case, make_cases
 from optkit.planning import Plan, Step
 from optkit.pool import Message, Pool
+from optkit.racing import SECONDS, heats, musts, speed_of
 from optkit.recipe import SOURCE, HuggingFaceSource
 from optkit.registry import get_runner
 from optkit.report import SCHEMA, Report, exit_code_of
@@ -112,6 +113,7 @@ class _Run:
         self.cases: tuple[Case, ...] = ()
         self.dims = dict(plan.recipe.dims)
         self.threads = plan.recipe.threads or keys.cores()
+        self.heats = heats(plan)
         self.busy: set[str] = set()
         self.staging: dict[str, Path] = {}
         self.warmed = 0
@@ -130,11 +132,12 @@ class _Run:
                 self.data_keys[name] = key
             while True:
                 self.advance()
-                if all(s.phase == "done" for s in self.states.values()):  # whatever still warms up is not waited for
-                    break
+                if all(s.phase == "done" for s in self.states.values()) and not self.races():
+                    break  # whatever still warms up is not waited for
                 message = self.pool.wait(0.1)
                 if message is not None:
                     self.take(message)
+            self.judge_musts()
         except KeyboardInterrupt:
             code = 130
         finally:
@@ -335,6 +338,55 @@ class _Run:
             "cases": cases,
         }
 
+    def races(self) -> bool:
+        """Measure speeds, one race at a time while nothing else runs; whether there is something to wait for."""
+        while self.heats and not self.busy:
+            parent_id, steps = next(iter(self.heats.items()))
+            there = [self.states[s.id] for s in steps if self.states[s.id].proven]
+            if not there or not (parent_id == SOURCE or self.states[parent_id].proven):
+                del self.heats[parent_id]
+                continue
+            entry = self.cache.get(self.race_key(parent_id, there))
+            if entry is None:
+                artifacts = {parent_id: self.artifact_of(parent_id), **{s.step.id: s.artifact for s in there}}
+                self.submit(f"race:{parent_id}", {
+                    "task": "race", "artifacts": {name: a.to_json() for name, a in artifacts.items() if a},
+                    "check_on": self.recipe.check_on, "case": self.cases[0].to_json(),
+                    "seconds": SECONDS * len(artifacts), "out": str(self.stage(f"race:{parent_id}")),
+                }, {"numpy"})  # fmt: skip
+                return True
+            self.set_raced(parent_id, entry.data)
+        return bool(self.heats)
+
+    def race_key(self, parent_id: str, there: Sequence[StepState]) -> str:
+        artifacts = [a for a in (self.artifact_of(parent_id), *(s.artifact for s in there)) if a]
+        return keys.race_key(self.recipe, artifacts, self.judge_key, self.cases[0], self.threads)
+
+    def set_raced(self, parent_id: str, race: Mapping[str, Any]) -> None:
+        for step in self.heats.pop(parent_id):
+            if self.states[step.id].proven:
+                self.states[step.id].speed = speed_of(parent_id, step.id, race)
+
+    def take_race(self, parent_id: str, result: Mapping[str, Any]) -> None:
+        there = [s for s in (self.states[step.id] for step in self.heats[parent_id]) if s.proven]
+        if result["ok"]:
+            race = {name: result[name] for name in ("entrants", "sizes", "threads")}
+            self.set_raced(parent_id, self.cache.put(self.race_key(parent_id, there), race).data)
+            return
+        del self.heats[parent_id]
+        for state in there:  # what was proven stays proven; a step that must be faster fails by it
+            state.untimed = f"its speed could not be measured: {result['error']['what']}"
+
+    def judge_musts(self) -> None:
+        """Hold each step against what it must be beside its parent."""
+        for state in self.states.values():
+            parent = self.artifact_of(state.step.parent)
+            if state.step.must and state.proven and state.artifact and parent:
+                sizes = state.artifact.size_bytes, parent.size_bytes
+                state.musts = musts(state.step, *sizes, state.speed, state.untimed)
+                if not all(m["held"] for m in state.musts):
+                    self.finish(state, "failed")
+
     def source_modules(self) -> set[str]:
         extra = {"optkit.formats.warm_transformers"} if isinstance(self.recipe.model, HuggingFaceSource) else set()
         return {*get_runner(self.recipe.source_format).modules, *extra}
@@ -401,7 +453,9 @@ class _Run:
         try:
             if phase == "warm":
                 return
-            if phase in ("run", "check"):
+            if phase == "race":
+                self.take_race(step_id, result)
+            elif phase in ("run", "check"):
                 self.take_step(self.states[step_id], phase, result, staged)
             elif not result["ok"]:
                 raise self.located(

@@ -214,6 +214,25 @@ def check_key(
     )
 
 
+def race_key(recipe: Recipe, artifacts: Sequence[Artifact], data: str, case: Case, threads: int) -> str:
+    """The key of a race between artifacts: its figures hold for these files on a machine like this one."""
+    used = [get_runner(a.format) for a in artifacts]
+    return digest_of(
+        [
+            "race",
+            optkit.__version__,
+            [a.digest for a in artifacts],
+            data,
+            case.to_json(),
+            threads,
+            recipe.device,
+            [r.version for r in used],
+            versions([*(t for r in used for t in r.tools), *source_tools(recipe)]),
+            [platform.machine(), _cpu(), cores()],
+        ]
+    )
+
+
 def environment(plan: Plan) -> dict[str, Any]:
     """Versions and hardware, for the report."""
     tools = dict.fromkeys([*source_tools(plan.recipe), "numpy"])

@@ -124,6 +124,9 @@ class Planner:
             )
         data = self.data_of(index, spec, use, options)
         stated = self.bounds(index, spec, use)
+        if use and options is not None and "faster" in spec.must and not use.is_timed(options):
+            what = f"step {spec.id}: how fast it is cannot be seen here: {use.name} makes it for another runtime"
+            self.note(("steps", index, "must"), what, "put must: [faster] on a step that this machine runs")
         parent = self.steps.get(spec.from_)
         if len(self.problems) > noted or not chain or options is None or not (parent or spec.from_ == SOURCE):
             return
@@ -142,7 +145,7 @@ class Planner:
             at, before = step.id, step.check
         self.steps[spec.id] = Step(
             id=spec.id, use=chain[-1], options=options, parent=at, data=data, on_target=spec.on_target,
-            check=check_of(chain[-1], stated, spec.id, before, spec.waive),
+            check=check_of(chain[-1], stated, spec.id, before, spec.waive), must=tuple(spec.must),
             timeout_seconds=spec.timeout or chain[-1].timeout_seconds, python=str(python) if python else None,
             where=self.recipe.place("steps", index),
         )  # fmt: skip

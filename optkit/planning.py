@@ -39,6 +39,7 @@ class Step:
     """One pass to run. `parent` is the id of the step (or "source") whose output it takes.
 
     python: the interpreter of another environment, an absolute path.
+    must: what the output has to be beside its parent: "faster", "smaller".
     implied: the plan put it there on the way to a `to:` target; the recipe does not name it.
     """
 
@@ -51,6 +52,7 @@ class Step:
     timeout_seconds: float = 1800.0
     python: str | None = None
     on_target: bool = False
+    must: tuple[str, ...] = ()
     implied: bool = False
     where: Location | None = None
 

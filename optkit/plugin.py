@@ -92,6 +92,7 @@ class Pass:
     tools: distributions whose versions decide the output; part of the cache key.
     needs_data: the step must name a dataset; a callable decides from the options.
     modules: what an idle worker may import ahead of the pass, to save its time.
+    timed: whether the output's speed on its own format's runtime says anything: not where it is made for another one.
     """
 
     name: str
@@ -108,7 +109,12 @@ class Pass:
     tools: tuple[str, ...] = ()
     needs_data: bool | Callable[[Any], bool] = False
     modules: tuple[str, ...] = ()
+    timed: bool | Callable[[Any], bool] = True
     timeout_seconds: float = 1800.0
+
+    def is_timed(self, options: Options) -> bool:
+        """Whether the output of a step with these options is raced against its parent."""
+        return self.timed(options) if callable(self.timed) else self.timed
 
     def wants_data(self, options: Options) -> bool:
         """Whether a step with these options must name a dataset."""

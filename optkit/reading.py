@@ -15,7 +15,7 @@ from optkit.sections import MODEL_KINDS, ModelSource, StepSpec
 from optkit.yamlread import Document, Key
 
 TOP_KEYS = ("version", "name", "model", "inputs", "outputs", "dims", "data", "check_on", "steps", "deliver", "seed",
-            "device", "threads")  # fmt: skip
+            "device", "threads", "speed")  # fmt: skip
 
 _SEED_LIMIT = 1 << 32  # NumPy's older generators and several backends take no larger seed
 
@@ -78,6 +78,13 @@ class Reader:
         if value is default or (isinstance(value, int) and not isinstance(value, bool) and least <= value <= most):
             return value
         self.problem((key,), f"{key}: got {value!r:.80}", f"give a whole number from {least} to {most}")
+        return default
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.document.data.get(key, default)
+        if isinstance(value, bool):
+            return value
+        self.problem((key,), f"{key}: got {value!r:.80}", "give true or false")
         return default
 
     def seed(self) -> int:

@@ -44,6 +44,7 @@ class Recipe:
     inputs: in the order written; empty when the model's file knows its own.
     outputs: names for the model's outputs, in its order; empty to use the model's own.
     dims: the range of each named dim. check_on: the dataset every check runs on.
+    speed: whether quantised and otherwise lossy deliveries are raced against the step they come from.
     base: the folder its relative paths start from.
     faults: keys whose mistakes are told already; empty in every recipe that was loaded.
     """
@@ -61,6 +62,7 @@ class Recipe:
     seed: int = 0
     device: str = "cpu"
     threads: int | None = None
+    speed: bool = True
     document: Document = field(default_factory=lambda: Document({}, None), compare=False, repr=False)
     faults: frozenset[Key] = frozenset()
 
@@ -150,6 +152,7 @@ def recipe_of(document: Document, base: Path, problems: Sequence[Problem] = ()) 
         seed=reader.seed(),
         device=reader.word("device", "cpu"),
         threads=reader.number("threads", None, 1, 4096),
+        speed=reader.flag("speed", True),
         document=document,
         faults=frozenset(reader.faults),
     )

@@ -77,6 +77,8 @@ def recipe_schema() -> Schema:
             "seed": {"type": "integer", "minimum": 0, "default": 0},
             "device": {"type": "string", "default": "cpu"},
             "threads": {"type": ["integer", "null"], "minimum": 1, "description": "threads per running model"},
+            "speed": {"type": "boolean", "default": True,
+                      "description": "race lossy deliveries against the step they come from"},
         },
         "$defs": defs,
     }  # fmt: skip

@@ -185,6 +185,9 @@ class StepSpec(Section):
     with_: dict[str, Any] = Field({}, alias="with", description="the pass's options; see `optkit passes NAME`")
     data: str | None = Field(None, description="the dataset to fit on (calibration)")
     check: list[str] = Field([], description='bounds, such as "cosine >= 0.99" or "logits.top1_agreement >= 99%"')
+    must: list[Literal["faster", "smaller"]] = Field(
+        [], description="what it must be beside the step it comes from, measured here: faster, smaller"
+    )
     waive: str | None = Field(None, description="the reason why this step's check may be skipped")
     on_target: bool = Field(
         False, strict=True, description="a check this machine cannot run is meant to run on the target"

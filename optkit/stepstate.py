@@ -30,6 +30,9 @@ class StepState:
     vectors: Path | None = None
     replay: str | None = None
     deferred: dict[str, Any] | None = None
+    speed: dict[str, Any] | None = None
+    untimed: str = ""
+    musts: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def proven(self) -> bool:
@@ -53,5 +56,5 @@ class StepState:
                          "signature": artifact.signature.to_json() if artifact.signature else None}
             if artifact else None,
             "notes": self.notes, "error": self.error, "blocked_by": self.blocked_by, "check": self.check,
-            "deferred": self.deferred, "replay": self.replay,
+            "speed": self.speed, "must": self.musts, "deferred": self.deferred, "replay": self.replay,
         }  # fmt: skip

@@ -305,6 +305,34 @@ def _context(step: Data, scratch: Path, say: Say) -> Context:
     )
 
 
+RACE_FEEDS = 4
+"""Batches of real samples that the artifacts of a race take turns on."""
+
+
+def race(step: Data, say: Say) -> Data:
+    """The speed of artifacts beside the first one, on real samples at the dims' opt sizes, each in its own process."""
+    from optkit.speed.race import race as run_race
+
+    dataset = _dataset(step, step["check_on"])
+    inputs = [TensorSpec.from_json(t) for t in step["inputs"]]
+    case = Case.from_json(step["case"])
+    folder = Path(step["out"])
+    tape = Tape(folder / "feeds")
+    for number, (tensors, _, _) in zip(range(RACE_FEEDS), feeds(case, dataset, inputs), strict=False):
+        tape.write(0, number, tensors)
+    orders = {
+        name: {"artifact": artifact, "feeds": str(tape.folder), "device": step["device"], "threads": step["threads"]}
+        for name, artifact in step["artifacts"].items()
+    }
+    found = run_race(orders, folder, step["seconds"], step["seed"], say)
+    entrants = {
+        name: {"provider": e.provider, "latency_ms": e.latency_ms(), "open_seconds": e.open_seconds,
+               "first_seconds": e.first_seconds, "ratio": ratio.to_json() if ratio else None}
+        for name, (e, ratio) in found.items()
+    }  # fmt: skip
+    return {"entrants": entrants, "sizes": dict(case.sizes), "threads": step["threads"]}
+
+
 def verify(step: Data, say: Say) -> Data:
     """A delivered artifact run on its own test vectors: metrics against its recorded answers and the source's.
 
@@ -357,5 +385,5 @@ def lint(step: Data, say: Say) -> Data:
 
 TASKS: dict[str, Callable[[Data, Say], Data]] = {
     "warm": warm, "source": source, "data": data, "record": record, "run": run, "check": check, "verify": verify,
-    "lint": lint,
+    "race": race, "lint": lint,
 }  # fmt: skip

@@ -37,7 +37,7 @@ def perform(step: dict[str, Any], say: Say) -> dict[str, Any]:
     try:
         result = {"ok": True, **_task(step["task"])(step, say)}
     except BaseException as error:  # the step boundary: whatever a backend throws fails this step and no other
-        result = {"ok": False, "error": _explained(error, step).to_json()}
+        result = {"ok": False, "error": explained(error, step).to_json()}
     result["seconds"] = time.perf_counter() - started
     result["peak_bytes"] = _peak(children)
     return result
@@ -52,8 +52,8 @@ def _task(name: str) -> Callable[[dict[str, Any], Say], dict[str, Any]]:
     return TASKS[name]
 
 
-def _explained(error: BaseException, step: dict[str, Any]) -> OptkitError:
-    """An exception, caught right now, as one of optkit's."""
+def explained(error: BaseException, step: dict[str, Any]) -> OptkitError:
+    """An exception, caught right now, as one of optkit's; the task's step.json says where it writes."""
     if isinstance(error, OptkitError):
         return error
     if isinstance(error, MemoryError):

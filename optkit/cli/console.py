@@ -25,7 +25,7 @@ ALIVE_SECONDS = 60.0  # without a terminal, a silence is no longer: CI services 
 STYLES = {"passed": "good", "failed": "bad", "error": "bad", "blocked": "warn", "waived": "warn", "deferred": "warn",
           "skipped": "dim"}  # fmt: skip
 _PHASES = {"source": "reading the model", "data": "reading the data", "record": "running the source model",
-           "run": "running", "check": "checking"}  # fmt: skip
+           "run": "running", "check": "checking", "race": "measuring speed"}  # fmt: skip
 
 
 @dataclass
@@ -57,7 +57,8 @@ class Console:
         self._running: dict[str, _Running] = {}
         self._told: dict[str, float] = {}
         self._column = 6
-        self._done = self._total = 0
+        self._total = 0
+        self._done: set[str] = set()
         self._live: Any = None
         self._last = self._start
         self._ended = threading.Event()
@@ -136,7 +137,7 @@ class Console:
 
     def _finished(self, event: StepFinished) -> None:
         self._running.pop(event.step, None)
-        self._done += 1
+        self._done.add(event.step)
         how = ", cached" if event.cached else f", {duration(event.seconds)}"
         if event.status in ("blocked", "skipped"):
             how = ""
@@ -177,7 +178,7 @@ class Console:
                 out.append("\n" if self._total else "")
             if not self._total:
                 return out
-            out.append(f"{self._done} of {count(self._total, 'step')}, {duration(now - self._start)}", "dim")
+            out.append(f"{len(self._done)} of {count(self._total, 'step')}, {duration(now - self._start)}", "dim")
         return out
 
 

@@ -143,7 +143,7 @@ def run(plan: Plan, out: Path, cache: Path | None, jobs: int | None, quiet: bool
 
 def summarise(report: Report, out: Path, quiet: bool) -> None:
     """Print on standard error what was delivered, what went wrong and where the reports are; errors only if `quiet`."""
-    from optkit.cli.summary import deliveries_table, synthetic_note, verdict_line, wrongs
+    from optkit.cli.summary import deliveries_table, slower_notes, synthetic_note, verdict_line, wrongs
 
     if not quiet:
         tell("\n" + verdict_line(report.data, sys.stderr))
@@ -152,6 +152,8 @@ def summarise(report: Report, out: Path, quiet: bool) -> None:
     for text in wrongs(report.data, sys.stderr):
         tell("\n" + text if not quiet else text)
     if not quiet:
+        for note in slower_notes(report.data):
+            tell("\n" + note)
         if note := synthetic_note(report.data):
             tell("\n" + note)
         tell(f"\nreport: {relative(out / 'report.md')}, {relative(out / 'report.json')}")

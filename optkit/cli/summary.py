@@ -27,13 +27,22 @@ def verdict_line(report: Data, stream: IO[str]) -> str:
 def deliveries_table(report: Data, stream: IO[str]) -> str:
     """The deliveries, one per line; "" when there are none."""
     steps = {step["id"]: step for step in report.get("steps", [])}
-    rows = [
-        (d.step, d.format, size(d.size_bytes), Cell(d.status, STYLES.get(d.status, "")), d.parity or "-",
-         margin(nearest(steps.get(d.step, {}))), duration(d.seconds) if not d.cached else "cached",
-         relative(Path(d.path)) if d.path else "-")
-        for d in deliveries(report)
-    ]  # fmt: skip
-    head = ("delivery", "format", "size", "status", "worst parity", "nearest bound", "time", "folder")
+    shown = deliveries(report)
+    columns: dict[str, list[str | Cell]] = {
+        "delivery": [d.step for d in shown],
+        "format": [d.format for d in shown],
+        "size": [size(d.size_bytes) for d in shown],
+        "status": [Cell(d.status, STYLES.get(d.status, "")) for d in shown],
+        "worst parity": [d.parity or "-" for d in shown],
+        "nearest bound": [margin(nearest(steps.get(d.step, {}))) for d in shown],
+        "speed": [d.speed or "-" for d in shown],
+        "time": ["cached" if d.cached else duration(d.seconds) for d in shown],
+        "folder": [relative(Path(d.path)) if d.path else "-" for d in shown],
+    }
+    if not any(d.speed for d in shown):
+        del columns["speed"]
+    rows = list(zip(*columns.values(), strict=True))
+    head = tuple(columns)
     return table(head, rows, stream) if rows else ""
 
 
@@ -52,6 +61,19 @@ def synthetic_note(report: Data) -> str:
         if fitted := [step["id"] for step in steps if step.get("data") == name]:
             return f"note: {clean(', '.join(fitted))}: fitted on random data; real samples give a better model"
     return ""
+
+
+def slower_notes(report: Data) -> Iterator[str]:
+    """A note for each step that was to make a model lighter, and made it slower."""
+    for step in report.get("steps", []):
+        found = step.get("speed") or {}
+        if found.get("verdict") == "slower" and step["status"] == "passed":
+            r = found["ratio"]
+            yield (
+                f"note: {clean(step['id'])} is slower than {clean(found['against'])} on this machine: "
+                f"{r['value']:.2f} times as fast ({r['low']:.2f} to {r['high']:.2f})\n"
+                "  try: must: [faster] on the step fails such a result; other options or another runtime may mend it"
+            )
 
 
 def wrongs(report: Data, stream: IO[str]) -> Iterator[str]:
@@ -104,7 +126,11 @@ def deferred_text(step: Data, colour: bool) -> str:
 def failed_text(step: Data, report: Data, colour: bool) -> str:
     """Why a step's check does not hold."""
     reasons = [clean(reason) for reason in broken(step)]
-    lines = [head(step, "failed its check", colour), *(f"  {r}" for r in reasons[:MOST_REASONS])]
+    said = any(not m["held"] for m in step.get("must") or ())
+    lines = [
+        head(step, "is not what it must be" if said else "failed its check", colour),
+        *(f"  {r}" for r in reasons[:MOST_REASONS]),
+    ]
     if len(reasons) > MOST_REASONS:
         lines.append(f"  and {len(reasons) - MOST_REASONS} more, in the report")
     if lost := cost(step, report):

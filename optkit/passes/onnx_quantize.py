@@ -309,4 +309,5 @@ PASS = Pass(
     tools=("onnx", "onnxruntime"),
     modules=("optkit.formats.warm_onnxruntime", "optkit.formats.warm_quantization"),
     needs_data=lambda options: bool(options.method == "static"),
+    timed=lambda options: bool(options.target == "onnxruntime"),
 )

@@ -25,6 +25,7 @@ from optkit.reports.rows import (
     seconds_of,
     share,
     size,
+    speed,
     spelt,
     sqnr,
     stands_on,
@@ -120,16 +121,19 @@ def _caution(report: Data) -> str:
 def _deliveries(report: Data) -> str:
     steps = {step["id"]: step for step in _made(report)}
     labelled = any(accuracy(step) for step in steps.values())
+    raced = any(d.speed for d in deliveries(report))
     rows = []
     for d in deliveries(report):
         step = steps.get(d.step, {})
         rows.append([
             _bold(d.step), escape(d.format), size(d.size_bytes), _status(d.status), _parity(step),
-            *([escape(accuracy(step) or "-")] if labelled else []), _margin(nearest(step)), _cost(step, report),
+            *([escape(accuracy(step) or "-")] if labelled else []), _margin(nearest(step)),
+            *([_speed(step)] if raced else []), _cost(step, report),
             escape(d.path or "-"),
         ])  # fmt: skip
     head = ("Delivery", "Format", "Size", "Verdict", "Worst sample against the source",
-            *(("Accuracy",) if labelled else ()), "Nearest bound", "Its last step cost", "Folder")  # fmt: skip
+            *(("Accuracy",) if labelled else ()), "Nearest bound",
+            *(("Speed",) if raced else ()), "Its last step cost", "Folder")  # fmt: skip
     return table(head, rows) if rows else "None."
 
 
@@ -143,6 +147,14 @@ def _parity(step: Data) -> str:
     worst_of = [m for output in outputs.values() for m in [output.get("sqnr_db") or output.get("mismatch") or {}]]
     sample = min(worst_of, key=lambda m: m.get("worst", 0.0), default={}).get("worst_sample")
     return escape(text + ("" if sample is None else f", sample {sample}"))
+
+
+def _speed(step: Data) -> str:
+    if not (found := step.get("speed")):
+        return "-"
+    r, sizes = found["ratio"], "".join(f", {name} {size}" for name, size in found["sizes"].items())
+    text = f"{speed(step)} ({r['low']:.2f} to {r['high']:.2f}){sizes}, {found['threads']} threads"
+    return f"**{escape(text)}**" if found["verdict"] == "slower" else escape(text)
 
 
 def _margin(judged_: Judged | None) -> str:

@@ -29,6 +29,7 @@ class Delivery:
     seconds: float | None
     cached: bool
     path: str | None
+    speed: str = ""
 
 
 def deliveries(report: Data) -> list[Delivery]:
@@ -40,7 +41,7 @@ def deliveries(report: Data) -> list[Delivery]:
         size_bytes = item.get("size_bytes") or (step.get("artifact") or {}).get("size_bytes")
         made.append(Delivery(
             item["step"], step.get("target", "?"), size_bytes, step.get("status", "not run"), parity(step),
-            seconds_of(step), cached(step), item.get("path"),
+            seconds_of(step), cached(step), item.get("path"), speed(step),
         ))  # fmt: skip
     return made
 
@@ -189,10 +190,23 @@ def _bound(text: str | None) -> Bound | None:
         return None
 
 
+def speed(step: Data) -> str:
+    """A step's speed beside its parent's: "2.31x slim", "0.35x slim, slower"; "" where it was not measured."""
+    found = step.get("speed")
+    if not found:
+        return ""
+    text = f"{found['ratio']['value']:.2f}x {found['against']}"
+    return text if found["verdict"] == "faster" else f"{text}, {'slower' if found['verdict'] == 'slower' else 'same'}"
+
+
 def broken(step: Data) -> list[str]:
-    """Every reason why a step's check does not hold, one line each: the first case in full, the others by name."""
+    """Every reason why a step does not hold, one line each: the first case in full, the others by name."""
     found: dict[str, list[str]] = {}
     first: dict[str, str] = {}
+    for demand in step.get("must") or ():
+        if not demand["held"]:
+            key = f"must {demand['must']}"
+            first[key], found[key] = f"must be {demand['must']}: {demand['text']}", [""]
     for case in cases(step):
         for key, text in reasons(case):
             first.setdefault(key, f"{case['name']}: {text}")
@@ -273,6 +287,11 @@ def remedy(step: Data) -> str:
     """One thing to try for a step whose check did not hold."""
     lossy = step.get("fidelity") == "lossy"
     kinds = {case.get("kind") for case in cases(step) if not case.get("held")}
+    if missed := [m["must"] for m in step.get("must") or () if not m["held"]]:
+        return (
+            f"other options (optkit passes {step.get('pass')}) or another runtime; without must: [{', '.join(missed)}] "
+            "it ships as it is"
+        )
     if kinds == {"dims"}:
         return "the model takes another way at that size: export it without size-dependent control flow"
     if lossy:

@@ -187,7 +187,7 @@ def test_a_step_that_says_what_is_wrong_has_its_place(base: Path) -> None:
     report = convert(base, "  - id: a\n    use: toy.copy\n    with:\n      note: x\n      fail: true\n")
     error = report.step("a")["error"]
     assert error["what"] == "the toy was asked to fail"
-    assert error["where"].endswith("recipe.yaml:14:7")
+    assert error["where"].endswith("recipe.yaml:15:7")
     assert report.exit_code == 3
 
 

@@ -27,6 +27,7 @@ data:
   fit: {npz: fit.npz}
   judge: {npz: judge.npz}
 check_on: judge
+speed: false
 steps:
 """
 

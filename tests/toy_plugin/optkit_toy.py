@@ -15,6 +15,9 @@ Only numpy is imported, and that inside functions, as every plug-in should do wi
 from __future__ import annotations
 
 import json
+import os
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +87,10 @@ class Session:
         model = read(artifact.path)
         self.put, self.got = model["input"], model["output"]
         self.last = model.get("last", 1)  # a factor on the last row: 1, but in models that are wrong on purpose
+        self.seconds = (
+            model.get("milliseconds", 0) / 1000
+        )  # what an inference takes, for models that are slow on purpose
+        self.breaks = model.get("breaks_in_a_race", False)
         self.dtype = np.dtype(precision or self.got["dtype"])
         self.weights: NDArray[Any] | None = weights_of(model).astype(precision or np.float32)
 
@@ -100,6 +107,9 @@ class Session:
         shape = self.put["shape"]
         if x.ndim != len(shape) or any(isinstance(d, int) and d != n for d, n in zip(shape, x.shape, strict=True)):
             raise DataError(f"input has shape {x.shape}, not {shape}", hint="reshape it")
+        if self.breaks and "optkit.speed.contender" in sys.orig_argv:
+            os._exit(7)
+        time.sleep(self.seconds)
         y = x.astype(self.weights.dtype) @ self.weights.T
         y[-1] *= self.last
         return {self.got["name"]: y.astype(self.dtype)}
@@ -179,6 +189,9 @@ COPY = Pass(
 
 class RoundOptions(Options):
     digits: int = Field(3, ge=0, le=7, description="decimal digits that stay")
+    milliseconds: float | None = Field(
+        None, description="how long an inference of the result takes; default: as before"
+    )
 
 
 def round_weights(artifact: Artifact, out_dir: Path, options: RoundOptions, context: Context) -> Mapping[str, Any]:
@@ -189,6 +202,8 @@ def round_weights(artifact: Artifact, out_dir: Path, options: RoundOptions, cont
     largest = max(float(np.abs(sample["x"]).max()) for sample in context.data)
     model = read(artifact.path)
     model["weights"] = weights_of(model).round(options.digits).astype(np.float64).tolist()
+    if options.milliseconds is not None:
+        model["milliseconds"] = options.milliseconds
     write(model, out_dir / TOY.main)
     return {"largest": largest, "samples": len(context.data)}
 

@@ -1,0 +1,73 @@
+"""Which steps of a plan are raced against the step they come from, and what their speed and size are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from optkit.planning import Plan, Step
+from optkit.recipe import SOURCE
+
+SAME = 0.05
+"""Speeds nearer than this are called the same: two processes that run one and the same file differ as much on a busy
+machine."""
+
+SECONDS = 3.0
+"""How long the rounds of a race go on for each artifact in it, unless they are clear before."""
+
+
+def heats(plan: Plan) -> dict[str, list[Step]]:
+    """The steps to race, by the id of the step they come from.
+
+    Those that must be faster, and, unless the recipe turns it off, each lossy delivery whose parent runs on the same
+    runtime.
+    """
+    found: dict[str, list[Step]] = {}
+    for step in plan.steps:
+        parent = plan.recipe.source_format if step.parent == SOURCE else plan.step(step.parent).use.target
+        usual = (
+            plan.recipe.speed and step.use.fidelity == "lossy" and step.id in plan.deliver and parent == step.use.target
+        )
+        if "faster" in step.must or (usual and step.use.is_timed(step.options)):
+            found.setdefault(step.parent, []).append(step)
+    return found
+
+
+def speed_of(parent: str, step: str, race: Mapping[str, Any]) -> dict[str, Any]:
+    """A step's speed as the report has it, out of a race's result.
+
+    `ratio`: how many times as fast as its parent, with a 95 % interval; `verdict`: faster, slower or same.
+    """
+    mine, base = race["entrants"][step], race["entrants"][parent]
+    ratio = mine["ratio"]
+    verdict = "same"
+    if ratio["low"] > 1 and ratio["value"] >= 1 + SAME:
+        verdict = "faster"
+    elif ratio["high"] < 1 and ratio["value"] <= 1 - SAME:
+        verdict = "slower"
+    return {
+        "against": parent, "ratio": ratio, "verdict": verdict, "sizes": race["sizes"], "threads": race["threads"],
+        "provider": mine["provider"], "latency_ms": mine["latency_ms"], "parent_latency_ms": base["latency_ms"],
+    }  # fmt: skip
+
+
+def told(speed: Mapping[str, Any]) -> str:
+    """A speed in one line: "2.31 times as fast as slim (2.25 to 2.40)"."""
+    r = speed["ratio"]
+    text = f"{r['value']:.2f} times as fast as {speed['against']} ({r['low']:.2f} to {r['high']:.2f})"
+    return {"slower": f"slower: {text}", "same": f"no faster: {text}"}.get(speed["verdict"], text)
+
+
+def musts(step: Step, size_bytes: int, parent_bytes: int, speed: Mapping[str, Any] | None, why: str
+          ) -> list[dict[str, Any]]:  # fmt: skip
+    """Each thing the recipe says a step must be, with whether it is and the figures. why: what kept it from a race."""
+    found = []
+    for word in step.must:
+        if word == "smaller":
+            text = f"{size_bytes} bytes, {step.parent} has {parent_bytes}"
+            found.append({"must": word, "held": size_bytes < parent_bytes, "text": text})
+        elif speed is None:
+            found.append({"must": word, "held": False, "text": why or "its speed was not measured"})
+        else:
+            found.append({"must": word, "held": speed["verdict"] == "faster", "text": told(speed)})
+    return found

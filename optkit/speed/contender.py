@@ -1,0 +1,66 @@
+"""The child process that runs one artifact in a race: it opens the model, then runs it when it is told to.
+
+It reads JSON lines from standard input and answers each with one on its original standard output: first what to open,
+answered when the model is open; then how many inferences to run, answered with the seconds of each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    """Serve until standard input closes."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)  # what a backend prints is no answer
+    sys.stdout = sys.stderr
+
+    def answer(data: dict[str, Any]) -> None:
+        answers.write(json.dumps(data) + "\n")
+
+    from optkit.worker import explained
+
+    order = json.loads(sys.stdin.readline())
+    try:
+        _serve(order, answer)
+    except BaseException as error:  # whatever the backend throws is the parent's to tell
+        answer({"error": explained(error, order).to_json()})
+
+
+def _serve(order: dict[str, Any], answer: Any) -> None:
+    from optkit.artifact import Artifact
+    from optkit.parity.tape import Tape
+    from optkit.registry import get_runner
+    from optkit.signatures import adapted
+
+    artifact = Artifact.from_json(order["artifact"])
+    assert artifact.signature is not None
+    tape = Tape(Path(order["feeds"]))
+    feeds: list[Any] = []
+    while (tensors := tape.read(0, len(feeds))) is not None:
+        feeds.append(adapted(tensors, artifact.signature))
+    began = time.perf_counter()
+    with get_runner(artifact.format).open(artifact, device=order["device"], threads=order["threads"]) as session:
+        opened = time.perf_counter()
+        session.infer(feeds[0])
+        answer({"provider": session.provider, "open_seconds": opened - began,
+                "first_seconds": time.perf_counter() - opened})  # fmt: skip
+        turn = 0
+        for line in sys.stdin:
+            seconds = []
+            for _ in range(int(json.loads(line))):
+                tensors = feeds[turn % len(feeds)]
+                turn += 1
+                since = time.perf_counter()
+                session.infer(tensors)
+                seconds.append(time.perf_counter() - since)
+            answer({"seconds": seconds})
+
+
+if __name__ == "__main__":
+    main()
