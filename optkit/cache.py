@@ -65,10 +65,10 @@ class Cache:
         for folder in (self.root / "staging").iterdir():
             with contextlib.suppress(OSError):  # somebody else sweeps it, or it is not ours to delete
                 age = time.time() - folder.stat().st_mtime
-                lock = _lock(folder) if age > _NEW_SECONDS else None
+                lock = lock_folder(folder) if age > _NEW_SECONDS else None
                 if lock is not None and (lock != UNKNOWN or age > _ABANDONED_SECONDS):
                     shutil.rmtree(folder, ignore_errors=True)
-                _unlock(lock)
+                unlock_folder(lock)
 
     def _folder(self, key: str) -> Path:
         return self.root / "entries" / key[:2] / key
@@ -100,10 +100,20 @@ class Cache:
         if self._own is None or not self._own.is_dir():
             self._own = self.root / "staging" / uuid.uuid4().hex[:16]
             self._own.mkdir()
-            weakref.finalize(self, _close, self._own, _lock(self._own), os.getpid())
+            weakref.finalize(self, _close, self._own, lock_folder(self._own), os.getpid())
         folder = self._own / uuid.uuid4().hex[:16]
         folder.mkdir()
         return folder
+
+    def partial(self, key: str) -> Path:
+        """The folder, made where it is missing, in which an unfinished result keeps its checkpoints beyond the run."""
+        folder = self.root / "partial" / key
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def drop_partial(self, key: str) -> None:
+        """Remove the checkpoints of a result that is finished."""
+        shutil.rmtree(self.root / "partial" / key, ignore_errors=True)
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -209,7 +219,7 @@ UNKNOWN = -1
 """Stands for a lock on a file system that has none."""
 
 
-def _lock(folder: Path) -> int | None:
+def lock_folder(folder: Path) -> int | None:
     """The descriptor of an exclusive lock on a folder; None when another process holds it, UNKNOWN without locks."""
     try:
         import fcntl
@@ -228,7 +238,8 @@ def _lock(folder: Path) -> int | None:
         return UNKNOWN
 
 
-def _unlock(lock: int | None) -> None:
+def unlock_folder(lock: int | None) -> None:
+    """Give up what `lock_folder` returned."""
     if lock is not None and lock != UNKNOWN:
         os.close(lock)
 
@@ -237,7 +248,7 @@ def _close(folder: Path, lock: int | None, pid: int) -> None:
     """Give a staging folder up: at the end of its Cache, or of the process; a fork of that has no say."""
     if os.getpid() == pid:
         shutil.rmtree(folder, ignore_errors=True)
-        _unlock(lock)
+        unlock_folder(lock)
 
 
 def _record(path: Path, sha256: str | None) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def cached_steps(plan: Plan, cache: Cache) -> dict[str, bool | None]:
         if parent is None or (step.data and data is None):
             found[step.id] = None if found.get(step.parent, True) is None else False
             continue
-        entry = cache.get(keys.step_key(plan, step, parent, data))
+        entry = cache.get(keys.step_key(plan, step, parent, data, made[SOURCE]))
         found[step.id] = entry is not None
         if entry is not None:
             made[step.id] = _artifact_in(entry)
@@ -242,7 +242,8 @@ class _Run:
         if made is None or (parent is not None and not parent.usable) or (step.data and self.data_info is None):
             return
         if not state.key:
-            state.key = keys.step_key(self.plan, step, made, self.data_keys.get(step.data or ""))
+            assert self.source is not None
+            state.key = keys.step_key(self.plan, step, made, self.data_keys.get(step.data or ""), self.source)
             entry = self.cache.get(state.key)
             if entry is not None:
                 state.cached["run"] = True
@@ -252,6 +253,8 @@ class _Run:
             self.submit(f"run:{step.id}", {
                 "task": "run", "pass": step.use.name, "options": step.options_json(), "artifact": made.to_json(),
                 "data": step.data, "out": str(self.stage(f"run:{step.id}")),
+                "source": self.source.to_json() if self.source and step.use.wants_source(step.options) else None,
+                "kept": str(self.cache.partial(state.key)) if step.use.resumes else None,
             }, {*step.use.modules}, step.timeout_seconds, step.python)  # fmt: skip
             state.phase = "running"
 
@@ -492,6 +495,7 @@ class _Run:
         elif phase == "run":
             data = {k: result[k] for k in ("artifact", "notes", "seconds", "peak_bytes")}
             self.set_made(state, self.cache.put(state.key, data, staged, result["digests"]))
+            self.cache.drop_partial(state.key)
         elif result.get("deferred"):
             self.set_deferred(state, result, staged)
         else:

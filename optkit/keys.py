@@ -157,8 +157,8 @@ def fitted(plan: Plan) -> dict[str, list[str]]:
     return users
 
 
-def step_key(plan: Plan, step: Step, parent: Artifact, data: str | None) -> str:
-    """The key of a step's output."""
+def step_key(plan: Plan, step: Step, parent: Artifact, data: str | None, source: Artifact) -> str:
+    """The key of a step's output. source: the source model, on which a pass that takes it as its teacher depends."""
     recipe, signature = plan.recipe, parent.signature
     tools = step.use.tools if parent.format != "torch" else (*step.use.tools, *source_tools(recipe))
     return digest_of(
@@ -173,6 +173,7 @@ def step_key(plan: Plan, step: Step, parent: Artifact, data: str | None) -> str:
             data,
             recipe.seed,
             versions(tools, step.python),
+            *([source.digest] if step.use.wants_source(step.options) else []),
         ]
     )
 

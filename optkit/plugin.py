@@ -58,6 +58,9 @@ class Context:
     dims: the declared range of each dynamic dim.
     data: the samples the step was given with `data:`, or None.
     scratch: an empty folder that is thrown away afterwards.
+    source: the source model, for a pass that asks for it with `needs_source`.
+    kept: for a pass that `resumes`, a folder that outlives a kill, empty at first: a run of the same step, with the
+        same input, options and data, finds in it what the last one wrote. It goes once the step has succeeded.
     progress: tell the user a sentence, and how much is done (0 to 1) where that is known.
     """
 
@@ -70,6 +73,8 @@ class Context:
     threads: int = 1
     device: str = "cpu"
     progress: Callable[[str, float | None], None] = lambda text, fraction: None
+    source: Artifact | None = None
+    kept: Path | None = None
 
 
 Run = Callable[[Artifact, Path, Any, Context], Mapping[str, Any]]
@@ -91,6 +96,8 @@ class Pass:
     keeps: what of the parent's signature holds in the output; a pass that changes dtypes drops "dtypes".
     tools: distributions whose versions decide the output; part of the cache key.
     needs_data: the step must name a dataset; a callable decides from the options.
+    needs_source: the pass works with the source model too, as a teacher, so that its output depends on that.
+    resumes: the pass writes checkpoints to `context.kept` and goes on from them.
     modules: what an idle worker may import ahead of the pass, to save its time.
     timed: whether the output's speed on its own format's runtime says anything: not where it is made for another one.
     """
@@ -108,6 +115,8 @@ class Pass:
     keeps: frozenset[str] = frozenset({"names", "dtypes", "dims"})
     tools: tuple[str, ...] = ()
     needs_data: bool | Callable[[Any], bool] = False
+    needs_source: bool | Callable[[Any], bool] = False
+    resumes: bool = False
     modules: tuple[str, ...] = ()
     timed: bool | Callable[[Any], bool] = True
     timeout_seconds: float = 1800.0
@@ -115,6 +124,10 @@ class Pass:
     def is_timed(self, options: Options) -> bool:
         """Whether the output of a step with these options is raced against its parent."""
         return self.timed(options) if callable(self.timed) else self.timed
+
+    def wants_source(self, options: Options) -> bool:
+        """Whether a step with these options is given the source model."""
+        return self.needs_source(options) if callable(self.needs_source) else self.needs_source
 
     def wants_data(self, options: Options) -> bool:
         """Whether a step with these options must name a dataset."""

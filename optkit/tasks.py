@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.artifact import Artifact, Dim, TensorSpec, digest_file, digest_of
+from optkit.cache import lock_folder, unlock_folder
 from optkit.deferral import make_up, put_off
 from optkit.errors import DataError, NotHereError, StepError
 from optkit.parity.cases import Case, batch_dim, feeds, stacks
@@ -88,8 +90,13 @@ def run(step: Data, say: Say) -> Data:
     options = use.options.model_validate(step["options"])
     parent = Artifact.from_json(step["artifact"])
     out = Path(step["out"])
-    with tempfile.TemporaryDirectory(prefix="optkit-", dir=step.get("scratch")) as scratch:
-        context = _context(step, Path(scratch), say)
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="optkit-", dir=step.get("scratch")))
+        kept = stack.enter_context(_held(Path(step["kept"]) if step.get("kept") else None, Path(scratch)))
+        context = replace(
+            _context(step, Path(scratch), say), kept=kept,
+            source=Artifact.from_json(step["source"]) if step.get("source") else None,
+        )  # fmt: skip
         before = _stamps(parent)
         notes: object = use.run(parent, out, options, context)
         if not isinstance(notes, Mapping):
@@ -113,6 +120,24 @@ def run(step: Data, say: Say) -> Data:
         "notes": dict(notes),
         "digests": {name: digest_file(out / name) for name in artifact.files},
     }
+
+
+@contextmanager
+def _held(kept: Path | None, scratch: Path) -> Iterator[Path | None]:
+    """The folder of a step's checkpoints, for this process alone: one that has it already works without them."""
+    if kept is None or not kept.is_dir():  # repeated after the step had succeeded
+        yield None if kept is None else _made(scratch / "kept")
+        return
+    lock = lock_folder(kept)
+    try:
+        yield kept if lock is not None else _made(scratch / "kept")
+    finally:
+        unlock_folder(lock)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def _stamps(artifact: Artifact) -> list[tuple[str, int, int]]:

@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_kit import HEAD, cached, convert, folder, model, statuses, workers_started, wrong
+from toy_kit import HEAD, cached, convert, folder, model, recipe, statuses, workers_started, wrong
 
 import optkit
-from optkit.artifact import digest_file, digest_of
+from optkit import keys
+from optkit.artifact import Artifact, digest_file, digest_of
 from optkit.errors import DataError, SourceError, UnavailableError, UserError
 from optkit.events import Event, RunFinished, RunStarted, StepFinished, StepStarted
+from optkit.planning import make_plan
+from optkit.recipe import load_recipe
 from optkit.report import Report
 
 GRAPH = """\
@@ -451,3 +454,29 @@ def test_the_whole_of_an_output_without_a_batch_axis_is_compared(base: Path) -> 
     static(base, [5, 3], [5, 4], (10, 5, 3))
     report = convert(base, LAST_ROW_WRONG, head=STATIC)
     assert statuses(report) == {"a": "failed"}
+
+
+PULL = """\
+  - {id: r, use: toy.round, data: fit, with: {digits: 1}, check: ["cosine >= 0.9"]}
+  - {id: p, from: r, use: toy.pull, with: {turns: 4, die_at: DIE}, check: ["cosine >= 0.9"]}
+"""
+
+
+def test_a_killed_step_goes_on_from_its_checkpoint(base: Path) -> None:
+    report = convert(base, PULL.replace("DIE", "2"))
+    assert report.step("p")["status"] == "error"
+    assert "exit code 9" in report.step("p")["error"]["what"]
+    report = convert(base, PULL.replace("DIE", "2"))
+    assert (report.step("p")["status"], report.step("p")["notes"]) == ("passed", {"resumed_at": 2})
+    straight = convert(base, PULL.replace("DIE", "null"))
+    assert straight.step("p")["notes"] == {"resumed_at": 0}, "other options are another step"
+    assert straight.step("p")["artifact"]["digest"] == report.step("p")["artifact"]["digest"]
+    assert not [p for p in (base / "cache/partial").iterdir() if any(p.iterdir())], "a finished step leaves none"
+
+
+def test_a_step_that_learns_from_the_source_depends_on_it(base: Path) -> None:
+    plan = make_plan(load_recipe(recipe(base, PULL.replace("DIE", "null"))))
+    one, other, parent = (Artifact("toy", base / "m.toy", digest) for digest in ("one", "other", "parent"))
+    for step_id, same in (("p", False), ("r", True)):
+        made = [keys.step_key(plan, plan.step(step_id), parent, None, source) for source in (one, other)]
+        assert (made[0] == made[1]) is same

@@ -232,6 +232,48 @@ ROUND = Pass(
 )
 
 
+class PullOptions(Options):
+    turns: int = Field(3, ge=1, description="how often the weights are drawn to the source model's")
+    die_at: int | None = Field(None, description="end the process at this turn, unless it was reached before")
+
+
+def pull(artifact: Artifact, out_dir: Path, options: PullOptions, context: Context) -> Mapping[str, Any]:
+    """Learns from the source model, and goes on from its checkpoint after a kill."""
+    import numpy as np
+
+    assert context.source is not None
+    assert context.kept is not None
+    checkpoint = context.kept / "turn.json"
+    model, teacher = read(artifact.path), weights_of(read(context.source.path))
+    start, weights = 0, weights_of(model)
+    if checkpoint.is_file():
+        state = json.loads(checkpoint.read_text(encoding="utf-8"))
+        start, weights = state["turn"], np.array(state["weights"], np.float32)
+    for turn in range(start, options.turns):
+        if options.die_at == turn and not start:
+            os._exit(9)
+        weights = (weights + teacher) / 2
+        text = json.dumps({"turn": turn + 1, "weights": weights.astype(np.float64).tolist()})
+        checkpoint.write_text(text, encoding="utf-8")
+    write({**model, "weights": weights.astype(np.float64).tolist()}, out_dir / TOY.main)
+    return {"resumed_at": start}
+
+
+PULL = Pass(
+    name="toy.pull",
+    version=1,
+    source="toy",
+    target="toy",
+    summary="draw the weights to the source model's",
+    run=pull,
+    options=PullOptions,
+    fidelity="lossy",
+    needs_source=True,
+    resumes=True,
+    tools=("numpy",),
+)
+
+
 def half(artifact: Artifact, out_dir: Path, options: Options, context: Context) -> Mapping[str, Any]:
     import numpy as np
 
