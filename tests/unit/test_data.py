@@ -284,7 +284,7 @@ def test_ranks_may_not_change_between_samples(listed: Callable[..., Dataset]) ->
 def test_batches_stack_and_count(npz: Callable[..., Dataset]) -> None:
     image = images(5)
     batches = list(npz(image=image, y=np.arange(5), label="y").batches(2))
-    assert [(feeds["image"].shape[0], count, labels.tolist()) for feeds, count, labels in batches if labels is not None
+    assert [(feeds["image"].shape[0], count, [int(n) for n in labels]) for feeds, count, labels in batches if labels is not None
             ] == [(2, 2, [0, 1]), (2, 2, [2, 3]), (1, 1, [4])]  # fmt: skip
     np.testing.assert_array_equal(np.concatenate([feeds["image"] for feeds, _, _ in batches]), image)
     assert [len(feeds["image"]) for feeds in npz(image=image).feeds(3)] == [3, 2]
