@@ -21,7 +21,12 @@ def check_metrics(recipe: Recipe, note: Note) -> None:
         title = f"metric {metric.name}:"
         for output in metric.outputs():
             if recipe.outputs and output not in recipe.outputs:
-                note(key, f"{title} the model has no output {output!r}", did_you_mean(output, recipe.outputs), ("outputs",))
+                note(
+                    key,
+                    f"{title} the model has no output {output!r}",
+                    did_you_mean(output, recipe.outputs),
+                    ("outputs",),
+                )
         if data is not None:
             _labels(recipe, metric, label_names(data), note)
         if isinstance(metric.options, PerplexityOptions) and recipe.inputs:

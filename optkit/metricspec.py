@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from optkit.artifact import digest_file
 from optkit.data.imports import local_files, locate_module
 from optkit.dataspec import existing, is_file, resolve_path, split_callable
 from optkit.errors import DataError
@@ -112,7 +111,9 @@ class PerplexityOptions(MetricOptions):
     """exp of the mean negative log-likelihood of the tokens that a language model was fed, each given those before."""
 
     tokens: str = Field("input_ids", description="the input whose next token is predicted; not used with target:")
-    mask: str | None = Field(None, description="the input that is 0 at padding; default: attention_mask if there is one")
+    mask: str | None = Field(
+        None, description="the input that is 0 at padding; default: attention_mask if there is one"
+    )
     ignore: int | None = Field(None, strict=True, description="a token id that is left out; negative ones always are")
 
 
@@ -219,6 +220,13 @@ class Metric:
         options = self.options.model_dump(mode="json", by_alias=True)
         return {"name": self.name, self.kind: options}
 
+    @property
+    def needs(self) -> str | None:
+        """The file or module of the recipe's that it cannot be measured without."""
+        if isinstance(self.options, PythonOptions):
+            return self.options.call
+        return self.options.vocabulary if isinstance(self.options, WerOptions) else None
+
     def files(self, base: Path) -> list[Path]:
         """Every file that decides its value, besides the samples. Raises DataError (subject `metric.NAME`)."""
         options = self.options
@@ -244,11 +252,6 @@ def code_files(call: str, base: Path) -> list[Path]:
         hint = "install it, or name a file: path/to/file.py:name"
         raise DataError(f"there is no module {place!r} with Python source on this machine", hint=hint)
     return local_files(file, place)
-
-
-def key_of(metric: Metric, base: Path) -> list[Any]:
-    """JSON data: all that decides the metric's value, besides the models and the samples. Raises as `Metric.files`."""
-    return [metric.to_json(), [digest_file(path) for path in metric.files(base)]]
 
 
 def metric_of(data: Mapping[str, Any], at: tuple[str | int, ...] = ("metric",)) -> Metric:
@@ -303,3 +306,8 @@ def bound_table(metrics: Sequence[Metric]) -> Mapping[str, MetricInfo]:
         return METRICS
     kept = {name: info for name, info in METRICS.items() if not name.startswith("accuracy")}
     return {**kept, **{info.name: info for metric in metrics for info in figures(metric)}}
+
+
+def metrics_of(check: Mapping[str, Any]) -> tuple[Metric, ...]:
+    """The declared metrics of a check as a report or a delivery's record tells it."""
+    return tuple(metric_of(entry) for entry in check.get("metrics") or ())

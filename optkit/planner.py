@@ -244,7 +244,12 @@ class Planner:
                 self.note(key, f"step {spec.id}: {error}", error.hint, ("metric",))
                 continue
             stated.append(bound)
-            if bound.declared is None and bound.metric.startswith("accuracy") and not labelled and self.recipe.check_on in self.recipe.data:
+            if (
+                bound.declared is None
+                and bound.metric.startswith("accuracy")
+                and not labelled
+                and self.recipe.check_on in self.recipe.data
+            ):
                 hint = f"add `label: NAME` to data.{self.recipe.check_on}"
                 self.note(key, f"step {spec.id}: {bound.metric} needs labels, and check_on has none", hint)
             if bound.output and self.recipe.outputs and bound.output not in self.recipe.outputs:

@@ -33,8 +33,9 @@ def check_inputs(name: str, inputs: Sequence[TensorSpec]) -> None:
             )
 
 
-def check_names(name: str, found: Iterable[str], inputs: Sequence[TensorSpec], where: str, *, labels: Sequence[str] = (),
-                ignore: Sequence[str] = (), lack_hint: str = "give one array per model input, named as the input",
+def check_names(name: str, found: Iterable[str], inputs: Sequence[TensorSpec], where: str, *,
+                labels: Sequence[str] = (), ignore: Sequence[str] = (),
+                lack_hint: str = "give one array per model input, named as the input",
                 extra_hint: str = "return only what the model takes") -> None:  # fmt: skip
     """Raises DataError when `found` is not the inputs, the label and what is to be ignored, each once."""
     present, wanted = set(found), [spec.name for spec in inputs]

@@ -21,8 +21,8 @@ class UserCode:
     """The user's module while it runs.
 
     call: as the recipe names it. files: its source files, the callable's own first. fault: makes an error of what is
-        wrong, a hint and details. returns: what the callable should return. modules: what it imported from beside itself; kept apart from
-        modules of the same names that others have loaded.
+        wrong, a hint and details. returns: what the callable should return. modules: what it imported from beside
+        itself; kept apart from modules of the same names that others have loaded.
     """
 
     call: str
@@ -58,8 +58,7 @@ class UserCode:
             except (Exception, SystemExit) as error:
                 details = self._place(error)
                 raise self.fault(
-                    f"{self.call}: {doing} raised {type(error).__name__}: {error}, "
-                    f"at {details.partition(chr(10))[0]}",
+                    f"{self.call}: {doing} raised {type(error).__name__}: {error}, at {details.partition(chr(10))[0]}",
                     "run the callable on its own to look closer",
                     details,
                 ) from error

@@ -239,8 +239,8 @@ def held(
     metric has a value.
     """
     return (
-        not any("problem" in score for score in (scores or {}).values()) and
-        result.get("samples", 0) > 0
+        not any("problem" in score for score in (scores or {}).values())
+        and result.get("samples", 0) > 0
         and result.get("problems") == []
         and bool(verdicts)
         and all(verdict.held for verdict in verdicts)
@@ -339,6 +339,10 @@ def _verdict(bound: Bound, output: str, measured: Mapping[str, Any]) -> Verdict:
         at = f" ({measured['disagreeing']} of {measured['total']} differ{at and ', first' + at})"
     elif measured.get("mean") is not None:
         at += f" (mean {measured['mean']:.6g})"
+    elif interval := measured.get("interval"):
+        at += f" in [{interval[0]:.6g}, {interval[1]:.6g}]"
+        unclear = difference({"change": value, "change_interval": interval}) == "unclear"
+        at += f", {UNCLEAR}" if unclear and bound.metric == "accuracy_drop" else ""
     text = f"{output}: {bound.metric} {value:.6g}{at}, {needs}"
     return Verdict(bound, output, bool(ok), float(value), sample, text)
 
