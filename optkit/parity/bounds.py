@@ -321,7 +321,8 @@ def _metric(name: str, table: Mapping[str, MetricInfo] = METRICS) -> MetricInfo:
     if name in METRICS:
         raise BoundError(f"{name!r} is not declared under metric:", "add accuracy to metric:, or bound what is there")
     lowered = name.lower()
-    alias = _ALIASES.get(lowered, "")
+    alias = _ALIASES.get(lowered) or (lowered.replace("_drop", "_rise") if "_drop" in lowered else
+                                      lowered.replace("_rise", "_drop"))  # fmt: skip
     near = [alias] if alias in table else difflib.get_close_matches(lowered, table, 1, 0.5)
     hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(table)}"
     raise BoundError(f"unknown metric {name!r}", hint)

@@ -1,8 +1,8 @@
 """A measured task metric in words: the artifact's value, the source's, and whether the difference is one at all.
 
 A score is JSON data, as `optkit.scoring` measures it: {"value", "interval", "source", "source_interval", "change",
-"change_interval", "better", "unit", "confidence", "method", "samples", "outputs"}; or {"problem": text, "outputs"}
-where there is no value. An interval is [low, high], or None where none can be given. The change is the drop, source minus
+"change_interval", "better", "unit", "confidence", "method", "samples", "outputs"}, or {"problem", "outputs"} where
+there is no value. An interval is [low, high], or None where none can be given. The change is the drop, source minus
 artifact, or where lower is better the rise, artifact minus source: positive is worse.
 """
 
