@@ -73,8 +73,7 @@ def _metric(reader: Reader, entry: Any, key: Key) -> Metric | None:
     title = f"metric {name or kind}: "
     given = entry[kind]
     if given is not None and not isinstance(given, Mapping):
-        main = KINDS[kind].main or ""
-        given = {main: given}
+        given = {KINDS[kind].main: given}
     try:
         return metric_of({**({"name": name} if name else {}), kind: given}, key)
     except ValidationError as error:

@@ -160,7 +160,7 @@ class Kind:
     unit: str
     low: float
     high: float
-    main: str | None
+    main: str
     source: str
 
 

@@ -76,7 +76,7 @@ def recipe_schema() -> Schema:
             "dims": _mapping(ref(DimSpec), "the sizes each named dynamic dim may take"),
             "data": _mapping({"oneOf": [ref(m) for m in KINDS.values()]}, "datasets by name"),
             "check_on": {"type": "string", "description": "the dataset every check runs on"},
-            "metric": _metrics(ref),
+            "metric": _metrics(ref, target),
             "steps": {"type": "array", "minItems": 1, "items": ref(StepSpec), "description": "what to do"},
             "deliver": {**names, "description": "the steps to deliver; default: every step nothing follows"},
             "seed": {"type": "integer", "minimum": 0, "default": 0},
@@ -89,18 +89,14 @@ def recipe_schema() -> Schema:
     }  # fmt: skip
 
 
-def _metrics(ref: Any) -> Schema:
+def _metrics(ref: Any, target: Any) -> Schema:
     """What `metric:` takes: a name, a mapping with one kind of metric, or a list of such."""
     kinds: dict[str, Schema] = {}
     for name, kind in METRIC_KINDS.items():
-        main = kind.options.model_fields
-        scalar = next(info for key, info in main.items() if kind.main in (key, info.alias))
-        required = [key for key, info in main.items() if info.is_required()]
-        plain: Schema = {"type": ["string", "integer"] if required else ["string", "integer", "null"]}
-        kinds[name] = {
-            "anyOf": [ref(kind.options), plain],
-            "description": f"short for {kind.main}: {scalar.description}",
-        }
+        forms = [ref(kind.options), target(kind.options)["properties"][kind.main]]
+        if not any(info.is_required() for info in kind.options.model_fields.values()):
+            forms.append({"type": "null"})
+        kinds[name] = {"anyOf": forms, "description": f"its options, or its {kind.main} alone"}
     alone = [name for name, kind in METRIC_KINDS.items()
              if not any(info.is_required() for info in kind.options.model_fields.values())]  # fmt: skip
     named = {"type": "string", "pattern": f"^{NAME}$", "description": "its name in bounds and reports"}
