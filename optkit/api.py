@@ -64,6 +64,7 @@ def convert(
     dims: Ranges | None = None,
     data: Data | None = None,
     fit: Data | None = None,
+    metric: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
     name: str | None = None,
     out: str | Path | None = None,
     cache: str | Path | Cache | None = None,
@@ -87,6 +88,7 @@ def convert(
     data: what results are judged on; fit: what lossy steps are fitted on: a file, a recipe's dataset entry, arrays by
         name (axis 0 counts samples), or an iterable of samples or batches, such as a Dataset or DataLoader of torch.
         Without `data`, faithful conversions are checked on random inputs, and the report says so.
+    metric: task metrics to measure on `data`, as a recipe's `metric:`, such as "accuracy" or {"top_k": 5}.
     out: folder of the deliveries, report.json and report.md, default build/NAME. raise_on_failure: raise CheckError
         (with `.report`) unless all held, KeyboardInterrupt when interrupted.
 
@@ -96,7 +98,8 @@ def convert(
     if isinstance(model, Recipe | Mapping) or (isinstance(model, str | Path) and is_recipe(str(model))):
         beside = {
             "to": to, "steps": steps, "weights": weights, "example_inputs": example_inputs, "inputs": inputs,
-            "outputs": outputs, "dims": dims, "data": data, "fit": fit, "name": name,
+            "outputs": outputs, "dims": dims, "data": data, "fit": fit, "metric": metric,
+            "name": name,
         }  # fmt: skip
         if given := [key for key, value in beside.items() if value is not None and value != ()]:
             raise UserError(
@@ -109,6 +112,8 @@ def convert(
         document = _source(model, store, weights, example_inputs, inputs, outputs, ranges_of(dims))
         document["data"] = _datasets({"judge": data, "fit": fit}, store, document)
         document |= {"version": 1, "check_on": "judge", **_steps(targets, steps)}
+        if metric is not None:
+            document["metric"] = metric
         document["name"] = name or (model_name(str(model)) if isinstance(model, str | Path) else "model")
         if name is None:
             document["name"] = safe_name(document["name"])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, JsonValue, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, JsonValue, ValidationError, field_validator
 from pydantic_core import InitErrorDetails
 
 from optkit.artifact import digest_file, digest_of
@@ -28,11 +28,24 @@ Limit = Annotated[
 ]
 
 
+Label = Annotated[
+    str | tuple[str, ...] | None,
+    Field(description="What holds each sample's label, or several: [boxes, labels]. It is not fed to the model."),
+    AfterValidator(lambda value: _distinct(value)),
+]
+
+
+def _distinct(value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    if isinstance(value, tuple) and (not value or len(set(value)) < len(value)):
+        raise ValueError(f"{list(value)!r} is no list of labels; name each once")
+    return value
+
+
 class NpzData(Section):
     """Arrays in a NumPy .npz file, one per model input; axis 0 counts the samples."""
 
     npz: PathText = Field(description="The .npz file.")
-    label: str | None = Field(default=None, description="Name of the array of labels; it is not fed to the model.")
+    label: Label = None
     ignore: tuple[str, ...] = Field(default=(), description="Arrays in the file that are not used.")
     limit: Limit = None
 
@@ -64,7 +77,7 @@ class TextData(Section):
         description="longest: pad to the longest text of a batch; max_length: every sample to max_length.",
     )
     pad_token: str | None = Field(default=None, description="Token to pad with, where the tokenizer states none.")
-    label: str | None = Field(default=None, description="Key of the label.")
+    label: Label = None
     limit: Limit = None
 
     @field_validator("text", mode="before")
@@ -84,7 +97,7 @@ class PythonData(Section):
     reads: tuple[PathText, ...] = Field(
         default=(), description="Files and folders the callable reads; their bytes become part of the dataset's digest."
     )
-    label: str | None = Field(default=None, description="Key of a sample's label; it is not fed to the model.")
+    label: Label = None
     limit: Limit = None
 
     @field_validator("python")
@@ -151,6 +164,12 @@ def _line(kind: str, model: type[BaseModel], details: Any) -> InitErrorDetails:
 
 
 DataSpec = Annotated[AnyData, BeforeValidator(parse_data)]
+
+
+def label_names(spec: AnyData) -> tuple[str, ...]:
+    """The labels a dataset says it has; of images whose folder is their class, "folder"."""
+    label = getattr(spec, "label", None)
+    return tuple(label) if isinstance(label, tuple) else (label,) if label else ()
 
 
 def split_callable(text: str) -> tuple[str, str]:

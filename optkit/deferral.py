@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from optkit.data import Dataset
+    from optkit.metricspec import Metric
     from optkit.parity.tape import Reference
     from optkit.plugin import Tensors
 
@@ -28,10 +30,12 @@ def put_off(
     """Write `out`/vectors.npz, all that the check would have fed and what the source model answers to it.
 
     Members are CASE/BATCH/input/NAME, CASE/BATCH/source/NAME, CASE/BATCH/count (how many of its rows are samples, and 1
-    where axis 0 counts samples at all) and CASE/BATCH/labels. Returns the result of a check that was not made; the
-    artifact is not run.
+    where axis 0 counts samples at all) and CASE/BATCH/labels, or labels_json where they make no array.
+    Returns the result of a check that was not made; the artifact is not run.
     """
     import numpy as np
+
+    from optkit.data.batch import stack_labels
 
     arrays: dict[str, Any] = {}
     for number, case in enumerate(cases):
@@ -44,21 +48,35 @@ def put_off(
                 arrays |= {f"{place}/{group}/{name}": tensor for name, tensor in named.items()}
                 kept += sum(tensor.nbytes for tensor in named.values())
             arrays[f"{place}/count"] = np.array([count, stacked])
-            if labels is not None:
-                arrays[f"{place}/labels"] = labels
+            stacked_labels = stack_labels(labels)
+            if stacked_labels is not None and stacked_labels.dtype.kind != "O":
+                arrays[f"{place}/labels"] = stacked_labels
+            elif labels is not None:
+                text = json.dumps(labels, default=lambda value: value.tolist()).encode()
+                arrays[f"{place}/labels_json"] = np.frombuffer(text, np.uint8)
+                kept += len(text)
     np.savez_compressed(out / "vectors.npz", **arrays)
     return {"cases": [], "provider": None, "deferred": error.to_json()}
 
 
 def make_up(
-    infer: Callable[[Tensors], Tensors], vectors: Path, cases: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """The metrics of a deferred check's cases, from the vectors that `put_off` wrote and a model that runs here."""
+    infer: Callable[[Tensors], Tensors], vectors: Path, cases: Sequence[Mapping[str, Any]],
+    metrics: Sequence[Metric] = (),
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The metrics of a deferred check's cases, from the vectors that `put_off` wrote and a model that runs here.
+
+    metrics: the declared task metrics. One that needs a file of the recipe's has a problem instead of a value: the file
+    is not part of a delivery.
+    """
     import numpy as np
 
+    from optkit.judging import with_scores
     from optkit.parity.metrics import Comparison
+    from optkit.scoring.measure import Scoring
 
     results = []
+    away = {metric.name: metric.needs for metric in metrics if metric.needs}
+    scoring = Scoring([metric for metric in metrics if not metric.needs], Path(), 0)
     with np.load(vectors, allow_pickle=False) as stored:
         members: dict[tuple[int, int], dict[str, Any]] = {}
         for name in stored.files:
@@ -75,10 +93,19 @@ def make_up(
                 count, stacked = found["count"].tolist()
                 rows = _rows(tensors) if stacked else -1
                 answer = _first(infer(tensors), count, rows)
-                comparison.add(_first(expected, count, rows), answer, count if stacked else None, found.get("labels"))
+                expected, labels = _first(expected, count, rows), found.get("labels")
+                comparison.add(expected, answer, count if stacked else None, labels)
+                if case["kind"] == "samples":
+                    told = list(labels) if labels is not None else None
+                    if "labels_json" in found:
+                        told = json.loads(found["labels_json"].tobytes())
+                    scoring.add(_first(tensors, count, rows), told, expected, answer, count)
                 total += count
             results.append({**case, "samples": total, "source": comparison.result()})
-    return results
+    scores: dict[str, Any] = scoring.result(lambda text, fraction: None) if metrics else {}
+    for name, file in away.items():
+        scores[name] = {"problem": f"it needs {file}, which is not part of the delivery", "outputs": []}
+    return [dict(case) for case in with_scores(results, scores)]
 
 
 def first_verdicts(
@@ -89,11 +116,13 @@ def first_verdicts(
     cases: as `make_up` gives them. record: the delivery's optkit.json.
     """
     from optkit.judging import judge_cases
+    from optkit.metricspec import bound_table, metrics_of
     from optkit.parity.bounds import parse_bound
     from optkit.planning import Check
 
     check = record["check"]
-    bounds = tuple(parse_bound(text) for text in check["bounds"])
+    table = bound_table(metrics_of(check))
+    bounds = tuple(parse_bound(text, table) for text in check["bounds"])
     stated = Check(bounds, check["precision"], check["lossy"], tuple(check["stated_by"]))
     return judge_cases(cases, stated, record["provenance"]["source"]["noise"], signature)
 

@@ -17,7 +17,7 @@ from optkit.deliver import clear, deliver, output_folder
 from optkit.disk import disk_error, temporary_files
 from optkit.errors import OptkitError, SourceError, StepError, UnavailableError, did_you_mean, from_json
 from optkit.events import Listener, RunFinished, RunStarted, StepFinished, StepProgress, StepStarted, ignore
-from optkit.judging import judge_cases
+from optkit.judging import judge_cases, with_scores
 from optkit.parity.cases import Case, make_cases
 from optkit.planning import Plan, Step
 from optkit.pool import Message, Pool
@@ -276,20 +276,40 @@ class _Run:
         parent = self.runnable_parent(step)
         key = keys.check_key(self.recipe, state.artifact, self.source, parent, self.judge_key, self.cases)
         entry = self.cache.get(key)
-        if entry is not None:
+        scores = self.scores_of(state)
+        missing = [metric for metric in self.recipe.metrics if metric.name not in scores]
+        if entry is not None and not missing:
             state.cached["check"] = True
-            self.set_checked(state, entry)
+            self.set_checked(state, entry, scores)
         elif self.can_start(f"check:{step.id}"):
             references = {"source": {"artifact": self.source.to_json(), "tape": str(self.record.folder)}}
-            if parent is not None:
+            if parent is not None and entry is None:
                 references["parent"] = {"artifact": parent.to_json(), "tape": str(self.tape(step.parent))}
             self.submit(f"check:{step.id}", {
                 "task": "check", "artifact": state.artifact.to_json(), "references": references, "defer": True,
-                "check_on": self.recipe.check_on, "cases": [c.to_json() for c in self.cases],
+                "check_on": self.recipe.check_on,
+                # Where only a metric is new, nothing but the judging set is run again.
+                "cases": [c.to_json() for c in (self.cases if entry is None else self.cases[:1])],
+                "metrics": [metric.to_json() for metric in missing], "scores_only": entry is not None,
                 "tape": str(self.tape(step.id)) if self.plan.children(step.id) else None,
                 "out": str(self.stage(f"check:{step.id}")),
             }, get_runner(state.artifact.format).modules, step.timeout_seconds)  # fmt: skip
             state.phase = "checking"
+
+    def scores_of(self, state: StepState) -> dict[str, Any]:
+        """What the cache knows of the task metrics of a step's output, by name."""
+        found = {name: self.cache.get(key) for name, key in self.metric_keys(state).items()}
+        return {name: entry.data["score"] for name, entry in found.items() if entry is not None}
+
+    def metric_keys(self, state: StepState) -> dict[str, str]:
+        assert state.artifact is not None
+        assert self.source is not None
+        return {
+            m.name: keys.metric_key(
+                self.recipe, m, state.artifact, self.source, self.judge_key, self.cases[0], self.cache
+            )
+            for m in self.recipe.metrics
+        }
 
     def tape(self, step_id: str) -> Path:
         return self.scratch / "tapes" / digest_of(step_id)[:16]
@@ -302,11 +322,13 @@ class _Run:
     def artifact_of(self, step_id: str) -> Artifact | None:
         return self.source if step_id == SOURCE else self.states[step_id].artifact
 
-    def set_checked(self, state: StepState, entry: Entry) -> None:
+    def set_checked(self, state: StepState, entry: Entry, scores: Mapping[str, Any]) -> None:
         assert self.record is not None
         assert state.artifact is not None
         noise = self.record.data.get("noise")
-        cases = judge_cases(entry.data["cases"], state.step.check, noise, state.artifact.signature)
+        scores = {metric.name: scores[metric.name] for metric in self.recipe.metrics}
+        measured = with_scores(entry.data["cases"], scores)
+        cases = judge_cases(measured, state.step.check, noise, state.artifact.signature)
         state.check = self.check_json(state, cases, entry.data["provider"])
         vectors = entry.folder / "vectors.npz"
         state.vectors = vectors if vectors.is_file() else None
@@ -335,6 +357,7 @@ class _Run:
             "lossy": check.lossy,
             "bounds": [str(bound) for bound in check.bounds],
             "stated_by": list(check.stated_by),
+            "metrics": [metric.to_json() for metric in self.recipe.metrics],
             "waived": check.waived,
             "provider": provider,
             "held": bool(cases) and all(c["held"] for c in cases),
@@ -489,7 +512,10 @@ class _Run:
         state.seconds[phase] = result["seconds"]
         state.replay = str(self.out / "logs" / f"{phase}-{state.step.id}" / "step.json")
         if not result["ok"]:
-            error = self.located(from_json(result["error"]), state.step)
+            error = from_json(result["error"])
+            if error.subject.startswith("metric."):  # what the source or the labels cannot feed fails every step alike
+                raise self.located(error)
+            error = self.located(error, state.step)
             state.error = {**error.to_json(), "phase": phase}
             self.finish(state, "error")
         elif phase == "run":
@@ -503,9 +529,14 @@ class _Run:
             assert self.source is not None
             parent = self.runnable_parent(state.step)
             key = keys.check_key(self.recipe, state.artifact, self.source, parent, self.judge_key, self.cases)
-            self.set_checked(
-                state, self.cache.put(key, {"cases": result["cases"], "provider": result["provider"]}, staged)
-            )
+            known = self.metric_keys(state)
+            for name, score in result["scores"].items():
+                if "problem" not in score:
+                    self.cache.put(known[name], {"score": score})
+            entry = self.cache.get(key)
+            if entry is None:
+                entry = self.cache.put(key, {"cases": result["cases"], "provider": result["provider"]}, staged)
+            self.set_checked(state, entry, {**self.scores_of(state), **result["scores"]})
 
     def located(self, error: OptkitError, step: Step | None = None) -> OptkitError:
         """The error with the place in the recipe that it is about."""

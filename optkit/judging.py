@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from optkit.artifact import Signature
-from optkit.parity.bounds import METRICS, Bound, default_bounds, held, judge
+from optkit.parity.bounds import Bound, default_bounds, held, judge
 from optkit.planning import Check
 
 Noise = Mapping[str, Mapping[str, float]]
@@ -27,6 +27,19 @@ def judge_cases(
     return [judge_case(case, check, noise, signature, whole) for case in cases]
 
 
+def with_scores(cases: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The cases, that of the judging set with the `scores` of the declared task metrics.
+
+    Labels are those metrics' then: that they are no class numbers is no problem any more.
+    """
+
+    def with_them(case: Mapping[str, Any]) -> Mapping[str, Any]:
+        problems = [problem for problem in case["source"]["problems"] if problem["kind"] != "labels"]
+        return {**case, "source": {**case["source"], "problems": problems}, "scores": scores}
+
+    return [with_them(case) if scores and case["kind"] == "samples" else case for case in cases]
+
+
 def judge_case(
     case: Mapping[str, Any],
     check: Check,
@@ -43,9 +56,10 @@ def judge_case(
     """
     result = case["source"]
     stated = _stated(case, check, whole, [*derived(case["name"], check.precision, noise, signature, result)])
+    scores = case.get("scores")
     if stated:
-        judged = judge(result, stated)
-        ok = held(result, judged)
+        judged = judge(result, stated, scores)
+        ok = held(result, judged, scores)
     else:
         judged, ok = [], result["samples"] > 0 and not result["problems"]
     origin: Mapping[Bound, str] = dict(zip(check.bounds, check.stated_by, strict=True))
@@ -78,7 +92,7 @@ def _stated(case: Mapping[str, Any], check: Check, whole: Result | None, default
         return check.bounds
     if case["kind"] == "edge" and check.lossy:
         return ()
-    each = [bound for bound in check.bounds if METRICS[bound.metric].aggregate == "worst"]
+    each = [bound for bound in check.bounds if bound.info.aggregate == "worst"]
     covered = {name for bound in each for name in ([bound.output] if bound.output else case["source"]["outputs"])}
     if not check.lossy:
         return [*each, *(bound for bound in default if bound.output not in covered)]

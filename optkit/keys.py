@@ -19,6 +19,7 @@ from optkit.cache import Cache
 from optkit.dataspec import ImageData, content_key, image_classes, image_files, resolve_path, tools
 from optkit.dataspec import files as data_files
 from optkit.errors import UnavailableError
+from optkit.metricspec import Metric
 from optkit.parity.cases import Case
 from optkit.planning import Plan, Step
 from optkit.plugin import EXTRAS, install_line
@@ -230,6 +231,29 @@ def race_key(recipe: Recipe, artifacts: Sequence[Artifact], data: str, case: Cas
             [r.version for r in used],
             versions([*(t for r in used for t in r.tools), *source_tools(recipe)]),
             [platform.machine(), _cpu(), cores()],
+        ]
+    )
+
+
+def metric_key(
+    recipe: Recipe, metric: Metric, artifact: Artifact, source: Artifact, data: str, case: Case, cache: Cache
+) -> str:
+    """The key of what one task metric measured of an artifact. Raises DataError for a file it needs and lacks."""
+    runner = get_runner(artifact.format)
+    return digest_of(
+        [
+            "metric",
+            optkit.__version__,
+            metric.to_json(),
+            [cache.digest(path) for path in metric.files(recipe.base)],
+            artifact.digest,
+            source.digest,
+            data,
+            case.to_json(),
+            recipe.seed,
+            runner.version,
+            versions([*runner.tools, *source_tools(recipe), "numpy"]),
+            recipe.device,
         ]
     )
 

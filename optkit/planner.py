@@ -9,6 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from optkit.errors import Problem, RecipeError, did_you_mean
+from optkit.metricplan import check_metrics
+from optkit.metricspec import bound_table
 from optkit.parity.bounds import Bound, BoundError, parse_bound
 from optkit.parts import check_file, check_parts
 from optkit.planning import Check, Plan, Step
@@ -41,6 +43,7 @@ class Planner:
 
     def plan(self) -> Plan:
         check_parts(self.recipe, self.note)
+        check_metrics(self.recipe, self.note)
         if ("model",) not in self.recipe.faults and self.recipe.source_format in runners():
             self.gives[SOURCE] = self.recipe.source_format
         for index, spec in self.in_order():
@@ -235,15 +238,21 @@ class Planner:
         """The bounds a step states."""
         stated: list[Bound] = []
         labelled: Any = getattr(self.recipe.data.get(self.recipe.check_on), "label", None)
+        table = bound_table(self.recipe.metrics)
         for position, text in enumerate(spec.check):
             key: Key = ("steps", index, "check", position)
             try:
-                bound = parse_bound(text)
+                bound = parse_bound(text, table)
             except BoundError as error:
-                self.note(key, f"step {spec.id}: {error}", error.hint)
+                self.note(key, f"step {spec.id}: {error}", error.hint, ("metric",))
                 continue
             stated.append(bound)
-            if bound.metric.startswith("accuracy") and not labelled and self.recipe.check_on in self.recipe.data:
+            if (
+                bound.declared is None
+                and bound.metric.startswith("accuracy")
+                and not labelled
+                and self.recipe.check_on in self.recipe.data
+            ):
                 hint = f"add `label: NAME` to data.{self.recipe.check_on}"
                 self.note(key, f"step {spec.id}: {bound.metric} needs labels, and check_on has none", hint)
             if bound.output and self.recipe.outputs and bound.output not in self.recipe.outputs:

@@ -15,8 +15,9 @@ from optkit.deferral import first_verdicts
 from optkit.errors import UserError
 from optkit.judging import judge_case, judge_cases
 from optkit.livedata import Data, dataset_entry
+from optkit.metricspec import bound_table, metrics_of
 from optkit.opened import Ranges, artifact_at, delivered, dims_at, ranges_of, read_record, sizes_to_try, specs_of
-from optkit.parity.bounds import METRICS, Bound, BoundError, parse_bound
+from optkit.parity.bounds import Bound, BoundError, parse_bound
 from optkit.parity.cases import make_cases
 from optkit.planning import Check
 from optkit.pool import Pool
@@ -141,6 +142,7 @@ def verify(folder: str | Path, *, device: str = "cpu", threads: int | None = Non
                 "task": "verify", "artifact": artifact.to_json(),
                 "vectors": str((folder / record["vectors"]).absolute()), "device": device,
                 "threads": threads or keys.cores(), "deferred": deferred.get("cases"),
+                "metrics": (record["check"] or {}).get("metrics", []),
             }, Path(work))  # fmt: skip
         provider = done["provider"]
         if deferred:
@@ -184,7 +186,8 @@ def _proven_again(case: Mapping[str, Any], record: Mapping[str, Any], artifact: 
     samples = next((c for c in before["cases"] if c["kind"] == "samples"), None)
     texts = dict.fromkeys(v["bound"] for v in (samples or {"verdicts": []})["verdicts"] if v["bound"])
     # What is counted over the judging set (agreement, accuracy) cannot be told from a few vectors.
-    per_sample = [bound for bound in map(parse_bound, texts) if METRICS[bound.metric].aggregate == "worst"]
+    table = bound_table(metrics_of(before))
+    per_sample = [bound for text in texts if (bound := parse_bound(text, table)).info.aggregate == "worst"]
     if not per_sample:
         return [own]
     source = judge_case(

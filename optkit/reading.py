@@ -14,8 +14,8 @@ from optkit.errors import Problem, UserError, did_you_mean
 from optkit.sections import MODEL_KINDS, ModelSource, StepSpec
 from optkit.yamlread import Document, Key
 
-TOP_KEYS = ("version", "name", "model", "inputs", "outputs", "dims", "data", "check_on", "steps", "deliver", "seed",
-            "device", "threads", "speed")  # fmt: skip
+TOP_KEYS = ("version", "name", "model", "inputs", "outputs", "dims", "data", "check_on", "metric", "steps", "deliver",
+            "seed", "device", "threads", "speed")  # fmt: skip
 
 _SEED_LIMIT = 1 << 32  # NumPy's older generators and several backends take no larger seed
 

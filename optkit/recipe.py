@@ -11,6 +11,8 @@ from typing import Any
 from optkit.artifact import Dim, TensorSpec
 from optkit.dataspec import DataSpec, resolve_path
 from optkit.errors import Location, OptkitError, Problem, RecipeError, UserError
+from optkit.metricread import read_metrics
+from optkit.metricspec import Metric
 from optkit.reading import Reader
 from optkit.sections import (
     MODEL_KINDS,
@@ -45,6 +47,7 @@ class Recipe:
     outputs: names for the model's outputs, in its order; empty to use the model's own.
     dims: the range of each named dim. check_on: the dataset every check runs on.
     speed: whether quantised and otherwise lossy deliveries are raced against the step they come from.
+    metrics: the task metrics that are measured on it.
     base: the folder its relative paths start from.
     faults: keys whose mistakes are told already; empty in every recipe that was loaded.
     """
@@ -63,6 +66,7 @@ class Recipe:
     device: str = "cpu"
     threads: int | None = None
     speed: bool = True
+    metrics: tuple[Metric, ...] = ()
     document: Document = field(default_factory=lambda: Document({}, None), compare=False, repr=False)
     faults: frozenset[Key] = frozenset()
 
@@ -73,6 +77,8 @@ class Recipe:
     def place_of(self, subject: str) -> Location | None:
         """Where an error's dotted subject ("data.fit", "steps.int8.with.method") stands; steps go by id."""
         words = subject.split(".")
+        if words[0] == "metric":
+            return self.document.place(next((m.at for m in self.metrics if [m.name] == words[1:]), ("metric",)))
         if words[0] != "steps":
             return self.document.place(words)
         rest = subject.removeprefix("steps").lstrip(".")
@@ -153,6 +159,7 @@ def recipe_of(document: Document, base: Path, problems: Sequence[Problem] = ()) 
         device=reader.word("device", "cpu"),
         threads=reader.number("threads", None, 1, 4096),
         speed=reader.flag("speed", True),
+        metrics=read_metrics(reader),
         document=document,
         faults=frozenset(reader.faults),
     )

@@ -25,11 +25,12 @@ class Report:
     Keys: schema, optkit, name, recipe, started, seconds, environment, source, data, steps, deliver, exit_code.
     A step has: id, pass, options, parent, implied, fidelity, target, status, seconds {run, check}, cached {run, check},
     artifact, notes, error, blocked_by, check, speed, must, deferred, replay. A check has: against, data, precision,
-    lossy, bounds, stated_by, waived, provider, held, cases; a case: name, kind, sizes, samples, source, parent (metric
-    results), verdicts, held. A speed, where it was measured: against, ratio (value, low, high, rounds), verdict, sizes,
-    threads, provider, latency_ms, parent_latency_ms. Each `must`: must, held, text. Where this machine cannot make the
-    check, `error` says why, and `deferred` holds the nearest ancestor's verdict (`beside`) and the cases that the
-    target has to check.
+    lossy, bounds, stated_by, metrics (those declared), waived, provider, held, cases; a case: name, kind, sizes,
+    samples, source, parent (metric results), scores (of the judging set, by declared metric; see
+    `optkit.parity.scores`), verdicts, held. A speed, where it was measured: against, ratio (value, low, high, rounds),
+    verdict, sizes, threads, provider, latency_ms, parent_latency_ms. Each `must`: must, held, text. Where this machine
+    cannot make the check, `error` says why, and `deferred` holds the nearest ancestor's verdict (`beside`) and the
+    cases that the target has to check.
     """
 
     data: Mapping[str, Any]

@@ -11,6 +11,8 @@ from pydantic.json_schema import models_json_schema
 from optkit.artifact import DTYPES
 from optkit.data.preprocess import Preprocess
 from optkit.dataspec import KINDS
+from optkit.metricspec import KINDS as METRIC_KINDS
+from optkit.metricspec import NAME
 from optkit.parity.bounds import METRICS
 from optkit.plugin import Options, Pass
 from optkit.recipe import MODEL_KINDS, DimSpec, InputSpec, StepSpec
@@ -35,6 +37,7 @@ def recipe_schema() -> Schema:
         DimSpec,
         StepSpec,
         *{p.options for p in known.values()},
+        *(kind.options for kind in METRIC_KINDS.values()),
     ]
     refs, combined = models_json_schema(
         [(m, "validation") for m in models], by_alias=True, ref_template="#/$defs/{model}"
@@ -56,6 +59,7 @@ def recipe_schema() -> Schema:
         section.pop("title", None)
         for value in section.get("properties", {}).values():
             value.pop("title", None)
+    strict = {"pattern": bound_pattern()}
     names = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
     return {
         "$schema": DRAFT,
@@ -72,6 +76,7 @@ def recipe_schema() -> Schema:
             "dims": _mapping(ref(DimSpec), "the sizes each named dynamic dim may take"),
             "data": _mapping({"oneOf": [ref(m) for m in KINDS.values()]}, "datasets by name"),
             "check_on": {"type": "string", "description": "the dataset every check runs on"},
+            "metric": _metrics(ref, target),
             "steps": {"type": "array", "minItems": 1, "items": ref(StepSpec), "description": "what to do"},
             "deliver": {**names, "description": "the steps to deliver; default: every step nothing follows"},
             "seed": {"type": "integer", "minimum": 0, "default": 0},
@@ -80,8 +85,36 @@ def recipe_schema() -> Schema:
             "speed": {"type": "boolean", "default": True,
                       "description": "race lossy deliveries against the step they come from"},
         },
+        "if": {"required": ["metric"]},
+        "else": {"properties": {"steps": {"items": {"properties": {"check": {"items": strict}}}}}},
         "$defs": defs,
     }  # fmt: skip
+
+
+def _metrics(ref: Any, target: Any) -> Schema:
+    """What `metric:` takes: a name, a mapping with one kind of metric, or a list of such."""
+    kinds: dict[str, Schema] = {}
+    for name, kind in METRIC_KINDS.items():
+        forms = [ref(kind.options), target(kind.options)["properties"][kind.main]]
+        if not any(info.is_required() for info in kind.options.model_fields.values()):
+            forms.append({"type": "null"})
+        kinds[name] = {"anyOf": forms, "description": f"its options, or its {kind.main} alone"}
+    alone = [name for name, kind in METRIC_KINDS.items()
+             if not any(info.is_required() for info in kind.options.model_fields.values())]  # fmt: skip
+    named = {"type": "string", "pattern": f"^{NAME}$", "description": "its name in bounds and reports"}
+    entry: Schema = {
+        "anyOf": [
+            {"enum": alone},
+            {
+                "type": "object",
+                "additionalProperties": False,
+                "properties": {"name": named, **kinds},
+                "oneOf": [{"required": [name]} for name in kinds],
+            },
+        ]
+    }
+    several = {"type": "array", "minItems": 1, "items": entry}
+    return {"anyOf": [*entry["anyOf"], several], "description": "task metrics, measured of every artifact on check_on"}
 
 
 def _mapping(item: Schema, description: str) -> Schema:
@@ -93,7 +126,7 @@ def _complete_step(step: Schema, known: dict[str, Pass], ref: Any) -> None:
     properties = step["properties"]
     properties["use"] = {**_texts(properties["use"]), "enum": [*known, None]}
     properties["to"] = {**_texts(properties["to"]), "enum": [*formats(), None]}
-    properties["check"]["items"] = {"type": "string", "pattern": bound_pattern()}
+    properties["check"]["items"] = {"type": "string", "pattern": bound_pattern(declared=True)}
     step["oneOf"] = [{"required": ["to"]}, {"required": ["use"]}]
     step["not"] = {"required": ["waive", "check"]}
     step["allOf"] = []
@@ -127,11 +160,16 @@ def _texts(field: Schema) -> Schema:
     return {key: field[key] for key in ("description", "default") if key in field}
 
 
-def bound_pattern() -> str:
-    """A regular expression (ECMA 262) for bounds such as "logits.cosine >= 0.99", each metric in its own direction."""
+def bound_pattern(declared: bool = False) -> str:
+    """A regular expression (ECMA 262) for bounds such as "logits.cosine >= 0.99", each metric in its own direction.
+
+    declared: the recipe declares metrics of its own, which may be called anything and run either way.
+    """
 
     def words(better: str) -> str:
         return "|".join(re.escape(m.name) for m in METRICS.values() if m.better == better)
 
+    own = "|".join(re.escape(name) for name in METRICS)
+    others = rf"|(?!({own})\b){NAME}\s*(>=|<=)" if declared else ""
     number = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*%?"
-    return rf"^\s*(.+\.)?(({words('higher')})\s*>=|({words('lower')})\s*<=)\s*{number}\s*$"
+    return rf"^\s*(.+\.)?(({words('higher')})\s*>=|({words('lower')})\s*<={others})\s*{number}\s*$"

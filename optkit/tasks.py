@@ -18,6 +18,7 @@ from optkit.artifact import Artifact, Dim, TensorSpec, digest_file, digest_of
 from optkit.cache import lock_folder, unlock_folder
 from optkit.deferral import make_up, put_off
 from optkit.errors import DataError, NotHereError, StepError
+from optkit.metricspec import metric_of
 from optkit.parity.cases import Case, batch_dim, feeds, stacks
 from optkit.parity.tape import Reference, Tape
 from optkit.plugin import Context, Pass, Runner, Session
@@ -219,16 +220,21 @@ def _plain(tensors: Tensors) -> Tensors:
 def check(step: Data, say: Say) -> Data:
     """The metrics of an artifact against the source and its parent, over every case; verdicts are made elsewhere.
 
+    `metrics` are the task metrics to measure beside them, into `scores`; `scores_only` leaves the rest out.
+
     Where the artifact is made for another machine: with `defer`, what that machine needs to make this check, and in
     `deferred` why; else NotHereError.
     """
     import numpy as np
 
+    from optkit.data.batch import stack_labels
     from optkit.parity.metrics import Comparison
+    from optkit.scoring.measure import Scoring
 
     artifact = Artifact.from_json(step["artifact"])
     assert artifact.signature is not None
     dataset = _dataset(step, step["check_on"])
+    scoring = Scoring([metric_of(entry) for entry in step.get("metrics", ())], Path(step["base"]), step["seed"])
     cases = [Case.from_json(c) for c in step["cases"]]
     inputs = [TensorSpec.from_json(t) for t in step["inputs"]]
     stacked, batch = stacks(dataset, inputs), batch_dim(inputs)
@@ -253,14 +259,16 @@ def check(step: Data, say: Say) -> Data:
                 if own:
                     own.write(number, position, answer)
                 rows = _rows(tensors) if stacked else -1
+                own_rows = _first(answer, count, rows)
                 for role, reference in references.items():
                     expected = reference.outputs(number, position, tensors)
-                    compared[role].add(
-                        _first(expected, count, rows),
-                        _first(answer, count, rows),
-                        count if stacked else None,
-                        labels=labels if role == "source" else None,
-                    )
+                    expected_rows = _first(expected, count, rows)
+                    if role == "source" and case.kind == "samples":
+                        scoring.add(_first(tensors, count, rows), labels, expected_rows, own_rows, count)
+                    if step.get("scores_only"):
+                        continue
+                    known = stack_labels(labels) if role == "source" else None
+                    compared[role].add(expected_rows, own_rows, count if stacked else None, labels=known)
                     if role == "source" and case.kind == "samples" and len(vectors) < VECTORS:
                         left = VECTORS - len(vectors)
                         whole = [(tensors, answer, expected)]
@@ -271,13 +279,14 @@ def check(step: Data, say: Say) -> Data:
         if single:  # alone, as `verify` feeds them: dynamic quantisation answers a sample by the batch it is in
             vectors = [(given, session.infer(adapted(given, artifact.signature)), said) for given, _, said in vectors]
         provider = session.provider
+    scores = scoring.result(say)
     if vectors:
         arrays = {}
         for group, part in (("input", 0), ("output", 1), ("source", 2)):
             for row, row_tensors in enumerate(v[part] for v in vectors):
                 arrays.update({f"{row}/{group}/{name}": tensor for name, tensor in row_tensors.items()})
         np.savez_compressed(out / "vectors.npz", **arrays)  # type: ignore[arg-type]
-    return {"cases": results, "provider": provider}
+    return {"cases": results, "provider": provider, "scores": scores}
 
 
 def _rows(tensors: Tensors) -> int:
@@ -372,7 +381,10 @@ def verify(step: Data, say: Say) -> Data:
     assert signature is not None
     if step.get("deferred"):
         with _open(step, artifact) as session:
-            results = make_up(lambda t: session.infer(adapted(t, signature)), Path(step["vectors"]), step["deferred"])
+            results = make_up(
+                lambda t: session.infer(adapted(t, signature)), Path(step["vectors"]), step["deferred"],
+                [metric_of(entry) for entry in step.get("metrics", ())],
+            )  # fmt: skip
             return {"cases": results, "provider": session.provider}
     compared = {"itself": Comparison(), "source": Comparison()}
     with np.load(step["vectors"], allow_pickle=False) as stored:

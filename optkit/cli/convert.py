@@ -143,11 +143,18 @@ def run(plan: Plan, out: Path, cache: Path | None, jobs: int | None, quiet: bool
 
 def summarise(report: Report, out: Path, quiet: bool) -> None:
     """Print on standard error what was delivered, what went wrong and where the reports are; errors only if `quiet`."""
-    from optkit.cli.summary import deliveries_table, slower_notes, synthetic_note, verdict_line, wrongs
+    from optkit.cli.summary import (
+        deliveries_table,
+        metric_lines,
+        slower_notes,
+        synthetic_note,
+        verdict_line,
+        wrongs,
+    )  # fmt: skip
 
     if not quiet:
         tell("\n" + verdict_line(report.data, sys.stderr))
-        if drawn := deliveries_table(report.data, sys.stderr):
+        for drawn in filter(None, (draw(report.data, sys.stderr) for draw in (deliveries_table, metric_lines))):
             tell("\n" + drawn)
     for text in wrongs(report.data, sys.stderr):
         tell("\n" + text if not quiet else text)

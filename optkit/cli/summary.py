@@ -11,7 +11,20 @@ from optkit.cli.common import relative
 from optkit.cli.console import STYLES
 from optkit.cli.failure import remedy as remedy_lines
 from optkit.cli.text import Cell, clean, has_colour, paint, table
-from optkit.reports.rows import broken, cost, deliveries, duration, margin, nearest, remedy, size, stands_on, verdict
+from optkit.reports.rows import (
+    broken,
+    cost,
+    deliveries,
+    duration,
+    margin,
+    nearest,
+    remedy,
+    score_text,
+    scores,
+    size,
+    stands_on,
+    verdict,
+)
 
 MOST_REASONS = 5  # of a failed check; the report has them all
 
@@ -44,6 +57,16 @@ def deliveries_table(report: Data, stream: IO[str]) -> str:
     rows = list(zip(*columns.values(), strict=True))
     head = tuple(columns)
     return table(head, rows, stream) if rows else ""
+
+
+def metric_lines(report: Data, stream: IO[str]) -> str:
+    """The task metrics of each delivery, one per line: the value and its interval, the source's, and the drop."""
+    steps = {step["id"]: step for step in report.get("steps", [])}
+    rows = [
+        (d.step, name, Cell(clean(score_text(score)), "bad" if "problem" in score else ""))
+        for d in deliveries(report) for name, score in scores(steps.get(d.step, {})).items()
+    ]  # fmt: skip
+    return table(("delivery", "metric", "value [interval]"), rows, stream) if rows else ""
 
 
 def synthetic_note(report: Data) -> str:

@@ -72,16 +72,17 @@ def _agree(name: str, feeds: Sample, inputs: Sequence[TensorSpec]) -> None:
                 )
 
 
-def stack_labels(name: str, labels: Sequence[object]) -> Array:
-    """Labels along axis 0. Raises DataError when they differ in shape."""
-    arrays = [np.asarray(label) for label in labels]
-    if len({array.shape for array in arrays}) > 1:
-        raise fault(
-            name,
-            "labels differ in shape: " + ", ".join(sorted({str(a.shape) for a in arrays})),
-            "give every label one shape",
-        )
-    return np.stack(arrays)
+def stack_labels(labels: Sequence[object] | None) -> Array | None:
+    """A feed's labels along axis 0; of dtype object where they make no array; None where a sample has none, or several.
+
+    That of object is for whoever needs class numbers to complain of.
+    """
+    if labels is None or any(isinstance(label, Mapping) for label in labels):
+        return None
+    try:
+        return np.stack([np.asarray(label) for label in labels])
+    except ValueError:  # of several shapes, or lists of unequal length
+        return np.empty(len(labels), object)
 
 
 def resize_feeds(feeds: Mapping[str, Array], inputs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> Sample:

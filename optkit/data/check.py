@@ -33,12 +33,13 @@ def check_inputs(name: str, inputs: Sequence[TensorSpec]) -> None:
             )
 
 
-def check_names(name: str, found: Iterable[str], inputs: Sequence[TensorSpec], where: str, *, label: str | None = None,
-                ignore: Sequence[str] = (), lack_hint: str = "give one array per model input, named as the input",
+def check_names(name: str, found: Iterable[str], inputs: Sequence[TensorSpec], where: str, *,
+                labels: Sequence[str] = (), ignore: Sequence[str] = (),
+                lack_hint: str = "give one array per model input, named as the input",
                 extra_hint: str = "return only what the model takes") -> None:  # fmt: skip
     """Raises DataError when `found` is not the inputs, the label and what is to be ignored, each once."""
     present, wanted = set(found), [spec.name for spec in inputs]
-    spare = sorted(present - set(wanted) - {label, *ignore})
+    spare = sorted(present - set(wanted) - {*labels, *ignore})
     for key in wanted:
         if key not in present:
             raise fault(
@@ -46,10 +47,11 @@ def check_names(name: str, found: Iterable[str], inputs: Sequence[TensorSpec], w
                 f"{where} lacks input {key!r}; it has {', '.join(sorted(present)) or 'nothing'}",
                 did_you_mean(key, spare, listing=False) or lack_hint,
             )
-    if label is not None and label not in present:
-        raise fault(name, f"{where} has no label {label!r}", did_you_mean(label, spare) or "drop label:")
-    if label in wanted:
-        raise fault(name, f"label {label!r} is an input of the model", "a label is not fed; drop label:")
+    for label in labels:
+        if label not in present:
+            raise fault(name, f"{where} has no label {label!r}", did_you_mean(label, spare) or "drop label:")
+        if label in wanted:
+            raise fault(name, f"label {label!r} is an input of the model", "a label is not fed; drop label:")
     for key in ignore:
         if key not in present:
             raise fault(name, f"{where} has no {key!r} to ignore", did_you_mean(key, present))

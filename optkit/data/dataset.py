@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from optkit.artifact import Dim, TensorSpec
-from optkit.data.batch import batch_limits, stack, stack_labels
+from optkit.data.batch import batch_limits, stack
 from optkit.data.check import Checker, check_inputs, check_names
-from optkit.data.source import Array, Sample, Source, fault, sample_hash
+from optkit.data.source import Sample, Source, fault, sample_hash
 from optkit.dataspec import AnyData, ImageData, NpzData, PythonData, TextData
 from optkit.errors import UserError
 
-Batch = tuple[Sample, int, Array | None]
-"""Feeds, the number of real samples in them (they come first), and those samples' labels."""
+Batch = tuple[Sample, int, list[Any] | None]
+"""Feeds, the number of real samples in them (they come first), and those samples' labels as their source has them."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Dataset:
         while part := list(itertools.islice(stream, size)):
             count = len(part)
             samples = [part[i % count][0] for i in range(max(count, fewest))]
-            labels = stack_labels(self.name, [label for _, label in part]) if self.labelled else None
+            labels = [label for _, label in part] if self.labelled else None
             yield stack(self.name, samples, self.inputs, self._check.stacked, self.source.pads), count, labels
 
     def sample_digests(self) -> Iterator[str]:
@@ -131,12 +132,25 @@ class Dataset:
         for _, sample, label in self._stream():
             whole.update(sample_hash(sample).digest())
             if self.labelled:
-                whole.update(sample_hash({"label": np.asarray(label)}).digest())
+                whole.update(_label_hash(label))
         return whole.hexdigest()
 
     def digest(self) -> str:
         """sha256 (hex) over all samples as they are fed, and their labels, in order. Takes a pass, once."""
         return self._digest
+
+
+def _label_hash(label: Any) -> bytes:
+    """sha256 of a label: an array, what becomes one, lists of unequal length, or several of these by name."""
+    named = label if isinstance(label, Mapping) else {"label": label}
+    try:
+        return sample_hash({key: np.asarray(value) for key, value in named.items()}).digest()
+    except ValueError:  # lists of unequal length: no array
+        return hashlib.sha256(json.dumps(named, sort_keys=True, default=_plain).encode()).digest()
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else repr(value)
 
 
 def open_dataset(spec: AnyData, base: Path, inputs: Sequence[TensorSpec], dims: Mapping[str, Dim], name: str

@@ -16,8 +16,8 @@ from numpy.lib import format as npy
 
 from optkit.artifact import Dim, TensorSpec
 from optkit.data.check import check_names
-from optkit.data.source import Array, Row, Source, fault
-from optkit.dataspec import NpzData, existing, resolve_path
+from optkit.data.source import Array, Row, Source, fault, label_of
+from optkit.dataspec import NpzData, existing, label_names, resolve_path
 
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError)
 
@@ -39,11 +39,12 @@ def open_npz(spec: NpzData, base: Path, inputs: Sequence[TensorSpec], dims: Mapp
         headers,
         inputs,
         path.name,
-        label=spec.label,
+        labels=label_names(spec),
         ignore=spec.ignore,
         extra_hint="name the labels with label:, and what is not needed with ignore: [...]",
     )
-    used = [i.name for i in inputs] + ([spec.label] if spec.label else [])
+    labels = label_names(spec)
+    used = [*(i.name for i in inputs), *labels]
     counts = {}
     for key in used:
         header = headers[key]
@@ -83,12 +84,12 @@ def open_npz(spec: NpzData, base: Path, inputs: Sequence[TensorSpec], dims: Mapp
                 raise fault(name, f"{path.name} was changed while it was in use", "run again")
             for index in range(count):
                 row = {key: _row(stream, headers[key], path, name, index) for key, stream in streams.items()}
-                yield row, row.pop(spec.label) if spec.label else None
+                yield row, label_of(spec.label, {key: row.pop(key) for key in labels})
             for key, stream in streams.items():  # reading on to the end checks the zip's own checksum
                 if _read(stream, 1, path, name):
                     raise _damaged(path, name, ValueError(f"{key!r} is longer than its header says"))
 
-    return Source(rows, lambda: count, spec.label is not None, {"kind": "npz"})
+    return Source(rows, lambda: count, bool(labels), {"kind": "npz"})
 
 
 def _row(stream: IO[bytes], header: _Header | str, path: Path, name: str, index: int) -> Array:

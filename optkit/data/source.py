@@ -15,7 +15,7 @@ from optkit.errors import DataError
 Array = NDArray[Any]
 Sample = dict[str, Array]
 Row = tuple[Sample, Any]
-"""A sample without the batch axis, and its label or None."""
+"""A sample without the batch axis, and its label: None, one value, or a dict where the recipe names several."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class Source:
     pads: Mapping[str, Pad] = field(default_factory=dict)
     finish: Callable[[Sample], Sample] = lambda sample: sample
     synthetic: bool = False
+
+
+def label_of(named: str | tuple[str, ...] | None, found: Mapping[str, Any]) -> Any:
+    """A row's label, out of those found: as one value where the recipe names one alone."""
+    return found[named] if isinstance(named, str) else dict(found) or None
 
 
 def fault(name: str, what: str, hint: str = "", details: str = "") -> DataError:

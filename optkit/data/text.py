@@ -11,8 +11,8 @@ import numpy as np
 
 from optkit.artifact import Dim, TensorSpec, digest_file
 from optkit.data.check import check_names
-from optkit.data.source import Pad, Row, Sample, Source, fault, pad_to
-from optkit.dataspec import TextData, existing, resolve_path, tokenizer_file
+from optkit.data.source import Pad, Row, Sample, Source, fault, label_of, pad_to
+from optkit.dataspec import TextData, existing, label_names, resolve_path, tokenizer_file
 from optkit.errors import did_you_mean
 from optkit.plugin import need
 
@@ -45,6 +45,7 @@ def open_text(spec: TextData, base: Path, inputs: Sequence[TensorSpec], dims: Ma
     values = {"input_ids": pad_id, "attention_mask": 0, "token_type_ids": type_id}
     pads = {i.name: Pad(values[i.name], "left" if side == "left" else "right") for i in inputs}
     least = {i.name: _least(i, dims, spec, name) for i in inputs}
+    labels = label_names(spec)
     dtypes = {i.name: i.dtype if i.dtype in ("int32", "int64") else "int64" for i in inputs}
 
     def rows() -> Iterator[Row]:
@@ -60,14 +61,15 @@ def open_text(spec: TextData, base: Path, inputs: Sequence[TensorSpec], dims: Ma
                     )
             encoding = tokenizer.encode(*parts)
             sample = {key: np.array(getattr(encoding, TENSORS[key]), dtype) for key, dtype in dtypes.items()}
-            label = None if spec.label is None else _field(record, spec.label, number, path, name)
-            if spec.label is not None and not isinstance(label, str | int | float):
-                raise fault(
-                    name,
-                    f"{path.name}, line {number}: label {spec.label!r} is {label!r}",
-                    "a label is a number or a string",
-                )
-            yield sample, label
+            found = {key: _field(record, key, number, path, name) for key in labels}
+            for key, label in found.items():
+                if not isinstance(label, str | int | float | list):
+                    raise fault(
+                        name,
+                        f"{path.name}, line {number}: label {key!r} is {label!r}",
+                        "a label is a number, a string or a list",
+                    )
+            yield sample, label_of(spec.label, found)
 
     def finish(sample: Sample) -> Sample:
         return {key: pad_to(name, array, (max(least[key], len(array)),), pads[key]) for key, array in sample.items()}
@@ -79,7 +81,7 @@ def open_text(spec: TextData, base: Path, inputs: Sequence[TensorSpec], dims: Ma
         "kind": "text", "tokenizer_sha256": digest_file(file), "text": spec.text if len(keys) == 1 else list(keys),
         "max_length": spec.max_length, "padding": spec.padding, "pad_id": pad_id, "pad_side": side,
     }  # fmt: skip
-    return Source(rows, lambda: count, spec.label is not None, preprocessing, pads, finish)
+    return Source(rows, lambda: count, bool(labels), preprocessing, pads, finish)
 
 
 def _least(spec: TensorSpec, dims: Mapping[str, Dim], data: TextData, name: str) -> int:

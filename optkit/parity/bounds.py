@@ -9,9 +9,11 @@ import difflib
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
+
+from optkit.parity.scores import UNCLEAR, difference, part_of
 
 
 class BoundError(ValueError):
@@ -24,19 +26,24 @@ class BoundError(ValueError):
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """One metric. `worst`: the worst sample is judged; `fraction`: one value counted over the whole case.
+    """One metric. `worst`: the worst sample is judged; `fraction`: one value counted over the whole case; `task`: a
+    part of what a metric declared under `metric:` measured over the judging set.
 
     `low` and `high` limit the values it can take; a bound that no value, or every value, meets is an error.
+    task, part: of a task metric, the name it is declared by, and which of its figures: "value", "change" (the drop, or
+    the rise where lower is better), or an end of the confidence interval of either, as in "change_upper".
     """
 
     name: str
     better: Literal["higher", "lower"]
-    aggregate: Literal["worst", "fraction"]
+    aggregate: Literal["worst", "fraction", "task"]
     unit: str
     low: float
     high: float
     meaning: str
     source: str
+    task: str = ""
+    part: str = ""
 
 
 _HIGHAM = "normwise relative error: Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 1.2"
@@ -80,9 +87,15 @@ class Bound:
     value: float
     output: str | None = None
     reason: str = ""
+    declared: MetricInfo | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def info(self) -> MetricInfo:
+        """The metric it bounds: a task metric as the recipe declares it, else one of METRICS."""
+        return self.declared or _metric(self.metric)
 
     def __post_init__(self) -> None:
-        info = _metric(self.metric)
+        info = self.info
         right = ">=" if info.better == "higher" else "<="
         if self.op != right:
             raise BoundError(
@@ -123,11 +136,12 @@ class Verdict:
     text: str
 
 
-def parse_bound(text: str) -> Bound:
+def parse_bound(text: str, table: Mapping[str, MetricInfo] = METRICS) -> Bound:
     """The bound that `[output.]metric (>=|<=) number` states, as in `logits.cosine >= 0.99`.
 
     The metric is the last dot-separated word, so an output name may hold dots, slashes and colons. A number
-    may end in % for fractions and rel_l2. Raises BoundError, with a hint, for anything else.
+    may end in % for fractions and ratios. table: the metrics there are, where a recipe declares its own. Raises
+    BoundError, with a hint, for anything else.
     """
     match = re.fullmatch(r"\s*(.*?)\s*([<>=!~≤≥]+)\s*([^<>=!~≤≥]*?)\s*", text, re.DOTALL)
     if match is None:
@@ -137,7 +151,7 @@ def parse_bound(text: str) -> Bound:
     prefix, metric = prefix.strip(), metric.strip()
     if not metric or (dot and not prefix):
         raise BoundError(f"{text!r}: a name is missing before {op}", "write it like: logits.cosine >= 0.99")
-    info = _metric(metric)
+    info = _metric(metric, table)
     right: Literal[">=", "<="] = ">=" if info.better == "higher" else "<="
     if op not in (">=", "<="):
         raise BoundError(f"{text!r}: a bound has >= or <=, not {op}", f"write {left} {right} {number}")
@@ -149,11 +163,19 @@ def parse_bound(text: str) -> Bound:
         raise BoundError(f"{text!r}: {number!r} is not a number", f"write {left} {op} and a number") from None
     if percent and info.unit not in ("fraction", "ratio"):
         raise BoundError(f"{text!r}: {metric} takes no %", f"write {left} {op} {value:g}")
-    return Bound(metric, ">=" if op == ">=" else "<=", value, prefix or None)
+    if info.task and prefix:
+        raise BoundError(
+            f"{text!r}: {info.task} is declared under metric:, its output with it", f"write {metric} {op} {number}"
+        )
+    return Bound(metric, ">=" if op == ">=" else "<=", value, prefix or None, declared=info if info.task else None)
 
 
-def judge(result: Mapping[str, Any], bounds: Sequence[Bound]) -> list[Verdict]:
+def judge(
+    result: Mapping[str, Any], bounds: Sequence[Bound], scores: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Verdict]:
     """A verdict for every bound on every output it applies to; `result` is what `Comparison.result` returned.
+
+    scores: what the task metrics measured, by the names they are declared by (`optkit.scoring`).
 
     A bound without an output applies to each output that has its metric. Not held: a bound that applies to no
     output; a named output that is not there; a measurement that is missing or not finite; an output that no
@@ -163,7 +185,13 @@ def judge(result: Mapping[str, Any], bounds: Sequence[Bound]) -> list[Verdict]:
     if not bounds:
         return [Verdict(None, None, False, None, None, "no bounds: nothing was asked of this step")]
     verdicts: list[Verdict] = []
+    covered: set[str | None] = set()
     for bound in bounds:
+        if bound.info.task:
+            score = (scores or {}).get(bound.info.task, {})
+            verdicts.append(task_verdict(bound, score))
+            covered |= set(score.get("outputs", ()))
+            continue
         names = [name for name in outputs if bound.output in (None, name) and bound.metric in outputs[name]]
         verdicts += [_verdict(bound, name, outputs[name][bound.metric]) for name in names]
         if not names:
@@ -176,7 +204,7 @@ def judge(result: Mapping[str, Any], bounds: Sequence[Bound]) -> list[Verdict]:
             else:
                 text = f"{bound}: there is no output {bound.output!r} (outputs: {have})"
             verdicts.append(Verdict(bound, bound.output, False, None, None, text))
-    covered = {verdict.output for verdict in verdicts}
+    covered |= {verdict.output for verdict in verdicts}
     for name in outputs:
         if name not in covered:
             defined = ", ".join(outputs[name]) or "nothing: it could not be compared"
@@ -185,10 +213,34 @@ def judge(result: Mapping[str, Any], bounds: Sequence[Bound]) -> list[Verdict]:
     return verdicts
 
 
-def held(result: Mapping[str, Any], verdicts: Sequence[Verdict]) -> bool:
-    """Whether the case holds: something was compared, no problem was found, and every verdict is held."""
+def task_verdict(bound: Bound, score: Mapping[str, Any]) -> Verdict:
+    """The verdict on a bound on a task metric; not held where the metric has no such figure."""
+    info, needs = bound.info, f"needs {bound.op} {_number(bound.value)}"
+    value = None if "problem" in score else part_of(score, info.part)
+    if value is None or not math.isfinite(value):
+        why = score.get("problem") or score.get("method") or "it was not measured"
+        return Verdict(bound, None, False, None, None, f"{bound.metric} has no value ({why}), {needs}")
+    ok = value >= bound.value if bound.op == ">=" else value <= bound.value
+    change = info.part.startswith("change")
+    text = f"{bound.metric} {value:.6g}"
+    if interval := score["change_interval" if change else "interval"]:
+        text += f" in [{interval[0]:.6g}, {interval[1]:.6g}]"
+    if change and difference(score) == "unclear":
+        text += f", {UNCLEAR}"
+    if not change:
+        text += f", the source's {score['source']:.6g}"
+    return Verdict(bound, None, bool(ok), float(value), None, f"{text}, {needs}")
+
+
+def held(
+    result: Mapping[str, Any], verdicts: Sequence[Verdict], scores: Mapping[str, Mapping[str, Any]] | None = None
+) -> bool:
+    """Whether the case holds: something was compared, no problem was found, every verdict is held, and each task
+    metric has a value.
+    """
     return (
-        result.get("samples", 0) > 0
+        not any("problem" in score for score in (scores or {}).values())
+        and result.get("samples", 0) > 0
         and result.get("problems") == []
         and bool(verdicts)
         and all(verdict.held for verdict in verdicts)
@@ -263,17 +315,21 @@ def default_bounds(
     return bounds + [Bound("mismatch", "<=", share, name, why) for name in integers]
 
 
-def _metric(name: str) -> MetricInfo:
+def _metric(name: str, table: Mapping[str, MetricInfo] = METRICS) -> MetricInfo:
+    if name in table:
+        return table[name]
     if name in METRICS:
-        return METRICS[name]
+        raise BoundError(f"{name!r} is not declared under metric:", "add accuracy to metric:, or bound what is there")
     lowered = name.lower()
-    near = [_ALIASES[lowered]] if lowered in _ALIASES else difflib.get_close_matches(lowered, METRICS, 1, 0.5)
-    hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(METRICS)}"
+    alias = _ALIASES.get(lowered) or (lowered.replace("_drop", "_rise") if "_drop" in lowered else
+                                      lowered.replace("_rise", "_drop"))  # fmt: skip
+    near = [alias] if alias in table else difflib.get_close_matches(lowered, table, 1, 0.5)
+    hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(table)}"
     raise BoundError(f"unknown metric {name!r}", hint)
 
 
 def _verdict(bound: Bound, output: str, measured: Mapping[str, Any]) -> Verdict:
-    value = measured.get("value" if METRICS[bound.metric].aggregate == "fraction" else "worst")
+    value = measured.get("value" if bound.info.aggregate == "fraction" else "worst")
     sample = measured.get("worst_sample")
     needs = f"needs {bound.op} {_number(bound.value)}"
     if value is None or not math.isfinite(value):
@@ -284,6 +340,10 @@ def _verdict(bound: Bound, output: str, measured: Mapping[str, Any]) -> Verdict:
         at = f" ({measured['disagreeing']} of {measured['total']} differ{at and ', first' + at})"
     elif measured.get("mean") is not None:
         at += f" (mean {measured['mean']:.6g})"
+    elif interval := measured.get("interval"):
+        at += f" in [{interval[0]:.6g}, {interval[1]:.6g}]"
+        unclear = difference({"change": value, "change_interval": interval}) == "unclear"
+        at += f", {UNCLEAR}" if unclear and bound.metric == "accuracy_drop" else ""
     text = f"{output}: {bound.metric} {value:.6g}{at}, {needs}"
     return Verdict(bound, output, bool(ok), float(value), sample, text)
 

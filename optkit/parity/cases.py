@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from optkit.artifact import Dim, TensorSpec
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from optkit.data import Dataset
     from optkit.plugin import Tensors
 
-    Batch = tuple[Tensors, int, NDArray[np.generic] | None]
+    Batch = tuple[Tensors, int, list[Any] | None]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optkit.parity.bounds import METRICS
+from optkit.parity.intervals import shares
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -95,7 +96,8 @@ class Comparison:
         finding is `{kind, output, sample, text}`; any problem means the case does not hold. measured is
         `{worst, worst_sample, mean, p50, p05 or p95}` (the quantile on the bad side), or for what is counted
         over the case `{value, disagreeing, total, worst_sample}`, the last the first sample that disagrees.
-        accuracy is `{value, reference, candidate, total}`, accuracy_drop `{value, total}`.
+        accuracy is `{value, interval, reference, reference_interval, candidate, total}`, accuracy_drop `{value,
+        interval, method, total}`; an interval is that of 95 % confidence (`optkit.parity.intervals`).
         """
         found = dict(self._findings)
 
@@ -148,7 +150,8 @@ class Comparison:
     def _add_labels(self, fits: list[str], r: Outputs, c: Outputs, labels: Array, count: int) -> None:
         name = self._label_output or (fits[0] if len(fits) == 1 else None)
         if labels.dtype.kind not in "iu":
-            self._find("labels", name, None, f"labels are {labels.dtype}, not integers")
+            told = "not integers of one shape" if labels.dtype.kind == "O" else f"{labels.dtype}, not integers"
+            self._find("labels", name, None, f"labels are {told}")
         elif name is None:
             text = f"no accuracy: labels {labels.shape} fit {len(fits)} outputs; name the one they belong to"
             self._find("unlabelled", None, None, text)
@@ -156,10 +159,9 @@ class Comparison:
             self._find("labels", name, None, f"labels {labels.shape} do not fit this output")
         else:
             self._labelled += count
-            known, hits = labels >= 0, self._outputs[name].hits
-            hits[2] += int(known.sum())
-            for side, outputs in enumerate((r, c)):
-                hits[side] += int(((np.asarray(outputs[name]).argmax(-1) == labels) & known).sum())
+            known = labels >= 0
+            right = [(np.asarray(outputs[name]).argmax(-1) == labels) & known for outputs in (r, c)]
+            self._outputs[name].hits.append(np.stack([hit.reshape(count, -1).sum(1) for hit in (*right, known)]))
 
     def _find(self, kind: str, output: str | None, sample: int | None, text: str, times: int = 1) -> None:
         self._findings.setdefault((kind, output), _Finding(kind, output, sample, text, 0)).times += times
@@ -189,7 +191,7 @@ class _Track:
     elements: int = 0  # finite ones, compared
     blocks: list[dict[str, Array]] = field(default_factory=list)
     tallies: dict[str, tuple[int, int, int | None]] = field(default_factory=dict)  # misses, total, first
-    hits: list[int] = field(default_factory=lambda: [0, 0, 0])  # reference, candidate, labels
+    hits: list[Array] = field(default_factory=list)  # (3, samples): the reference's, the candidate's, and the labels
     first: tuple[Array, Array] | None = None
     low: list[float] = field(default_factory=lambda: [math.inf, math.inf])
     high: list[float] = field(default_factory=lambda: [-math.inf, -math.inf])
@@ -270,10 +272,17 @@ class _Track:
         for name, (misses, total, first) in self.tallies.items():
             count = {"disagreeing": misses, "total": total, "worst_sample": first}
             measured[name] = {"value": (total - misses) / total, **count}
-        r, c, n = self.hits
-        if n:
-            measured["accuracy"] = {"value": c / n, "reference": r / n, "candidate": c / n, "total": n}
-            measured["accuracy_drop"] = {"value": (r - c) / n, "total": n}
+        r, c, n = np.concatenate(self.hits, 1) if self.hits else np.zeros((3, 1), np.int64)
+        if total := int(n.sum()):
+            score = shares(r, c, n)
+            measured["accuracy"] = {
+                "value": score["value"], "interval": score["interval"], "reference": score["source"],
+                "reference_interval": score["source_interval"], "candidate": score["value"], "total": total,
+            }  # fmt: skip
+            measured["accuracy_drop"] = {
+                "value": score["change"], "interval": score["change_interval"], "method": score["method"],
+                "total": total,
+            }  # fmt: skip
         return measured
 
 

@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from optkit.parity.scores import change_text, source_text, spell, value_text
 from optkit.reports.rows import (
     Judged,
-    accuracy,
     broken,
     cached,
     cases,
@@ -22,6 +22,7 @@ from optkit.reports.rows import (
     nearest,
     parity,
     remedy,
+    scores,
     seconds_of,
     share,
     size,
@@ -51,6 +52,8 @@ def render(report: Data) -> str:
         parts += ["## Waived checks", _list(f"{_bold(s['id'])}: {escape(s['check']['waived'])}" for s in waived)]
     if deferred := [s for s in steps if s["status"] == "deferred"]:
         parts += ["## Deferred checks", _list(_deferred(s) for s in deferred)]
+    if any(map(scores, steps)):
+        parts += ["## Task metrics", _scores(steps)]
     parts += ["## Steps", _steps(steps, report)]
     if measured := [s for s in steps if cases(s)]:
         parts += ["## Checks", _KEY, *(_check(s, report) for s in measured)]
@@ -122,21 +125,51 @@ def _caution(report: Data) -> str:
 
 def _deliveries(report: Data) -> str:
     steps = {step["id"]: step for step in _made(report)}
-    labelled = any(accuracy(step) for step in steps.values())
+    names = list(dict.fromkeys(name for d in deliveries(report) for name in scores(steps.get(d.step, {}))))
     raced = any(d.speed for d in deliveries(report))
     rows = []
     for d in deliveries(report):
         step = steps.get(d.step, {})
         rows.append([
             _bold(d.step), escape(d.format), size(d.size_bytes), _status(d.status), _parity(step),
-            *([escape(accuracy(step) or "-")] if labelled else []), _margin(nearest(step)),
+            *(_brief(scores(step).get(name)) for name in names), _margin(nearest(step)),
             *([_speed(step)] if raced else []), _cost(step, report),
             escape(d.path or "-"),
         ])  # fmt: skip
     head = ("Delivery", "Format", "Size", "Verdict", "Worst sample against the source",
-            *(("Accuracy",) if labelled else ()), "Nearest bound",
+            *(escape(name[:1].upper() + name[1:]) for name in names), "Nearest bound",
             *(("Speed",) if raced else ()), "Its last step cost", "Folder")  # fmt: skip
     return table(head, rows) if rows else "None."
+
+
+def _brief(score: Data | None) -> str:
+    """A metric of a delivery: its value and the source's."""
+    if score is None:
+        return "-"
+    if "problem" in score:
+        return "**not measured**"
+    return escape(f"{value_text(score)} (source {spell(score, score['source'])})")
+
+
+def _scores(steps: Sequence[Data]) -> str:
+    """One row for each metric of each step."""
+    rows, told = [], []
+    for step in steps:
+        for name, score in scores(step).items():
+            cells = ["-", "-", f"**not measured:** {escape(score['problem'])}"] if "problem" in score else [
+                escape(source_text(score)), escape(value_text(score)), escape(change_text(score))
+            ]  # fmt: skip
+            rows.append([escape(step["id"]), escape(name), *cells])
+            if score.get("method"):
+                told.append(f"{name}: {score['method']}")
+    head = ("Step", "Metric", "Source", "Artifact", "Drop, or rise where lower is better")
+    return "\n\n".join([table(head, rows), f"{_INTERVALS} {escape('; '.join(dict.fromkeys(told)))}."])
+
+
+_INTERVALS = (
+    "In brackets the confidence interval. A change whose interval holds zero is not distinguishable from none with so "
+    "few samples."
+)
 
 
 def _parity(step: Data) -> str:
@@ -289,7 +322,7 @@ def _verdicts(step: Data) -> Iterable[Sequence[str]]:
     for (output, _, _), members in groups.items():
         worst_ = max(members, key=lambda j: (not j.held, -1.0 if j.used is None else j.used))
         good = sum(j.held for j in members)
-        measured = worst_.text if worst_.measured is None else spelt(worst_.metric, worst_.measured)
+        measured = worst_.spelt
         where = worst_.case + ("" if worst_.sample is None else f", sample {worst_.sample}")
         held = f"{good} of {len(members)} cases"
         yield [escape(output or "-"), escape(worst_.bound or "-"), escape(measured), escape(where),

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optkit.parity.bounds import Bound, BoundError, parse_bound
+from optkit.metricspec import bound_table, metrics_of
+from optkit.parity.bounds import METRICS, Bound, BoundError, MetricInfo, parse_bound
+from optkit.parity.scores import change_text, spell, value_text
 
 Data = Mapping[str, Any]
 
@@ -64,11 +66,30 @@ def parity(step: Data) -> str:
     return ", ".join(spelt(name, value) for name, value in worst(result or {}).items())
 
 
-def accuracy(step: Data) -> str:
-    """A step's accuracy on labelled samples beside the source's: "99.66% (source 99.50%)"; "" without labels."""
-    result = next((c.get("source") or {} for c in cases(step) if c.get("kind") == "samples"), {})
-    found = [m["accuracy"] for m in (result.get("outputs") or {}).values() if "accuracy" in m]
-    return ", ".join(f"{a['candidate']:.2%} (source {a['reference']:.2%})" for a in found)
+def scores(step: Data) -> dict[str, Data]:
+    """What the task metrics measured of a step, by name; without any declared, its accuracy where there are labels."""
+    case = next((c for c in cases(step) if c.get("kind") == "samples"), {})
+    if case.get("scores"):
+        return dict(case["scores"])
+    outputs = {n: m for n, m in ((case.get("source") or {}).get("outputs") or {}).items() if "accuracy" in m}
+    return {"accuracy" if len(outputs) == 1 else f"{name}.accuracy": _as_score(m) for name, m in outputs.items()}
+
+
+def _as_score(measured: Data) -> Data:
+    own, drop = measured["accuracy"], measured.get("accuracy_drop") or {}
+    return {
+        "value": own["value"], "interval": own.get("interval"), "source": own["reference"],
+        "source_interval": own.get("reference_interval"), "change": own["reference"] - own["value"],
+        "change_interval": drop.get("interval"), "better": "higher", "unit": "fraction",
+        "method": drop.get("method", ""),
+    }  # fmt: skip
+
+
+def score_text(score: Data) -> str:
+    """A score in one line: "99.17% [97.58%, 99.72%], source 99.44%, drop 0.28 points [-0.72, 1.55], not ..."."""
+    if "problem" in score:
+        return f"not measured: {score['problem']}"
+    return f"{value_text(score)}, source {spell(score, score['source'])}, {change_text(score)}"
 
 
 def cases(step: Data) -> list[Data]:
@@ -124,21 +145,31 @@ class Judged:
     held: bool
     reason: str
     text: str
+    percent: bool = False
+
+    @property
+    def spelt(self) -> str:
+        """What was measured, for people."""
+        if self.measured is None:
+            return self.text
+        return f"{self.metric} {self.measured:.2%}" if self.percent else spelt(self.metric, self.measured)
 
 
 def judged(step: Data) -> list[Judged]:
     """Every verdict on a bound, case by case."""
     made = []
+    table = _table(step)
     for case in cases(step):
         for verdict_ in case.get("verdicts") or ():
             text, measured = verdict_.get("bound"), verdict_.get("measured")
-            bound = _bound(text)
+            bound = _bound(text, table)
             told = verdict_.get("reason") or ""
             if not told and verdict_.get("stated_by"):
                 told = f"stated by {verdict_['stated_by']}"
             made.append(Judged(
                 case["name"], verdict_.get("output") or "", text or "", bound.metric if bound else "", measured,
                 verdict_.get("worst_sample"), used(bound, measured), verdict_["held"], told, verdict_["text"],
+                bool(bound and bound.info.unit == "fraction"),
             ))  # fmt: skip
     return made
 
@@ -149,7 +180,9 @@ def used(bound: Bound | None, measured: float | None) -> float | None:
         return None
     if bound.metric == "sqnr_db":  # decibels of a ratio: compare the ratios
         return 0.0 if measured >= 300 else float(10 ** ((bound.value - measured) / 20))
-    best = 1.0 if bound.op == ">=" else 0.0
+    best = bound.info.high if bound.op == ">=" else max(0.0, bound.info.low)
+    if math.isinf(best):
+        return None
     allowed = abs(best - bound.value)
     if not allowed or (bound.op == "<=" and bound.value < 0):
         return None
@@ -177,15 +210,22 @@ def margin(one: Judged | None) -> str:
     """How near a verdict is to its bound: "88 % used", "10 times over", "54.2 dB short"; "-" where that is unknown."""
     if one is None or one.used is None or one.measured is None:
         return "-"
-    bound = _bound(one.bound)
-    if not one.held and bound is not None and bound.metric == "sqnr_db":
+    bound = _bound(one.bound, METRICS) if one.metric == "sqnr_db" else None
+    if not one.held and bound is not None:
         return f"{bound.value - one.measured:.1f} dB short"
     return share(one.used, one.held) + (" over" if one.used >= 2 else " used")
 
 
-def _bound(text: str | None) -> Bound | None:
+def _table(step: Data) -> Mapping[str, MetricInfo]:
     try:
-        return parse_bound(text) if text else None
+        return bound_table(metrics_of(step.get("check") or {}))
+    except (ValueError, TypeError, KeyError, StopIteration):  # of a report that another optkit wrote
+        return METRICS
+
+
+def _bound(text: str | None, table: Mapping[str, MetricInfo]) -> Bound | None:
+    try:
+        return parse_bound(text, table) if text else None
     except BoundError:  # of a report that another optkit wrote
         return None
 
@@ -221,6 +261,9 @@ def reasons(case: Data) -> Iterator[tuple[str, str]]:
     for problem in (case.get("source") or {}).get("problems", []):
         output = problem.get("output")
         yield f"{output} {problem.get('kind')}", f"{output}: {problem['text']}" if output else problem["text"]
+    for name, score in (case.get("scores") or {}).items():
+        if "problem" in score:
+            yield f"metric {name}", f"metric {name} could not be measured: {score['problem']}"
     for judged in case.get("verdicts", []):
         if not judged["held"]:
             yield f"{judged.get('output')} {judged.get('bound')}", judged["text"]
@@ -294,10 +337,29 @@ def remedy(step: Data) -> str:
         )
     if kinds == {"dims"}:
         return "the model takes another way at that size: export it without size-dependent control flow"
+    if unclear := _unclear(step):
+        return unclear
     if lossy:
         return f"other options (optkit passes {step.get('pass')}), more or better data to fit on, or a looser bound"
     return (
         "state bounds of your own with check: if this much deviation is expected, else look at the first step it cost"
+    )
+
+
+def _unclear(step: Data) -> str:
+    """What to try where all that is broken are bounds on changes that the samples cannot tell from one within them."""
+    found, table = [], _table(step)
+    for one in (j for j in judged(step) if not j.held):
+        bound, score = _bound(one.bound, table), scores(step).get(table[one.metric].task if one.metric in table else "")
+        if bound is None or not score or bound.info.part != "change" or not score.get("change_interval"):
+            return ""
+        if score["change_interval"][0] > bound.value:
+            return ""
+        found.append(f"{one.metric}_lower {bound.op} {bound.value:g}")
+    return (
+        f"more samples, which tell the change better; or bound what is certain of it: {', '.join(found)}"
+        if found
+        else ""
     )
 
 

@@ -39,6 +39,12 @@ def test_recipe_runs_holds_and_is_proven_again(name: str, tmp_path: Path) -> Non
     assert report.exit_code == 0
     kinds = {c["kind"] for s in report.steps for c in s["check"]["cases"]}
     assert kinds == {"samples", "dims", "edge"}
+    for metric in plan.recipe.metrics:
+        measured = [
+            c["scores"][metric.name] for s in report.steps for c in s["check"]["cases"] if c["kind"] == "samples"
+        ]
+        assert len(measured) == len(plan.steps) - len(away)
+        assert all(m["interval"][0] <= m["value"] <= m["interval"][1] for m in measured)
 
     assert set(cached_steps(plan, cache).values()) == {True}
     again = execute(plan, out=tmp_path / "out", cache=cache, jobs=2)

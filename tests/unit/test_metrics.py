@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from optkit.parity import metrics
 from optkit.parity.bounds import METRICS, held, judge, parse_bound
+from optkit.parity.intervals import tango, wilson
 from optkit.parity.metrics import Comparison
 
 Outputs = dict[str, np.ndarray[Any, Any]]
@@ -431,8 +432,25 @@ def test_accuracy(logits):
         reference = {"logits": logits[part], "hidden": pooled[part]}
         comparison.add(reference, {**reference, "logits": candidate[part]}, len(labels[part]), labels[part])
     measured = checked(comparison)["outputs"]["logits"]
-    assert measured["accuracy"] == {"value": 13 / 16, "reference": 15 / 16, "candidate": 13 / 16, "total": 16}
-    assert measured["accuracy_drop"] == {"value": 2 / 16, "total": 16}
+    assert measured["accuracy"] == {
+        "value": 13 / 16, "reference": 15 / 16, "candidate": 13 / 16, "total": 16,
+        "interval": [*wilson(13, 16)], "reference_interval": [*wilson(15, 16)],
+    }  # fmt: skip
+    assert measured["accuracy_drop"] == {
+        "value": 2 / 16, "total": 16, "interval": [*tango(2, 0, 16)], "method": "Wilson, Tango (paired)",
+    }  # fmt: skip
+
+
+def test_accuracy_of_several_labels_per_sample_is_resampled_by_sample():
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((40, 6, 5))
+    labels = np.where(rng.random((40, 6)) < 0.3, rng.integers(0, 5, (40, 6)), logits.argmax(-1))
+    measured = compare({"y": logits}, {"y": logits + rng.normal(0, 0.4, logits.shape)}, 40, labels=labels)["outputs"][
+        "y"
+    ]
+    low, high = measured["accuracy"]["interval"]
+    assert low < measured["accuracy"]["value"] < high
+    assert "bootstrap" in measured["accuracy_drop"]["method"]
 
 
 def test_labels_that_fit_nothing_or_too_much(logits):

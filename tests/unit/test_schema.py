@@ -149,6 +149,22 @@ def test_a_full_recipe_is_valid_and_loads(schema: dict[str, Any]) -> None:
     assert recipe_from(RECIPE).name == "net"
 
 
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "accuracy", {"top_k": 5}, {"f1": {"average": "micro", "output": "y"}}, {"iou": {"class": 3}},
+        ["accuracy", {"name": "wer", "python": "net.py:wer"}, {"name": "d", "map": "dets"}, {"perplexity": None}],
+    ],
+)  # fmt: skip
+def test_the_forms_of_a_metric_are_valid_and_so_are_bounds_on_them(schema: dict[str, Any], metric: Any) -> None:
+    recipe = changed("metric", metric)
+    recipe["data"]["fit"]["label"] = ["boxes", "labels"]
+    recipe["steps"][1]["check"] = ["wer_rise_upper <= 2%", "accuracy_lower >= 0.9"]
+    assert valid(recipe, schema, schema)
+    recipe["steps"][1]["check"] = ["cosine <= 0.9"]
+    assert not valid(recipe, schema, schema)
+
+
 @pytest.mark.parametrize("file", RECIPES, ids=[p.stem for p in RECIPES])
 def test_every_recipe_in_the_repository_is_valid(schema: dict[str, Any], file: Path) -> None:
     assert valid(yaml.safe_load(file.read_text(encoding="utf-8")), schema, schema)
@@ -187,6 +203,14 @@ def test_every_recipe_in_the_repository_is_valid(schema: dict[str, Any], file: P
         ("seed", 1.5),
         ("threads", 0),
         ("device", 1),
+        ("metric", "acuracy"),
+        ("metric", "top_k"),
+        ("metric", []),
+        ("metric", {"accuracy": {}, "f1": {}}),
+        ("metric", {"f1": {"averag": "macro"}}),
+        ("metric", {"name": "a b", "f1": {}}),
+        ("metric", [{"top_k": 0}]),
+        ("data.fit.label", 5),
     ],
 )
 def test_the_schema_and_the_recipe_refuse_the_same_mistakes(

@@ -1,0 +1,58 @@
+"""What planning says about the declared metrics: outputs, inputs, labels and files that are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from optkit.dataspec import label_names
+from optkit.errors import DataError, did_you_mean
+from optkit.metricspec import Metric, PerplexityOptions, PythonOptions, WerOptions
+from optkit.recipe import Recipe
+from optkit.yamlread import Key
+
+Note = Callable[..., None]
+
+
+def check_metrics(recipe: Recipe, note: Note) -> None:
+    """Note each mistake in `metric:` that the rest of the recipe shows; opens nothing."""
+    data = recipe.data.get(recipe.check_on)
+    for metric in recipe.metrics:
+        key: Key = metric.at
+        title = f"metric {metric.name}:"
+        for output in metric.outputs():
+            if recipe.outputs and output not in recipe.outputs:
+                note(
+                    key,
+                    f"{title} the model has no output {output!r}",
+                    did_you_mean(output, recipe.outputs),
+                    ("outputs",),
+                )
+        if data is not None:
+            _labels(recipe, metric, label_names(data), note)
+        if isinstance(metric.options, PerplexityOptions) and recipe.inputs:
+            inputs = [spec.name for spec in recipe.inputs]
+            fed = [metric.options.mask, None if metric.options.target else metric.options.tokens]
+            for name in fed:
+                if name is not None and name not in inputs:
+                    note(key, f"{title} the model has no input {name!r}", did_you_mean(name, inputs), ("inputs",))
+        if isinstance(metric.options, PythonOptions | WerOptions):
+            try:
+                metric.files(recipe.base)
+            except DataError as error:
+                note(key, error.what, error.hint)
+            except OSError as error:
+                note(key, f"{title} {error}", "correct the path")
+
+
+def _labels(recipe: Recipe, metric: Metric, have: tuple[str, ...], note: Note) -> None:
+    about: Key = ("data", recipe.check_on)
+    title, place = f"metric {metric.name}:", f"data.{recipe.check_on}"
+    for wanted in metric.targets():
+        if not have:
+            note(metric.at, f"{title} it needs labels, and {place} has none", f"add `label: NAME` to {place}", about)
+            return
+        if wanted is None and len(have) > 1:
+            note(metric.at, f"{title} {place} has {len(have)} labels", f"add target: one of {', '.join(have)}", about)
+        elif wanted is not None and wanted not in have:
+            hint = did_you_mean(wanted, have)
+            note(metric.at, f"{title} {place} has no label {wanted!r}", hint, about)
