@@ -25,9 +25,10 @@ class Report:
     Keys: schema, optkit, name, recipe, started, seconds, environment, source, data, steps, deliver, exit_code.
     A step has: id, pass, options, parent, implied, fidelity, target, status, seconds {run, check}, cached {run, check},
     artifact, notes, error, blocked_by, check, deferred, replay. A check has: against, data, precision, lossy, bounds,
-    stated_by, metrics (those declared), waived, provider, held, cases; a case: name, kind, sizes, samples, source, parent
-    (metric results), scores (of the judging set, by declared metric; see `optkit.parity.scores`), verdicts, held. Where this machine cannot make the check, `error` says why, and `deferred` holds the nearest
-    ancestor's verdict (`beside`) and the cases that the target has to check.
+    stated_by, metrics (those declared), waived, provider, held, cases; a case: name, kind, sizes, samples, source,
+    parent (metric results), scores (of the judging set, by declared metric: `optkit.parity.scores`), verdicts, held.
+    Where this machine cannot make the check, `error` says why, and `deferred` holds the nearest ancestor's verdict
+    (`beside`) and the cases that the target has to check.
     """
 
     data: Mapping[str, Any]

@@ -30,6 +30,8 @@ class StepState:
     vectors: Path | None = None
     replay: str | None = None
     deferred: dict[str, Any] | None = None
+    metric_keys: Mapping[str, str] = field(default_factory=dict)
+    """Under which keys the task metrics that are being measured may be kept."""
 
     @property
     def proven(self) -> bool:
