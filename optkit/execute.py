@@ -282,6 +282,7 @@ class _Run:
             state.cached["check"] = True
             self.set_checked(state, entry, scores)
         elif self.can_start(f"check:{step.id}"):
+            state.metric_keys = self.metric_keys(state)
             references = {"source": {"artifact": self.source.to_json(), "tape": str(self.record.folder)}}
             if parent is not None and entry is None:
                 references["parent"] = {"artifact": parent.to_json(), "tape": str(self.tape(step.parent))}
@@ -531,7 +532,7 @@ class _Run:
             key = keys.check_key(self.recipe, state.artifact, self.source, parent, self.judge_key, self.cases)
             known = self.metric_keys(state)
             for name, score in result["scores"].items():
-                if "problem" not in score:
+                if "problem" not in score and known[name] == state.metric_keys[name]:  # not if a file changed meanwhile
                     self.cache.put(known[name], {"score": score})
             entry = self.cache.get(key)
             if entry is None:

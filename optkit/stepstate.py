@@ -33,6 +33,8 @@ class StepState:
     speed: dict[str, Any] | None = None
     untimed: str = ""
     musts: list[dict[str, Any]] = field(default_factory=list)
+    metric_keys: Mapping[str, str] = field(default_factory=dict)
+    """Under which keys the task metrics that are being measured may be kept."""
 
     @property
     def proven(self) -> bool:

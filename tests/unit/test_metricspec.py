@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from planning_kit import GOOD, fill, plan_of, problems_of
 
 from optkit.metricspec import bound_table, metric_of, metrics_of
@@ -187,6 +188,13 @@ def test_reading_loads_no_numpy(base: Path) -> None:
         [sys.executable, "-c", code, str(base / "r.yaml")], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+def test_the_readmes_metrics_are_read() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").partition("## Task metrics")[2]
+    entries = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])["metric"]
+    read = [metric_of(entry if isinstance(entry, dict) else {entry: {}}) for entry in entries]
+    assert [metric.name for metric in read] == ["accuracy", "map", "wer", "perplexity", "mae"]
 
 
 def test_a_metrics_place_is_found(base: Path) -> None:
