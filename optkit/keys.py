@@ -160,6 +160,8 @@ def fitted(plan: Plan) -> dict[str, list[str]]:
 def step_key(plan: Plan, step: Step, parent: Artifact, data: str | None) -> str:
     """The key of a step's output."""
     recipe, signature = plan.recipe, parent.signature
+    # Only where a pass asks for it: other keys stay as they are on every machine.
+    here = [list(step.use.machine(step.options))] if step.use.machine else []
     tools = step.use.tools if parent.format != "torch" else (*step.use.tools, *source_tools(recipe))
     return digest_of(
         [
@@ -173,6 +175,7 @@ def step_key(plan: Plan, step: Step, parent: Artifact, data: str | None) -> str:
             data,
             recipe.seed,
             versions(tools, step.python),
+            *here,
         ]
     )
 

@@ -54,6 +54,14 @@ def distributions() -> tuple[str, ...]:
     return tuple(found) or ("tensorrt_rtx",)
 
 
+def built_for_here(builder: str) -> list[str]:
+    """What of this machine decides an engine: nothing with TensorRT-RTX, else the GPU and the operating system."""
+    if builder == "tensorrt_rtx" or (builder == "auto" and BUILDERS[0] in installed()):
+        return []
+    machine = here()
+    return [machine.os, machine.machine, *(f"{gpu.name} {gpu.capability}" for gpu in machine.gpus[:1])]
+
+
 def load(builder: str) -> Any:
     """A builder's module. Raises UnavailableError where it is not installed, NotHereError where it cannot start here.
 

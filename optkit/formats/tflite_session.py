@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +21,27 @@ if TYPE_CHECKING:
 
 
 class TfliteSession:
-    """An open model; see `optkit.plugin.Session`."""
+    """An open model; see `optkit.plugin.Session`.
 
-    def __init__(self, path: Path, agreed: Contract, threads: int) -> None:
-        self._path, self._agreed, self._threads = path, agreed, threads
+    connect: gives an interpreter of the file; called again after a failure. hardware: what runs it, where that is not
+    told by the interpreter.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        agreed: Contract,
+        threads: int,
+        connect: Callable[[], Any] | None = None,
+        hardware: str = "",
+    ) -> None:
+        self._path, self._agreed = path, agreed
+        self._connect = connect or (lambda: tflite_model.interpreter(path, threads))
+        self._hardware = hardware
         self._runners: dict[str, tuple[Any, Any, Any]] = {}
         self._shapes: dict[str, list[Any]] = {}
         with captured():
-            self._interpreter = tflite_model.interpreter(path, threads)
+            self._interpreter = self._connect()
             keys = list(self._interpreter.get_signature_list())
             self._key = tflite_model.DEFAULT if tflite_model.DEFAULT in keys or not keys else keys[0]
             if not keys:
@@ -147,7 +160,7 @@ class TfliteSession:
                 results = runner(**feed)
             except (ValueError, RuntimeError) as error:
                 given = ", ".join(f"{name} {list(value.shape)}" for name, value in tensors.items())
-                self._interpreter = tflite_model.interpreter(self._path, self._threads)  # the old one stays broken
+                self._interpreter = self._connect()  # the old one stays broken
                 self._runners.clear()
                 self._shapes.clear()
                 raise StepError(
@@ -196,19 +209,43 @@ class TfliteSession:
         return value
 
     def _what_runs(self) -> str:
-        model = tflite_model.read(self._path)
-        inputs, outputs = next(iter(tflite_model.signatures(model).values()))
-        held = {name: tflite_model.dtype_of(t, name) for name, t in (*inputs.items(), *outputs.items())}
+        if self._hardware:
+            _, inputs, outputs = self._runner(self._key)
+            held = {name: str(self._dtype(detail)) for name, detail in (*inputs.items(), *outputs.items())}
+        else:
+            model = tflite_model.read(self._path)
+            takes, gives = next(iter(tflite_model.signatures(model).values()))
+            held = {name: tflite_model.dtype_of(t, name) for name, t in (*takes.items(), *gives.items())}
         said = {spec.name: spec.dtype for spec in (*self._agreed.inputs, *self._agreed.outputs)}
         turned = [f"{name} {said[name]} as {held[name]}" for name in said if held.get(name, said[name]) != said[name]]
         turned += [f"{name} channels last" for name in self._agreed.channels_last]
+        return "; ".join([self._hardware or self._processor(), *turned])
+
+    @staticmethod
+    def _dtype(detail: Mapping[str, Any]) -> Any:
+        import numpy as np
+
+        return np.dtype(detail["dtype"])
+
+    def _processor(self) -> str:
         try:
             self._interpreter.allocate_tensors()
             operators = self._interpreter._get_ops_details()
         except (ValueError, RuntimeError) as error:
-            raise SourceError(f"LiteRT cannot prepare {self._path.name}: {_first(error)}", subject="model") from error
-        parts = sum(op["op_name"] == "DELEGATE" for op in operators)
-        return "; ".join([f"CPU {'XNNPACK' if parts else 'LiteRT kernels'}", *turned])
+            raise SourceError(
+                f"LiteRT cannot prepare {self._path.name}: {_first(error)}", subject="model", hint=_prepared(error)
+            ) from error
+        return f"CPU {'XNNPACK' if any(op['op_name'] == 'DELEGATE' for op in operators) else 'LiteRT kernels'}"
+
+
+def _prepared(error: Exception) -> str:
+    """What to do about a file that LiteRT reads and cannot prepare."""
+    text = str(error)
+    if "edgetpu-custom-op" in text:
+        return "it is compiled for the Edge TPU: open it with its edgetpu.json beside it, as *_edgetpu.tflite"
+    if "custom op" in text or "Select TensorFlow op" in text:
+        return "convert it again without custom and Select TensorFlow operators, which LiteRT has no kernels for"
+    return "convert it again"
 
 
 def _first(error: Exception) -> str:
