@@ -60,14 +60,14 @@ class Report:
         }
 
 
-def find() -> str:
-    """The compiler's path. Raises UnavailableError that says how to get it."""
+def find(known: str = "") -> str:
+    """The compiler's path. Raises UnavailableError that says how to get it, and before that what is `known` already."""
     path = shutil.which(NAME)
     if path is None:
         here = (platform.system(), platform.machine())
         elsewhere = "" if here == ("Linux", "x86_64") else f"; this machine is {' '.join(here)}"
         raise UnavailableError(
-            f"{NAME} is not on PATH",
+            f"{known}{NAME} is not on PATH",
             hint="install Coral's Debian package edgetpu-compiler (Linux on x86-64 alone), as its page on the Edge TPU "
             f"Compiler says{elsewhere}",
         )

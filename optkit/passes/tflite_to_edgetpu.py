@@ -48,7 +48,7 @@ def run(artifact: Artifact, out_dir: Path, options: TfliteToEdgeTpu, context: Co
     total = sum(1 for _ in tflite_look.operations(model))
     if left and (len(left) == total or not options.allow_cpu):
         raise _refused(f"{len(left)} of {total} operators would stay on the CPU", left)
-    compiler = edgetpu_compiler.find()
+    compiler = edgetpu_compiler.find(f"the file qualifies, {total - len(left)} of {total} operators, but ")
     source = context.scratch / "model.tflite"  # a copy: the compiler calls what it writes after what it reads
     shutil.copyfile(artifact.path, source)
     (context.scratch / "compiled").mkdir()

@@ -80,7 +80,9 @@ def test_a_full_integer_file_passes_and_the_missing_compiler_is_named_after_that
 ) -> None:
     assert list(edgetpu_rules.refusals(tflite_model.read(int8[0].path))) == []
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UnavailableError, match="edgetpu_compiler is not on PATH") as caught:
+    with pytest.raises(
+        UnavailableError, match="the file qualifies, 5 of 5 operators, but edgetpu_compiler is not on PATH"
+    ) as caught:
         compiled(int8, tmp_path)
     assert "Debian package edgetpu-compiler" in caught.value.hint
 
