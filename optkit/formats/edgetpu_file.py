@@ -82,6 +82,16 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
+def check(path: Path, record: Mapping[str, Any]) -> None:
+    """Raise SourceError where a compiled file is not the one that its sidecar describes."""
+    if digest_file(path) != record["file"]["sha256"]:
+        raise SourceError(
+            f"{path.name} is not the file that its {SIDECAR} describes: its bytes have changed",
+            hint=f"copy both files again, or {_AGAIN}",
+            subject="model",
+        )
+
+
 def contract(path: Path) -> Contract:
     """What a session takes and gives."""
     return Contract.from_json(read(path)["contract"])

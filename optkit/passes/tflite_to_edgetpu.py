@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from optkit.artifact import Artifact, digest_file
+from optkit.artifact import Artifact
 from optkit.errors import SourceError, StepError
 from optkit.formats import edgetpu_compiler, edgetpu_file, edgetpu_rules, tflite_look, tflite_model
 from optkit.formats.onnx_refusal import Refusal
@@ -84,13 +84,10 @@ def _refused(what: str, found: Sequence[Refusal]) -> StepError:
 def confirm(parent: Artifact, artifact: Artifact, options: TfliteToEdgeTpu, context: Context) -> list[str]:
     """Re-reads the compiled file: a part for the Edge TPU, the same inputs and outputs, and its own sidecar."""
     try:
-        record = edgetpu_file.read(artifact.path)
+        edgetpu_file.check(artifact.path, edgetpu_file.read(artifact.path))
+        return edgetpu_file.differences(tflite_model.read(parent.path), artifact.path)
     except SourceError as error:
         return [error.what]
-    complaints = edgetpu_file.differences(tflite_model.read(parent.path), artifact.path)
-    if digest_file(artifact.path) != record["file"]["sha256"]:
-        complaints.append(f"{artifact.path.name} is not the file that {edgetpu_file.SIDECAR} describes")
-    return complaints
 
 
 def compiler_here(options: TfliteToEdgeTpu) -> list[str]:

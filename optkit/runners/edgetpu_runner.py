@@ -31,6 +31,7 @@ def open_model(
         raise UnavailableError(f"an Edge TPU computes in 8-bit integers and cannot be asked for {precision}",
                                hint="deliver another format for it")  # fmt: skip
     record = edgetpu_file.read(artifact.path)
+    edgetpu_file.check(artifact.path, record)
     agreed = Contract.from_json(record["contract"])
     kind, number = found[1], found[2]
     option = (kind if kind in ("usb", "pci") else "") + (f":{number}" if number else "")
@@ -48,6 +49,7 @@ def open_model(
 def inspect(path: Path) -> dict[str, Any]:
     """JSON data about a compiled file: the compiler's version and table, and what a session takes."""
     record = edgetpu_file.read(path)
+    edgetpu_file.check(path, record)
     report = record["compiler"]
     return {
         "compiler": report["version"],

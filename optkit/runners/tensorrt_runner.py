@@ -106,6 +106,7 @@ def open_model(
         raise UnavailableError(f"an engine computes as it was built and cannot be asked for {precision}",
                                hint="put onnx.fp16 or onnx.quantize before onnx.to_tensorrt")  # fmt: skip
     built = tensorrt_engine.read(artifact.path)
+    tensorrt_engine.check(artifact.path, built)
     machine = tensorrt_engine.here()
     if why := tensorrt_engine.refusal(built, machine):
         raise NotHereError(why, hint="run optkit verify on the target, or build for this machine")

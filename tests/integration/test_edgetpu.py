@@ -329,6 +329,17 @@ def test_a_damaged_delivery(damage: Any, told: str, int8: Made, tmp_path: Path, 
         assert caught.value.hint
 
 
+def test_changed_bytes(int8: Made, tmp_path: Path, edgetpu_stand_in: Path) -> None:
+    made, _ = compiled(int8, tmp_path)
+    data = bytearray(made.path.read_bytes())
+    data[len(data) // 2] ^= 1
+    made.path.write_bytes(data)
+    with pytest.raises(SourceError, match="its bytes have changed"), RUNNER.open(made):
+        pass
+    with pytest.raises(SourceError, match="its bytes have changed"):
+        RUNNER.inspect(made.path)
+
+
 def test_a_compiled_file_is_no_tflite_model(int8: Made, tmp_path: Path, edgetpu_stand_in: Path) -> None:
     from optkit.runners.tflite_runner import RUNNER as TFLITE
 
