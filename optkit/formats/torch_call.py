@@ -268,6 +268,9 @@ def _in_float64() -> ExitStack:
     stack = ExitStack()
     stack.callback(torch.set_default_dtype, torch.get_default_dtype())
     torch.set_default_dtype(torch.float64)
-    stack.enter_context(torch.compiler.set_stance("force_eager"))  # torch.cond compiles itself, which knows no modes
+    # torch.cond and while_loop compile themselves, which knows no modes. Patched, as torch's own switch loads the
+    # compiler, and few models need it.
+    stack.callback(setattr, torch, "compile", torch.compile)
+    torch.compile = lambda model, *args, **kwargs: model  # type: ignore[attr-defined]
     stack.enter_context(_float64_mode()())
     return stack
