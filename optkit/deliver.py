@@ -110,6 +110,7 @@ def deliver(
         "main": artifact.path.name,
         "digest": artifact.digest,
         "signature": artifact.signature.to_json() if artifact.signature else None,
+        "file": (step["notes"] or {}).get("file"),  # what it takes and gives itself, where its runner converts
         "dims": run["source"]["dims"],
         "preprocessing": {n: d.get("preprocessing") for n, d in run["data"].items()},
         "status": step["status"],

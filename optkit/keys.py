@@ -161,6 +161,8 @@ def fitted(plan: Plan) -> dict[str, list[str]]:
 def step_key(plan: Plan, step: Step, parent: Artifact, data: str | None, source: Artifact) -> str:
     """The key of a step's output. source: the source model, on which a pass that takes it as its teacher depends."""
     recipe, signature = plan.recipe, parent.signature
+    # Only where a pass asks for it: other keys stay as they are on every machine.
+    here = [list(step.use.machine(step.options))] if step.use.machine else []
     tools = step.use.tools if parent.format != "torch" else (*step.use.tools, *source_tools(recipe))
     return digest_of(
         [
@@ -175,6 +177,7 @@ def step_key(plan: Plan, step: Step, parent: Artifact, data: str | None, source:
             recipe.seed,
             versions(tools, step.python),
             *([source.digest] if step.use.wants_source(step.options) else []),
+            *here,
         ]
     )
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from optkit.artifact import Artifact, Dim, Signature, TensorSpec
 from optkit.errors import UnavailableError
+from optkit.feeds import checked_feeds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,13 +89,15 @@ class Pass:
     name: both ends for a conversion ("torch.to_onnx"), format and verb otherwise ("onnx.quantize").
     version: raise it when the same input and options give another output; it is part of the cache key.
     run(artifact, out_dir, options, context) -> notes: writes the new model into the empty `out_dir`, under the file
-        name its format prescribes, and returns JSON data worth reporting. Raises `StepError` or a `UserError`.
+        name its format prescribes, and returns JSON data worth reporting. `file` among them, what the file itself takes
+        and gives where its runner converts, goes into a delivery's optkit.json. Raises `StepError` or a `UserError`.
     confirm(parent, artifact, options, context) -> complaints: re-reads what `run` wrote and says what was not done
         as asked (opset, precision, operators). Names, dtypes and dims are compared for every pass without it.
     fidelity: "exact" (same arithmetic), "rounding" (another kernel), "lossy" (quantise, prune, distil).
     precision: the coarsest floating-point type the output computes in; None keeps the parent's.
     keeps: what of the parent's signature holds in the output; a pass that changes dtypes drops "dtypes".
     tools: distributions whose versions decide the output; part of the cache key.
+    machine(options) -> what else of this machine decides the output (its GPU, a compiler's version), for the cache key.
     needs_data: the step must name a dataset; a callable decides from the options.
     needs_source: the pass works with the source model too, as a teacher, so that its output depends on that.
     resumes: the pass writes checkpoints to `context.kept` and goes on from them.
@@ -114,6 +117,7 @@ class Pass:
     precision: str | None = None
     keeps: frozenset[str] = frozenset({"names", "dtypes", "dims"})
     tools: tuple[str, ...] = ()
+    machine: Callable[[Any], Sequence[str]] | None = None
     needs_data: bool | Callable[[Any], bool] = False
     needs_source: bool | Callable[[Any], bool] = False
     resumes: bool = False
@@ -141,7 +145,7 @@ class Session(Protocol):
     def provider(self) -> str: ...
 
     def infer(self, tensors: Tensors) -> Tensors:
-        """Named inputs to named outputs. Raises on a missing or unknown name and on a wrong dtype or rank."""
+        """Named inputs to named outputs. Raises DataError as `checked_feeds` does, StepError where it fails."""
         ...
 
 
@@ -221,6 +225,7 @@ __all__ = [
     "Signature",
     "TensorSpec",
     "UnavailableError",
+    "checked_feeds",
     "install_line",
     "need",
 ]

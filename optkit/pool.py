@@ -255,6 +255,8 @@ class Pool:
         listener.join(timeout=5.0)
         code = process.wait()
         hint = "optkit replay repeats it alone; a native crash is a bug in the backend"
+        if code == -signal.SIGKILL:
+            hint = "free memory, or give --jobs 1, and run the same command again: finished steps are kept"
         self._fail(worker, StepCrashed(_how(code), hint=hint))
         for stream in (process.stdin, process.stdout):
             if stream is not None and not (stream is process.stdout and listener.is_alive()):

@@ -38,9 +38,11 @@ _PASSES = (
     "torch_to_tflite",
     "tflite_quantize",
     "tflite_to_openvino",
+    "tflite_to_edgetpu",
 )
 
-_RUNNERS = ("torch_runner", "onnx_runner", "openvino_runner", "tensorrt_runner", "tflite_runner")
+# A format whose suffix is part of another's ("_edgetpu.tflite") goes before that.
+_RUNNERS = ("torch_runner", "onnx_runner", "openvino_runner", "tensorrt_runner", "edgetpu_runner", "tflite_runner")
 
 
 class NoRouteError(UserError):

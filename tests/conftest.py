@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,3 +33,15 @@ def toy_plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     forget()
     yield TOY_PLUGIN
     forget()
+
+
+@pytest.fixture
+def edgetpu_stand_in(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program called edgetpu_compiler on PATH that prints what the real one prints; see its own docstring."""
+    folder = tmp_path_factory.mktemp("bin")
+    script = Path(__file__).parent / "edgetpu_stand_in" / "edgetpu_compiler.py"
+    program = folder / "edgetpu_compiler"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{script}" "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return program

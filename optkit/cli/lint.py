@@ -20,14 +20,15 @@ from optkit.cli.text import Cell, clean, count, has_colour, paint, table
     multiple=True,
     required=True,
     metavar="TARGET",
-    help="The runtime it is meant for: onnxruntime, openvino or tensorrt; repeatable.",
+    help="The runtime it is meant for: onnxruntime, openvino, tensorrt, tflite or edgetpu; repeatable.",
 )
 @json_option
 def command(model: Path, targets: tuple[str, ...], as_json: bool) -> None:
-    """Say which operators, types, opsets and quantised integers of an ONNX model a target refuses.
+    """Say which operators, types, opsets and quantised integers of a model a target refuses.
 
-    Names each node, the torch module it came from where the file tells, and what mends it. MODEL is an .onnx file or
-    a folder that optkit delivered. Exits 1 when something is refused.
+    Names each node, the torch module it came from where the file tells, and what mends it. MODEL is an .onnx file, for
+    tflite also a .tflite file and for edgetpu that alone, or a folder that optkit delivered. Exits 1 when something is
+    refused.
     """
     import json
 

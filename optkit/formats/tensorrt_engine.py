@@ -54,6 +54,14 @@ def distributions() -> tuple[str, ...]:
     return tuple(found) or ("tensorrt_rtx",)
 
 
+def built_for_here(builder: str) -> list[str]:
+    """What of this machine decides an engine: nothing with TensorRT-RTX, else the GPU and the operating system."""
+    if builder == "tensorrt_rtx" or (builder == "auto" and BUILDERS[0] in installed()):
+        return []
+    machine = here()
+    return [machine.os, machine.machine, *(f"{gpu.name} {gpu.capability}" for gpu in machine.gpus[:1])]
+
+
 def load(builder: str) -> Any:
     """A builder's module. Raises UnavailableError where it is not installed, NotHereError where it cannot start here.
 
@@ -151,6 +159,13 @@ def read(path: Path) -> dict[str, Any]:
     return built
 
 
+def check(path: Path, built: Mapping[str, Any]) -> None:
+    """Raise SourceError where an engine is not the one that its sidecar describes; the runtime may crash on such."""
+    if digest_file(path) != built["engine"]["sha256"]:
+        raise SourceError(f"{path.name} is not the engine that its {SIDECAR} describes: its bytes have changed",
+                          hint="copy both files again, or build the engine again", subject="model")  # fmt: skip
+
+
 def describe(path: Path, meta: Mapping[str, Any]) -> Signature:
     """Inputs and outputs, from the sidecar: needs neither GPU nor TensorRT."""
     return Signature.from_json(read(path)["signature"])
@@ -159,6 +174,7 @@ def describe(path: Path, meta: Mapping[str, Any]) -> Signature:
 def inspect(path: Path) -> dict[str, Any]:
     """JSON data about an engine: what it was built with and for, its ranges, and what its layers compute in."""
     built = read(path)
+    check(path, built)
     kinds: dict[str, int] = {}
     for layer in built["compute"].values():
         name = f"{layer['dtype']} from int8" if layer["quantised"] else layer["dtype"]

@@ -89,13 +89,7 @@ def inspect(path: Path) -> dict[str, Any]:
             "per_channel": sum(is_quantised(t) and len(t.quantization.scale) > 1 for t in tensors),
         },
         "precision": ", ".join(f"{kind} {100 * n / total:.3g} %" for kind, n in shares) or "no weights",
-        "signatures": {
-            key or "(none)": {
-                "inputs": {name: _held(t, name) for name, t in inputs.items()},
-                "outputs": {name: _held(t, name) for name, t in outputs.items()},
-            }
-            for key, (inputs, outputs) in signatures(model).items()
-        },
+        "signatures": file_signatures(model),
         "fixed_sizes": {name: list(sizes) for name, sizes in agreed.sizes.items()},
         "padded": list(agreed.padded),
         "channels_last": list(agreed.channels_last),
@@ -104,8 +98,18 @@ def inspect(path: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def file_signatures(model: Any) -> dict[str, Any]:
+    """What the file itself takes and gives, by signature: dtypes, shapes and scales before any conversion."""
+    return {
+        key or "(none)": {
+            "inputs": {name: _held(t, name) for name, t in inputs.items()},
+            "outputs": {name: _held(t, name) for name, t in outputs.items()},
+        }
+        for key, (inputs, outputs) in signatures(model).items()
+    }
+
+
 def _held(tensor: Any, name: str) -> dict[str, Any]:
-    """What the file itself holds for an input or output, before any conversion at the border."""
     held: dict[str, Any] = {"dtype": dtype_of(tensor, name), "shape": list(file_shape(tensor, name))}
     if is_quantised(tensor):
         held |= {"scale": float(tensor.quantization.scale[0]), "zero_point": int(tensor.quantization.zeroPoint[0])}

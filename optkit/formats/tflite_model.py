@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,11 +94,41 @@ def read(path: Path) -> Any:
         raise SourceError(f"{path} cannot be read: {error.strerror}", subject="model") from error
     try:
         model = utils.read_model_from_bytearray(whole)
-    except Exception as error:  # struct, numpy and flatbuffers errors: the offsets in the file are wrong
+    except struct.error as error:
+        raise _damaged(path, "it is shorter than its own offsets say") from error
+    except IndexError as error:
+        raise _damaged(path, "a tensor names a buffer that is not there") from error
+    except Exception as error:  # numpy and flatbuffers errors: the offsets in the file are wrong
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     if not model.subgraphs:
         raise _damaged(path, "it has no graph")
+    if wrong := _dangling(model):
+        raise _damaged(path, wrong)
     return model
+
+
+def _dangling(model: Any) -> str:
+    """The first reference that leads nowhere; "" where all of them lead to something."""
+    buffers, codes, graphs = (len(part or ()) for part in (model.buffers, model.operatorCodes, model.subgraphs))
+    for number, graph in enumerate(model.subgraphs):
+        tensors = len(graph.tensors if graph.tensors is not None else ())
+        for op in graph.operators or ():
+            if not 0 <= op.opcodeIndex < codes:
+                return f"graph {number} names operator code {op.opcodeIndex} of {codes}"
+        ports = [graph, *(graph.operators or ())]
+        named = [i for port in ports for side in (port.inputs, port.outputs) if side is not None for i in side]
+        if wrong := [i for i in named if not -1 <= i < tensors]:
+            return f"graph {number} names tensor {wrong[0]} of {tensors}"
+    for definition in model.signatureDefs or ():
+        if not 0 <= definition.subgraphIndex < graphs:
+            return f"a signature names graph {definition.subgraphIndex} of {graphs}"
+        tensors = len(model.subgraphs[definition.subgraphIndex].tensors)
+        entries = [*(definition.inputs or ()), *(definition.outputs or ())]
+        if wrong := [entry.tensorIndex for entry in entries if not 0 <= entry.tensorIndex < tensors]:
+            return f"a signature names tensor {wrong[0]} of {tensors}"
+    if any(not 0 <= entry.buffer < buffers for entry in model.metadata or ()):
+        return "its metadata name a buffer that is not there"
+    return ""
 
 
 def interpreter(path: Path, threads: int = 1) -> Any:
@@ -114,7 +145,10 @@ def _not_tflite(path: Path, head: bytes) -> SourceError:
     if head.startswith(b"version https://git-lfs"):
         return SourceError(f"{path.name} is a Git LFS pointer, not the model itself", hint="git lfs pull",
                            subject="model")  # fmt: skip
-    hint = "an empty file: convert it again" if not head else "it must begin with the identifier TFL3"
+    if not head:
+        return SourceError(f"{path} is empty, and so is not a TFLite model", hint="copy it again, or convert it again",
+                           subject="model")  # fmt: skip
+    hint = "name the .tflite file itself; its bytes 4 to 8 are TFL3"
     return SourceError(f"{path} is not a TFLite model", hint=hint, subject="model")
 
 

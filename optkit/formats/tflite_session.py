@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.artifact import TensorSpec
-from optkit.errors import DataError, SourceError, StepError, did_you_mean
+from optkit.errors import DataError, SourceError, StepError
 from optkit.formats import tflite_model
 from optkit.formats.tflite_model import Contract
 from optkit.formats.tflite_noise import captured
+from optkit.plugin import checked_feeds
 
 if TYPE_CHECKING:
     from optkit.plugin import Tensors
 
 
 class TfliteSession:
-    """An open model; see `optkit.plugin.Session`."""
+    """An open model; see `optkit.plugin.Session`.
 
-    def __init__(self, path: Path, agreed: Contract, threads: int) -> None:
-        self._path, self._agreed, self._threads = path, agreed, threads
+    connect: gives an interpreter of the file; called again after a failure. hardware: what runs it, where that is not
+    told by the interpreter.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        agreed: Contract,
+        threads: int,
+        connect: Callable[[], Any] | None = None,
+        hardware: str = "",
+    ) -> None:
+        self._path, self._agreed = path, agreed
+        self._connect = connect or (lambda: tflite_model.interpreter(path, threads))
+        self._hardware = hardware
         self._runners: dict[str, tuple[Any, Any, Any]] = {}
         self._shapes: dict[str, list[Any]] = {}
         with captured():
-            self._interpreter = tflite_model.interpreter(path, threads)
+            self._interpreter = self._connect()
             keys = list(self._interpreter.get_signature_list())
             self._key = tflite_model.DEFAULT if tflite_model.DEFAULT in keys or not keys else keys[0]
             if not keys:
@@ -48,7 +62,13 @@ class TfliteSession:
 
         Raises DataError on a missing or unknown name, and on a wrong dtype, rank or size; StepError where LiteRT fails.
         """
-        sizes = self._checked(tensors)
+        tensors = checked_feeds(tensors, self._agreed.inputs)
+        sizes = {
+            dim: size
+            for spec in self._agreed.inputs
+            for dim, size in zip(spec.shape or (), tensors[spec.name].shape, strict=False)
+            if isinstance(dim, str)
+        }
         listed = self._agreed.sizes
         if not listed:
             return self._run(self._key, tensors)
@@ -85,32 +105,6 @@ class TfliteSession:
         return feed
 
     # --- what goes in
-
-    def _checked(self, tensors: Tensors) -> dict[str, int]:
-        """The size of every dim. Raises DataError."""
-        inputs = {spec.name: spec for spec in self._agreed.inputs}
-        for name in tensors:
-            if name not in inputs:
-                raise DataError(
-                    f"the model has no input {name!r}", hint=did_you_mean(name, inputs), subject=f"inputs.{name}"
-                )
-        sizes: dict[str, int] = {}
-        for name, spec in inputs.items():
-            if name not in tensors:
-                raise DataError(
-                    f"input {name!r} is missing",
-                    subject=f"inputs.{name}",
-                    hint=f"the model takes {', '.join(inputs)}; given: {', '.join(tensors) or 'none'}",
-                )
-            _check(spec, tensors[name])
-            for dim, size in zip(spec.shape or (), tensors[name].shape, strict=False):
-                if isinstance(dim, str) and sizes.setdefault(dim, size) != size:
-                    raise DataError(
-                        f"{dim} is {size} in input {name!r}, but {sizes[dim]} in another",
-                        subject=f"inputs.{name}",
-                        hint=f"one size of {dim} for all inputs",
-                    )
-        return sizes
 
     def _padded_size(self, name: str, size: int) -> int:
         held = self._agreed.sizes[name]
@@ -166,7 +160,7 @@ class TfliteSession:
                 results = runner(**feed)
             except (ValueError, RuntimeError) as error:
                 given = ", ".join(f"{name} {list(value.shape)}" for name, value in tensors.items())
-                self._interpreter = tflite_model.interpreter(self._path, self._threads)  # the old one stays broken
+                self._interpreter = self._connect()  # the old one stays broken
                 self._runners.clear()
                 self._shapes.clear()
                 raise StepError(
@@ -215,19 +209,43 @@ class TfliteSession:
         return value
 
     def _what_runs(self) -> str:
-        model = tflite_model.read(self._path)
-        inputs, outputs = next(iter(tflite_model.signatures(model).values()))
-        held = {name: tflite_model.dtype_of(t, name) for name, t in (*inputs.items(), *outputs.items())}
+        if self._hardware:
+            _, inputs, outputs = self._runner(self._key)
+            held = {name: str(self._dtype(detail)) for name, detail in (*inputs.items(), *outputs.items())}
+        else:
+            model = tflite_model.read(self._path)
+            takes, gives = next(iter(tflite_model.signatures(model).values()))
+            held = {name: tflite_model.dtype_of(t, name) for name, t in (*takes.items(), *gives.items())}
         said = {spec.name: spec.dtype for spec in (*self._agreed.inputs, *self._agreed.outputs)}
         turned = [f"{name} {said[name]} as {held[name]}" for name in said if held.get(name, said[name]) != said[name]]
         turned += [f"{name} channels last" for name in self._agreed.channels_last]
+        return "; ".join([self._hardware or self._processor(), *turned])
+
+    @staticmethod
+    def _dtype(detail: Mapping[str, Any]) -> Any:
+        import numpy as np
+
+        return np.dtype(detail["dtype"])
+
+    def _processor(self) -> str:
         try:
             self._interpreter.allocate_tensors()
             operators = self._interpreter._get_ops_details()
         except (ValueError, RuntimeError) as error:
-            raise SourceError(f"LiteRT cannot prepare {self._path.name}: {_first(error)}", subject="model") from error
-        parts = sum(op["op_name"] == "DELEGATE" for op in operators)
-        return "; ".join([f"CPU {'XNNPACK' if parts else 'LiteRT kernels'}", *turned])
+            raise SourceError(
+                f"LiteRT cannot prepare {self._path.name}: {_first(error)}", subject="model", hint=_prepared(error)
+            ) from error
+        return f"CPU {'XNNPACK' if any(op['op_name'] == 'DELEGATE' for op in operators) else 'LiteRT kernels'}"
+
+
+def _prepared(error: Exception) -> str:
+    """What to do about a file that LiteRT reads and cannot prepare."""
+    text = str(error)
+    if "edgetpu-custom-op" in text:
+        return "it is compiled for the Edge TPU: open it with its edgetpu.json beside it, as *_edgetpu.tflite"
+    if "custom op" in text or "Select TensorFlow op" in text:
+        return "convert it again without custom and Select TensorFlow operators, which LiteRT has no kernels for"
+    return "convert it again"
 
 
 def _first(error: Exception) -> str:
@@ -249,49 +267,6 @@ def _rows(value: Any, start: int, have: int, size: int) -> Any:
     import numpy as np
 
     return np.take(value, np.minimum(np.arange(start, start + size), start + have - 1), axis=0)
-
-
-def _check(spec: TensorSpec, value: Any) -> None:
-    subject = f"inputs.{spec.name}"
-    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
-    if dtype is None or shape is None:
-        raise DataError(
-            f"input {spec.name!r} is a {type(value).__name__}, not an array", hint="numpy.asarray(...)", subject=subject
-        )
-    taken = "float32" if spec.dtype == "bfloat16" else spec.dtype
-    if spec.dtype != "string" and str(dtype) != taken:
-        raise DataError(
-            f"input {spec.name!r} is {dtype}, the model takes {taken}",
-            hint=f"cast it: .astype({taken!r})",
-            subject=subject,
-        )
-    wanted = spec.shape
-    if wanted is None:
-        return
-    shown = f"({', '.join(map(str, wanted))}{',' if len(wanted) == 1 else ''})"
-    if len(shape) != len(wanted):
-        raise DataError(
-            f"input {spec.name!r} has {len(shape)} axes {shape}, the model takes {len(wanted)} {shown}",
-            hint="add the batch axis: value[None]" if len(shape) == len(wanted) - 1 else "check the sample's shape",
-            subject=subject,
-        )
-    if not all(isinstance(n, str) or n == m for n, m in zip(wanted, shape, strict=True)):
-        raise DataError(
-            f"input {spec.name!r} has shape {shape}, the model takes {shown}",
-            subject=subject,
-            hint=_layout_hint(wanted, shape) or "resize or pad the sample to the model's fixed sizes",
-        )
-
-
-def _layout_hint(wanted: Sequence[int | str], shape: Sequence[int]) -> str:
-    """What to do when the shape fits but for channels in the other place."""
-    last = len(wanted) - 1
-    for given, order in (("NHWC", (0, last, *range(1, last))), ("NCHW", (0, *range(2, last + 1), 1))):
-        if len(wanted) == 4 and all(
-            isinstance(n, str) or n == shape[i] for n, i in zip(wanted, order, strict=True)
-        ):  # fmt: skip
-            return f"it looks like {given}: give value.transpose{order}"
-    return ""
 
 
 @contextmanager

@@ -243,9 +243,20 @@ def _float64_mode() -> Any:
     class Float64(need("torch.utils._python_dispatch", "torch").TorchDispatchMode):  # type: ignore[misc]
         """Every operator that asks for a smaller float by name gets float64: casts, factories, assertions."""
 
+        supports_higher_order_operators = True  # torch.cond and while_loop, whose branches run in this mode too
+
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             def raised(value: Any) -> Any:
+                if callable(value) and not isinstance(value, torch.Tensor):
+                    return within(value)
                 return torch.float64 if isinstance(value, torch.dtype) and value in lower else value
+
+            def within(branch: Any) -> Any:
+                def run(*tensors: Any) -> Any:
+                    with self:
+                        return branch(*tensors)
+
+                return run
 
             return func(*map(raised, args), **{key: raised(value) for key, value in (kwargs or {}).items()})
 
@@ -257,5 +268,9 @@ def _in_float64() -> ExitStack:
     stack = ExitStack()
     stack.callback(torch.set_default_dtype, torch.get_default_dtype())
     torch.set_default_dtype(torch.float64)
+    # torch.cond and while_loop compile themselves, which knows no modes. Patched, as torch's own switch loads the
+    # compiler, and few models need it.
+    stack.callback(setattr, torch, "compile", torch.compile)
+    torch.compile = lambda model, *args, **kwargs: model  # type: ignore[attr-defined]
     stack.enter_context(_float64_mode()())
     return stack

@@ -207,7 +207,8 @@ def program_places(program: Any, operators: Sequence[str]) -> dict[str, str]:
 def _made_at(node: Any) -> str:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path = re.sub(r"^(L\['self'\])?\.?(inner\.?)*", "", str(stack[-1][0])) if stack else ""
-    lines = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', node.meta.get("stack_trace") or "")
+    # Code that torch itself generates ("<eval_with_key>") is no place in anybody's model.
+    lines = re.findall(r'File "([^"<]+)", line (\d+), in (\w+)', node.meta.get("stack_trace") or "")
     own = [line for line in lines if not line[0].startswith(need("torch").__path__[0])]
     at = "at {}:{} in {}".format(*(own or lines)[-1]) if lines else ""
     return " ".join(part for part in (f"in {path}" if path else "", at) if part)

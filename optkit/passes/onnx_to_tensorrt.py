@@ -344,5 +344,6 @@ PASS = Pass(
     options=OnnxToTensorRT,
     fidelity="rounding",
     tools=("onnx", *tensorrt_engine.distributions()),
+    machine=lambda options: tensorrt_engine.built_for_here(options.builder),
     timeout_seconds=7200.0,
 )

@@ -41,6 +41,7 @@ PASSES: dict[str, tuple[dict[str, Any], bool]] = {
     "torch.to_tflite": ({}, False),
     "tflite.quantize": ({}, True),
     "tflite.to_openvino": ({}, False),
+    "tflite.to_edgetpu": ({}, False),
 }
 
 
@@ -65,18 +66,28 @@ def source_of(factory: str, base: Path) -> Artifact:
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     """A model in every built-in format; the TFLite one of convolutions alone, whose file keeps one resizable graph."""
-    from optkit.tasks import reread
-
     made = {"torch": source_of("build", tmp_path_factory.mktemp("source"))}
     plain = source_of("plain", tmp_path_factory.mktemp("plain"))
     for name in ("torch.to_onnx", "onnx.to_openvino", "torch.to_tflite"):
-        use, base = get_pass(name), tmp_path_factory.mktemp(name)
+        use = get_pass(name)
         parent = plain if use.target == "tflite" else made[use.source]
-        context = context_of(parent, base)
-        (base / "out").mkdir()
-        use.run(parent, base / "out", use.options(), context)
-        made[use.target] = reread(use, parent, base / "out", context)
+        made[use.target] = step_made(name, parent, {}, tmp_path_factory.mktemp(name) / "made")
+    base = tmp_path_factory.mktemp("int8")
+    fixed = step_made("torch.to_tflite", plain, {"sizes": {"batch": [1]}}, base / "fixed")
+    made["tflite, int8"] = step_made("tflite.quantize", fixed, {"mode": "static", "io": "int8"}, base / "int8", SAMPLES)
     return made
+
+
+def step_made(name: str, parent: Artifact, options: dict[str, Any], base: Path, data: Any = None) -> Artifact:
+    """What a pass makes of a model."""
+    from optkit.tasks import reread
+
+    use = get_pass(name)
+    base.mkdir()
+    context = replace(context_of(parent, base), data=data)
+    (base / "out").mkdir()
+    use.run(parent, base / "out", use.options.model_validate(options), context)
+    return reread(use, parent, base / "out", context)
 
 
 def context_of(parent: Artifact, base: Path) -> Context:
@@ -91,11 +102,12 @@ def test_every_builtin_pass_has_its_line() -> None:
 
 
 @pytest.mark.parametrize("name", PASSES)
+@pytest.mark.usefixtures("edgetpu_stand_in")  # for a compiler that cannot be installed: its report and file names alone
 def test_a_pass(name: str, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     options, fitted = PASSES[name]
     use = get_pass(name)
     context = {"dims": DIMS, **({"data": SAMPLES} if fitted else {})}
-    parent = artifacts[use.source]
+    parent = artifacts["tflite, int8" if name == "tflite.to_edgetpu" else use.source]
     made = assert_pass_contract(use, parent, options, context, tmp_path)
     assert made.signature is not None
     assert made.signature.inputs[0] == TensorSpec("image", "float32", ("batch", 3, 8, 8), "NCHW")
@@ -110,7 +122,7 @@ def test_a_runner(name: str, artifacts: dict[str, Artifact], tmp_path: Path) -> 
 
 
 def test_every_builtin_runner_is_tested() -> None:
-    assert set(runners()) == {"torch", "onnx", "openvino", "tflite", "tensorrt"}
+    assert set(runners()) == {"torch", "onnx", "openvino", "tflite", "tensorrt", "edgetpu"}
 
 
 def test_an_engine_runs_or_says_which_machine_is_missing(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
@@ -121,6 +133,14 @@ def test_an_engine_runs_or_says_which_machine_is_missing(artifacts: dict[str, Ar
     else:
         with pytest.raises(NotHereError, match=r"the engine was built for .*; this machine is "):
             assert_runner_contract(runner, made, FEEDS)
+
+
+def test_a_compiled_file_runs_or_says_what_is_missing(
+    artifacts: dict[str, Artifact], tmp_path: Path, edgetpu_stand_in: Path
+) -> None:
+    made = assert_pass_contract(get_pass("tflite.to_edgetpu"), artifacts["tflite, int8"], {}, {"dims": DIMS}, tmp_path)
+    with pytest.raises(NotHereError, match=r"an Edge TPU needs Coral's runtime, \S+, which this machine has not"):
+        assert_runner_contract(get_runner("edgetpu"), made, FEEDS)
 
 
 # --- the kit itself, on the toy plug-in: it must find what it is there to find

@@ -308,12 +308,38 @@ def test_inputs_the_engine_was_not_built_for(forms: Forms, tmp_path: Path) -> No
 
     good = np.zeros((2, 3, 16, 16), np.float32)
     assert list(tensorrt_runner.checked({"image": good}, inputs, ranges)) == ["image"]
-    assert problem() == "no value for input image"
-    assert problem(image=good, mask=good) == "the engine has no input 'mask'"
-    assert problem(image=good.astype(np.float64)) == "input 'image' is float64, the engine takes float32"
+    assert problem() == "input 'image' is missing"
+    assert problem(image=good, mask=good) == "the model has no input 'mask'"
+    assert problem(image=good.astype(np.float64)) == "input 'image' is float64, the model takes float32"
     assert "[1, 3, 16, 16] to [16, 3, 16, 16]" in problem(image=np.zeros((17, 3, 16, 16), np.float32))
     assert "shape (2, 16, 16, 3)" in problem(image=good.transpose(0, 2, 3, 1))
-    assert "shape (3, 16, 16)" in problem(image=good[0])
+    assert "has 3 axes (3, 16, 16), the model takes 4" in problem(image=good[0])
+
+
+def test_an_engine_whose_bytes_changed_is_not_given_to_the_runtime(forms: Forms, tmp_path: Path) -> None:
+    made, _ = build(forms["float32"], tmp_path)
+    data = bytearray(made.path.read_bytes())
+    data[len(data) // 2] ^= 1
+    made.path.write_bytes(data)
+    with pytest.raises(SourceError, match="its bytes have changed"), tensorrt_runner.RUNNER.open(made):
+        pass
+    with pytest.raises(SourceError, match="its bytes have changed"):
+        tensorrt_runner.RUNNER.inspect(made.path)
+
+
+def test_the_cache_key_holds_the_gpu_where_the_engine_depends_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def parts(builder: str) -> list[str]:
+        assert onnx_to_tensorrt.PASS.machine is not None
+        return list(onnx_to_tensorrt.PASS.machine(OnnxToTensorRT(builder=builder)))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tensorrt_engine.cuda_driver, "devices", lambda: (Device(0, "A GPU", "8.9"),))
+    assert parts("tensorrt_rtx") == parts("auto") == []  # which builds for any GPU, or for those that are named
+    one = parts("tensorrt")
+    assert one[-1] == "A GPU 8.9"
+    monkeypatch.setattr(tensorrt_engine.cuda_driver, "devices", lambda: (Device(0, "Another", "9.0"),))
+    assert parts("tensorrt") != one
+    monkeypatch.setattr(tensorrt_engine, "installed", lambda: ("tensorrt",))
+    assert parts("auto") == parts("tensorrt")
 
 
 @pytest.mark.parametrize(

@@ -416,6 +416,18 @@ def test_float64_reaches_casts_constants_and_factories(tmp_path: Path) -> None:
         torch_model.load(path, "float8")
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_float64_reaches_the_branches_of_torch_cond(tmp_path: Path, sign: int) -> None:
+    path = descriptor(tmp_path, (X,), "Chosen")
+    model = torch_model.load(path, "float64")
+    linear = model.source.module.linear
+    feed = linear.weight.detach().sum(0).float().sign().expand(2, 8) * sign * 3.0
+    wanted = linear(feed.double()).exp() / 10
+    got = model.call({"x": feed})["output"]
+    assert got.dtype == torch.float64
+    torch.testing.assert_close(got, wanted, rtol=1e-7, atol=1e-9)  # 0.1 was written in float32
+
+
 def test_float64_of_an_exported_program(tmp_path: Path) -> None:
     made = program(tmp_path, zoo.Casts(), (X,))
     (tmp_path / "torch.json").write_text(json.dumps(made))

@@ -154,6 +154,7 @@ def test_an_unsupported_operator_is_named_with_its_place(tmp_path: Path) -> None
     assert "torch_zoo.py" in error.what
     error = refused(tmp_path / "b", "Chooses", X)
     assert "TFLite has no control flow for cond" in error.what
+    assert "tflite_kit.py" in error.what
     assert "torch.where" in error.hint
     error = refused(tmp_path / "c", "Wide", X)
     assert "TFLite cannot compute tfl.sum" in error.what

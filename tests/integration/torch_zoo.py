@@ -91,6 +91,21 @@ class Casts(nn.Module):
         return (wide * self.scale.float() + torch.zeros(8)).float()
 
 
+class Chosen(nn.Module):
+    """Control flow by torch.cond, with a cast and a constant in a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.linear(x)
+        return torch.cond(
+            x.sum() > 0, lambda t: t.to(torch.float32).exp() * torch.tensor(0.1), lambda t: t.exp() * 0.1, (x,)
+        )
+
+
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()

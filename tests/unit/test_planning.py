@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from planning_kit import GOOD, TOY, fill, plan_of
 
+from optkit import keys
+from optkit.artifact import Artifact
 from optkit.errors import UnavailableError, UserError
 from optkit.parity.bounds import Bound
 from optkit.registry import NoRouteError, passes, route
@@ -152,3 +157,14 @@ def test_a_broken_plugin_is_named(
     assert what in caught.value.what
     assert "broken_plugin:PASS (optkit.passes)" in caught.value.what
     assert caught.value.hint
+
+
+def test_what_a_pass_asks_of_the_machine_is_in_its_key_and_in_no_other(folder: Path) -> None:
+    plan = plan_of(GOOD, folder)
+    step, parent = plan.step("slim"), Artifact("onnx", folder / "m.onnx", "digest")
+
+    def key(machine: Callable[[Any], list[str]] | None) -> str:
+        return keys.step_key(plan, replace(step, use=replace(step.use, machine=machine)), parent, None)
+
+    assert key(None) == keys.step_key(plan, step, parent, None)
+    assert len({key(None), key(lambda options: ["GPU A"]), key(lambda options: ["GPU B"])}) == 3
