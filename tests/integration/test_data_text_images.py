@@ -176,7 +176,7 @@ def test_int32_inputs_get_int32(tmp_path: Path) -> None:
     ([{"text": "a"}, "", {"txt": "a"}], {}, "a.jsonl, line 3: there is no key 'text'", "did you mean 'txt'?"),
     ([{"text": 3}], {}, "a.jsonl, line 1: 'text' is no text but 3", "a string"),
     ([{"text": "a"}], {"label": "y"}, "a.jsonl, line 1: there is no key 'y'", "text"),
-    ([{"text": "a", "y": None}], {"label": "y"}, "label 'y' is None", "a number or a string"),
+    ([{"text": "a", "y": None}], {"label": "y"}, "label 'y' is None", "a number, a string or a list"),
     ([""], {}, "a.jsonl has no lines", "one JSON object per line"),
     ([{"text": "a"}], {"max_length": 2}, "max_length 2 leaves no room beside 2 special tokens", "more than 2"),
     ([{"text": "a"}], {"tokenizer": "a.jsonl"}, "a.jsonl is no tokenizer: ", "save_pretrained()"),
