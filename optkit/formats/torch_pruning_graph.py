@@ -13,9 +13,10 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from optkit.errors import StepError
 from optkit.formats import torch_pruning_rules as rules
@@ -25,9 +26,6 @@ from optkit.formats.torch_pruning_call import flat
 from optkit.formats.torch_pruning_units import Axes, Axis, Follows, Product, Units
 from optkit.formats.torch_structure import Stage
 from optkit.plugin import need
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 PASSES = 8
 """How often the graph is walked at most; each walk joins what the one before froze or joined further on."""

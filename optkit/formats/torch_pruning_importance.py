@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from optkit.errors import DataError, StepError
 from optkit.formats.torch_call import TorchModel
@@ -19,9 +20,6 @@ from optkit.formats.torch_feeds import torch_dtype
 from optkit.formats.torch_pruning_graph import Graph
 from optkit.formats.torch_pruning_groups import Group
 from optkit.plugin import need
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Batches = Callable[[], Iterator[tuple[Mapping[str, Any], Any]]]
 """A fresh pass over the fit data: inputs by name, and labels or None."""

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from optkit.formats.torch_pruning_units import Axes, Axis, Units, repeated
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 def factors(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-Axis = np.ndarray[Any, np.dtype[np.int64]] | None
+Axis = NDArray[np.int64] | None
 """Per position of a tensor's axis the unit that made it; None where no layer's channels lie (batch, rows, tokens)."""
 
 Axes = tuple[Axis, ...]
