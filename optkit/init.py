@@ -199,7 +199,7 @@ def _data(looked: Looked) -> list[str]:
     return [*lines, "data:", "  judge: {random: 32}", "check_on: judge"]
 
 
-_ELSEWHERE = frozenset({"tensorrt"})
+_ELSEWHERE = frozenset({"edgetpu", "tensorrt"})
 """Formats that need a device few machines have: offered to those who ask, and proven where it is."""
 
 
