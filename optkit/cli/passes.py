@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import ValidationError
 
 from optkit.cli import completing
 from optkit.cli.common import json_option
@@ -140,10 +141,22 @@ def example(use: Pass) -> str:
 def example_option(use: Pass) -> str:
     """One option with a value it takes, as `name: value`; "" where no value is plain from its type."""
     schema = use.options.model_json_schema(by_alias=True)
+    found = []
     for name, field in schema.get("properties", {}).items():
         if field.get("default") is not None and not isinstance(field["default"], list | dict):
-            return f"{name}: {default_text(field['default'])}"
+            found.append((name, field["default"], default_text(field["default"])))
+            continue
         first = type_text(field, schema).partition(" | ")
         if first[1] and first[0].isidentifier() and first[0] not in ("text", "any", "mapping"):
-            return f"{name}: {first[0]}"
-    return ""
+            found.append((name, first[0], first[0]))
+        if first[0] == "number":
+            found.append((name, 0.5, "0.5"))
+    return next((f"{name}: {text}" for name, value, text in found if _fits(use, {name: value})), "")
+
+
+def _fits(use: Pass, options: dict[str, Any]) -> bool:
+    try:
+        use.options.model_validate(options)
+    except ValidationError:
+        return False
+    return True

@@ -82,7 +82,7 @@ def test_a_failure_has_a_name(name: str, kind: str, what: str, details: str, bro
     assert details in error["details"], error
     assert error["hint"]
     assert error["phase"] == "run"
-    assert f"recipe.yaml:{FAILING.index(name) + 12}" in error["where"]
+    assert f"recipe.yaml:{FAILING.index(name) + 13}" in error["where"]
 
 
 def test_nothing_else_fails_with_it(broken: Report) -> None:

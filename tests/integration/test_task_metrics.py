@@ -200,7 +200,7 @@ def test_what_cannot_be_measured_ends_the_run_by_name(base: Path, metric: str, l
     assert caught.value.what.startswith(what)
     assert caught.value.hint
     assert caught.value.where is not None
-    assert caught.value.where.line == 9
+    assert caught.value.where.line == 10
 
 
 def test_an_accuracy_that_no_recipe_declares_has_an_interval_too(base: Path) -> None:

@@ -164,7 +164,7 @@ def test_what_a_pass_asks_of_the_machine_is_in_its_key_and_in_no_other(folder: P
     step, parent = plan.step("slim"), Artifact("onnx", folder / "m.onnx", "digest")
 
     def key(machine: Callable[[Any], list[str]] | None) -> str:
-        return keys.step_key(plan, replace(step, use=replace(step.use, machine=machine)), parent, None)
+        return keys.step_key(plan, replace(step, use=replace(step.use, machine=machine)), parent, None, parent)
 
-    assert key(None) == keys.step_key(plan, step, parent, None)
+    assert key(None) == keys.step_key(plan, step, parent, None, parent)
     assert len({key(None), key(lambda options: ["GPU A"]), key(lambda options: ["GPU B"])}) == 3
