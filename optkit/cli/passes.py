@@ -149,7 +149,7 @@ def example_option(use: Pass) -> str:
         first = type_text(field, schema).partition(" | ")
         if first[1] and first[0].isidentifier() and first[0] not in ("text", "any", "mapping"):
             found.append((name, first[0], first[0]))
-        if first[0] == "number":
+        if field.get("default") is None and "number" in str(field):
             found.append((name, 0.5, "0.5"))
     return next((f"{name}: {text}" for name, value, text in found if _fits(use, {name: value})), "")
 
