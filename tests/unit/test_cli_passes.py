@@ -89,4 +89,4 @@ def test_examples_are_recipes_that_plan(tmp_path: Path) -> None:
         data = {"fit": {"random": 8, "seed": 1}, "judge": {"random": 8}}
         recipe = {"version": 1, "model": models[use.source], "data": data, "check_on": "judge", "steps": steps}
         assert make_plan(recipe_from(recipe, tmp_path)).steps[-1].use is use
-    assert yaml.safe_load(example(SOME))["steps"][0]["with"] == {"bits": 8}
+    assert yaml.safe_load(example(SOME))["steps"][0]["with"] == {"must": True}, "what it cannot do without"
