@@ -6,7 +6,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import click
-from pydantic import ValidationError
 
 from optkit.cli import completing
 from optkit.cli.common import json_option
@@ -155,6 +154,8 @@ def example_option(use: Pass) -> str:
 
 
 def _fits(use: Pass, options: dict[str, Any]) -> bool:
+    from pydantic import ValidationError
+
     try:
         use.options.model_validate(options)
     except ValidationError:
