@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from optkit.artifact import Artifact, Dim, Signature, TensorSpec
 from optkit.errors import UnavailableError
+from optkit.feeds import checked_feeds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,7 +123,7 @@ class Session(Protocol):
     def provider(self) -> str: ...
 
     def infer(self, tensors: Tensors) -> Tensors:
-        """Named inputs to named outputs. Raises on a missing or unknown name and on a wrong dtype or rank."""
+        """Named inputs to named outputs. Raises DataError as `checked_feeds` does, StepError where it fails."""
         ...
 
 
@@ -202,6 +203,7 @@ __all__ = [
     "Signature",
     "TensorSpec",
     "UnavailableError",
+    "checked_feeds",
     "install_line",
     "need",
 ]
