@@ -140,6 +140,7 @@ class Runner:
     main: the file name the format prescribes inside an artifact's folder.
     suffixes: file endings by which a user's file of this format is known.
     inspect(path) -> JSON data for `optkit inspect`: opset, operator counts, parameter and byte counts, precision.
+    delivered_in: the sub-folder that a delivery puts the files into, where what serves them prescribes one.
     """
 
     format: str
@@ -152,6 +153,7 @@ class Runner:
     tools: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     precisions: frozenset[str] = field(default_factory=frozenset)
+    delivered_in: str = ""
 
 
 # Which extra brings which distribution: the install line of an error is made from this.
@@ -160,6 +162,7 @@ EXTRAS: dict[str, str] = {
     "onnx": "onnx", "onnxruntime": "onnx", "onnxsim": "onnx", "onnx-ir": "onnx",
     "openvino": "openvino", "nncf": "openvino", "tokenizers": "transformers", "pillow": "images",
     "tensorrt_rtx": "tensorrt-rtx",
+    "tensorflow-cpu": "tensorflow", "keras": "tensorflow", "tf2onnx": "tensorflow",
     "ai-edge-litert": "tflite", "ai-edge-quantizer": "tflite", "litert-torch": "tflite", "litert-converter": "tflite",
 }  # fmt: skip
 

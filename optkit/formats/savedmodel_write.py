@@ -71,7 +71,7 @@ def _check(traced: Any, signature: Signature) -> None:
     for spec in signature.outputs:
         made = traced.structured_outputs[spec.name]
         rank = made.shape.rank
-        if made.dtype.name != spec.dtype or None not in (rank, spec.shape) and rank != len(spec.shape or ()):
+        if made.dtype.name != spec.dtype or (None not in (rank, spec.shape) and rank != len(spec.shape or ())):
             raise StepError(f"output {spec.name!r} came out as {made.dtype.name} with {rank} axes, not as {spec}",
                             subject=f"outputs.{spec.name}")  # fmt: skip
 

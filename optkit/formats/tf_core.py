@@ -59,7 +59,9 @@ def quiet() -> Iterator[None]:
     logs = [(log, log.level) for log in map(logging.getLogger, ("absl", "tensorflow"))]
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning, PendingDeprecationWarning, UserWarning, SyntaxWarning):
-            warnings.filterwarnings("ignore", category=category, module=r"(tensorflow|keras|tf2onnx|google|gast|h5py)\b")
+            warnings.filterwarnings(
+                "ignore", category=category, module=r"(tensorflow|keras|tf2onnx|google|gast|h5py)\b"
+            )
         for log, level in logs:
             log.setLevel(max(level, logging.ERROR))
         try:
