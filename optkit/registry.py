@@ -41,7 +41,7 @@ _PASSES = (
 )
 
 _RUNNERS = ("torch_runner", "onnx_runner", "openvino_runner", "tensorrt_runner", "tflite_runner",
-            "savedmodel_runner")  # fmt: skip
+            "savedmodel_runner", "keras_runner", "tf_graph_runner")  # fmt: skip
 
 
 class NoRouteError(UserError):
