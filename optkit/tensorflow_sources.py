@@ -33,22 +33,22 @@ def locate(recipe: Recipe, model: SavedModelSource | KerasSource | TFGraphSource
     """Where a TensorFlow source lies. Raises SourceError for one that is not there."""
     if isinstance(model, SavedModelSource):
         path = saved_model(recipe.path(model.savedmodel).absolute())
-        meta = {"signature": model.signature} if model.signature else {}
-        return Located(path, files(path), meta, (meta,))
+        chosen = {"signature": model.signature} if model.signature else {}
+        return Located(path, files(path), chosen, (chosen,))
     if isinstance(model, TFGraphSource):
         path = recipe.path(model.tf_graph).absolute()
-        meta = {"inputs": [_tensor(n) for n in model.inputs], "outputs": [_tensor(n) for n in model.outputs]}
-        return Located(path, (path.name,), meta, (meta,))
+        ends = {"inputs": [_tensor(n) for n in model.inputs], "outputs": [_tensor(n) for n in model.outputs]}
+        return Located(path, (path.name,), ends, (ends,))
     path = recipe.path(model.keras).absolute()
-    names = {"inputs": [spec.to_json() for spec in recipe.inputs], "outputs": list(recipe.outputs)}
+    declared: dict[str, Any] = {"inputs": [spec.to_json() for spec in recipe.inputs], "outputs": list(recipe.outputs)}
     place, name = "", ""
     code: tuple[Path, ...] = ()
     if model.custom_objects:
         place, name = split_callable(model.custom_objects)
         code = (*_code(recipe, place), *(recipe.path(text).absolute() for text in model.files))
         place = str(recipe.path(place).absolute()) if is_file(place) else place
-    meta = {**names, "custom_objects": f"{place}:{name}"} if place else names
-    return Located(path, (path.name,), meta, (names, name, "" if is_file(place) else place), code)
+    meta = {**declared, "custom_objects": f"{place}:{name}"} if place else declared
+    return Located(path, (path.name,), meta, (declared, name, "" if is_file(place) else place), code)
 
 
 def _tensor(name: str) -> str:

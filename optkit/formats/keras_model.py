@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def describe(path: Path, meta: Mapping[str, Any] | None = None) -> Signature:
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """JSON data from the file's own config: layers by kind, the Keras that wrote it. Loads no TensorFlow for `.keras`."""
+    """JSON data from the file's own config: layers by kind, who wrote it. Loads no TensorFlow for `.keras`."""
     _look(path)
     if path.suffix.lower() != ".keras":
         h5py = need("h5py")
@@ -107,11 +108,16 @@ def _look(path: Path) -> None:
             subject="model.keras",
             hint=f"rename it to end in {is_other}" if is_other else "copy it again, or save the model again",
         )
+    if suffix != ".keras":
+        return
     try:
-        complete = suffix != ".keras" or "config.json" in zipfile.ZipFile(path).namelist()
-    except zipfile.BadZipFile as error:
+        with zipfile.ZipFile(path) as archive:
+            broken, names = archive.testzip(), archive.namelist()  # Keras itself skips the checksums of weights
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise _damaged(path, str(error)) from error
-    if not complete:
+    if broken:
+        raise _damaged(path, f"the checksum of {broken} does not match")
+    if "config.json" not in names:
         raise SourceError(f"{path} has no config.json, so it is no whole Keras model", subject="model.keras",
                           hint="save the model with model.save(FILE.keras)")  # fmt: skip
 
@@ -182,11 +188,23 @@ def _failure(path: Path, error: Exception) -> SourceError:
 
 def _described(keras: Any, path: Path, model: Any, declared: Sequence[TensorSpec],
                outputs: Sequence[str]) -> KerasModel:  # fmt: skip
-    if not getattr(model, "built", True) or (not model.inputs and not model.variables):
-        raise SourceError(f"{path} was saved before the model was built, so it has no weights", subject="model.keras",
-                          hint="call it once on data, model(x), and save it again")  # fmt: skip
-    takes = model.input if model.inputs else _symbolic(keras, path, model, declared)
-    gives = model.output if model.inputs else model(takes, training=False)
+    known = getattr(model, "inputs", None)  # a subclassed model has none
+    if not model.built or not (known or model.variables):
+        raise SourceError(
+            f"{path} was saved before the model was built, so it has no weights",
+            subject="model.keras",
+            hint="call it once on data, model(x), and save it again",
+        )
+    if known:
+        single = isinstance(model, keras.Sequential)
+        takes, gives = (known[0], model.outputs[0]) if single else (model.input, model.output)
+    else:
+        takes = _symbolic(path, keras, declared)
+        try:
+            gives = model(takes, training=False)
+        except Exception as error:  # the model's own code
+            raise raised(f"calling {type(model).__name__} on the declared inputs", error, None,
+                         "correct inputs:, their shapes and dtypes", "inputs") from error  # fmt: skip
     own = _names(keras, takes, outer=True)
     names = _renamed(own, [spec.name for spec in declared])
     made = _renamed(_names(keras, gives, outer=False), outputs)
@@ -206,7 +224,7 @@ def _described(keras: Any, path: Path, model: Any, declared: Sequence[TensorSpec
     return KerasModel(model, signature, call)
 
 
-def _symbolic(keras: Any, path: Path, model: Any, declared: Sequence[TensorSpec]) -> Any:
+def _symbolic(path: Path, keras: Any, declared: Sequence[TensorSpec]) -> Any:
     """Stand-ins for the inputs of a subclassed model, which the file does not describe."""
     if not declared:
         raise SourceError(
@@ -222,13 +240,12 @@ def _symbolic(keras: Any, path: Path, model: Any, declared: Sequence[TensorSpec]
 
 
 def _names(keras: Any, structure: Any, *, outer: bool) -> list[str]:
-    """A name per tensor: its key in a mapping, else that of its layer; each once."""
+    """A name per tensor: its key in a mapping, else its own (an input) or its layer's (an output); each once."""
     names: list[str] = []
     for place, tensor in keras.tree.flatten_with_path(structure):
-        keys = [str(part) for part in place if isinstance(part, str)]
-        history = getattr(tensor, "_keras_history", None)
-        layer = history.operation.name if history else tensor.name
-        name = ".".join(keys) or (tensor.name if outer else layer)
+        layer = getattr(getattr(tensor, "_keras_history", None), "operation", None)
+        own = tensor.name if outer or layer is None else layer.name
+        name = ".".join(part for part in place if isinstance(part, str)) or own
         names.append(name if name not in names else f"{name}_{len(names)}")
     return names
 
@@ -240,6 +257,8 @@ def _renamed(own: Sequence[str], wanted: Sequence[str]) -> list[str]:
 
 
 def _spec(name: str, tensor: Any) -> TensorSpec:
-    shape = None if tensor.shape is None else tuple(
-        f"{name}_{axis}" if size is None else int(size) for axis, size in enumerate(tensor.shape))  # fmt: skip
+    if tensor.shape is None:
+        return TensorSpec(name, str(tensor.dtype), None)
+    dims = ("batch" if axis == 0 else f"{name}_{axis}" for axis in range(len(tensor.shape)))
+    shape = tuple(dim if size is None else int(size) for dim, size in zip(dims, tensor.shape, strict=True))
     return TensorSpec(name, str(tensor.dtype), shape)
