@@ -38,6 +38,13 @@ _PASSES = (
     "torch_to_tflite",
     "tflite_quantize",
     "tflite_to_openvino",
+    "keras_to_savedmodel",
+    "savedmodel_to_tflite",
+    "savedmodel_to_onnx",
+    "savedmodel_to_openvino",
+    "tf_graph_to_savedmodel",
+    "tf_graph_to_onnx",
+    "tf_graph_to_openvino",
 )
 
 _RUNNERS = ("torch_runner", "onnx_runner", "openvino_runner", "tensorrt_runner", "tflite_runner",

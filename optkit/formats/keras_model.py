@@ -34,25 +34,23 @@ class KerasModel:
     call: Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
     @property
-    def variables(self) -> list[Any]:
-        """What it reads, in the order in which Keras lists it."""
-        return [variable.value for variable in self.model.variables]
-
-    @property
     def resources(self) -> list[Any]:
         """Layers with tables, such as vocabularies."""
         return [layer for layer in self.model._flatten_layers() if hasattr(layer, "lookup_table")]
 
 
-def load(path: Path, meta: Mapping[str, Any] | None = None) -> KerasModel:
+def load(path: Path, meta: Mapping[str, Any] | None = None, *, fresh: bool = False) -> KerasModel:
     """The model of a file, its inputs and outputs named as the recipe names them where Keras made the names up.
 
-    meta: "inputs" and "outputs" as a recipe declares them, "custom_objects" (FILE.py:NAME). Raises SourceError.
+    meta: "inputs" and "outputs" as a recipe declares them, "custom_objects" (FILE.py:NAME). fresh: forget what Keras
+    has numbered in this process, so that names inside the model do not depend on it. Raises SourceError.
     """
     meta = meta or {}
     _look(path)
     known = _custom_objects(str(meta["custom_objects"])) if meta.get("custom_objects") else {}
     keras = tf_core.keras()
+    if fresh:
+        keras.utils.clear_session()
     try:
         with tf_session.loading():
             model = keras.models.load_model(path, custom_objects=known, compile=False, safe_mode=True)
@@ -207,7 +205,7 @@ def _described(keras: Any, path: Path, model: Any, declared: Sequence[TensorSpec
                          "correct inputs:, their shapes and dtypes", "inputs") from error  # fmt: skip
     own = _names(keras, takes, outer=True)
     names = _renamed(own, [spec.name for spec in declared])
-    made = _renamed(_names(keras, gives, outer=False), outputs)
+    made = _renamed(_names(keras, gives, outer=False) if known else _plain_names(keras, gives), outputs)
     for name, tensor in zip(names, keras.tree.flatten(takes), strict=True):
         if tensor.sparse or getattr(tensor, "ragged", False):
             raise SourceError(f"input {name!r} is {'sparse' if tensor.sparse else 'ragged'}", subject=f"inputs.{name}",
@@ -248,6 +246,13 @@ def _names(keras: Any, structure: Any, *, outer: bool) -> list[str]:
         name = ".".join(part for part in place if isinstance(part, str)) or own
         names.append(name if name not in names else f"{name}_{len(names)}")
     return names
+
+
+def _plain_names(keras: Any, structure: Any) -> list[str]:
+    """Names for what a subclassed model returns: its keys, else "output", "output_1" and so on."""
+    places = [place for place, _ in keras.tree.flatten_with_path(structure)]
+    keys = [".".join(part for part in place if isinstance(part, str)) for place in places]
+    return [key or (f"output_{index}" if index else "output") for index, key in enumerate(keys)]
 
 
 def _renamed(own: Sequence[str], wanted: Sequence[str]) -> list[str]:
