@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from optkit.errors import StepError
 from optkit.formats import savedmodel, tf_core
 from optkit.plugin import need
 
-_TRACED = re.compile(r"(__(?:inference|forward|backward)_.*?)_?(\d+)")
+_NUMBERED = re.compile(r"(.*?)_(\d+)")
+_STAND_IN = re.compile(r"(.*_)(\d+)(___redundant_placeholder\d+.*)")  # an argument that a loop's condition ignores
 
 
 def write(
@@ -91,16 +92,9 @@ def settle(folder: Path, signature: Signature, names: Mapping[str, str] | None =
     protos = need("tensorflow.core.protobuf.saved_model_pb2", tf_core.DISTRIBUTION)
     path = folder / savedmodel.MAIN
     model = protos.SavedModel.FromString(path.read_bytes())
-    numbers: dict[str, list[int]] = {}
+    _replace(model, _renumbered(f.signature.name for g in model.meta_graphs for f in g.graph_def.library.function))
     for graph in model.meta_graphs:
-        for function in graph.graph_def.library.function:
-            if found := _TRACED.fullmatch(function.signature.name):
-                numbers.setdefault(found[1], []).append(int(found[2]))
-    traced = {f"{base}_{n}": f"{base}_{place}" for base, every in numbers.items()
-              for place, n in enumerate(sorted(every))}  # fmt: skip
-    _replace(model, traced)
-    for graph in model.meta_graphs:
-        _replace(graph.object_graph_def, names or {})
+        _replace(graph.object_graph_def, lambda text: (names or {}).get(text, text))
         for name in names or {}:
             for definition in graph.signature_def.values():
                 if name in definition.inputs:
@@ -113,6 +107,26 @@ def settle(folder: Path, signature: Signature, names: Mapping[str, str] | None =
         if (folder / part).is_dir() and not any((folder / part).iterdir()):
             (folder / part).rmdir()
     savedmodel.record(folder, signature)
+
+
+def _renumbered(functions: Iterable[str]) -> Callable[[str], str]:
+    """What a text becomes when functions are numbered by their order among those of the same name."""
+    numbers: dict[str, list[str]] = {}
+    for name in functions:
+        if found := _NUMBERED.fullmatch(name):
+            numbers.setdefault(found[1], []).append(found[2])
+    places = {
+        base: {n: str(place) for place, n in enumerate(sorted(every, key=int))} for base, every in numbers.items()
+    }
+    whole = {f"{base}_{n}": f"{base}_{place}" for base, every in places.items() for n, place in every.items()}
+    single = {n: place for every in places.values() for n, place in every.items()}  # no two functions share a number
+
+    def renamed(text: str) -> str:
+        if "___redundant_placeholder" in text and (found := _STAND_IN.fullmatch(text)):
+            return f"{found[1]}{single.get(found[2], found[2])}{found[3]}"
+        return whole.get(text, text)
+
+    return renamed
 
 
 def _settle_graph(graph: Any) -> None:
@@ -129,33 +143,33 @@ def _settle_graph(graph: Any) -> None:
                 argument.attr.pop("_user_specified_name")
 
 
-def _replace(message: Any, names: Mapping[str, str]) -> None:
-    """Every text in a message that is one of `names`, keys of maps among them, by what that stands for."""
+def _replace(message: Any, new: Callable[[str], str]) -> None:
+    """Put `new` of it in place of every text in a message, keys of maps among them."""
     for field, value in message.ListFields():
         nested = field.message_type
         if nested is not None and nested.GetOptions().map_entry:
-            _replace_in_map(value, nested.fields_by_name["value"], names)
+            _replace_in_map(value, nested.fields_by_name["value"], new)
         elif nested is not None:
             for inner in value if _repeated(field) else [value]:
-                _replace(inner, names)
+                _replace(inner, new)
         elif field.type == field.TYPE_STRING:
             if _repeated(field):
-                value[:] = [names.get(text, text) for text in value]
-            elif value in names:
-                setattr(message, field.name, names[value])
+                value[:] = [new(text) for text in value]
+            else:
+                setattr(message, field.name, new(value))
 
 
-def _replace_in_map(entries: Any, kind: Any, names: Mapping[str, str]) -> None:
+def _replace_in_map(entries: Any, kind: Any, new: Callable[[str], str]) -> None:
     for key in list(entries):
-        new = names.get(key, key)
+        name = new(key) if isinstance(key, str) else key
         if kind.message_type is not None:
-            _replace(entries[key], names)
-            if new != key:
-                entries[new].CopyFrom(entries[key])
+            _replace(entries[key], new)
+            if name != key:
+                entries[name].CopyFrom(entries[key])
                 del entries[key]
-        elif new != key or kind.type == kind.TYPE_STRING:
+        else:
             held = entries.pop(key)
-            entries[new] = names.get(held, held) if kind.type == kind.TYPE_STRING else held
+            entries[name] = new(held) if isinstance(held, str) else held
 
 
 def _repeated(field: Any) -> bool:

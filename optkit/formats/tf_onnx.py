@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,12 +49,11 @@ def convert(
     proto = _converted(graph, options.opset)
     if left := _left(proto):
         raise _unsupported(left)
-    model = ir.from_proto(proto)
+    model = _tidied(ir.from_proto(proto))
     context.progress("write", None)
     rename(model, [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs])
     for value in model.graph.outputs:  # TensorFlow's own inference left an axis without a name
         value.shape = value.shape if value.shape is None else ir.Shape([_dim(d) for d in value.shape])
-    _renumber(model)
     name_dims(model, signature.inputs, context.dims, {}, signature.outputs)
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "tensorflow", str(tf_core.load().__version__)
@@ -64,30 +63,47 @@ def convert(
     return {"opset": options.opset, "operators": dict(sorted(onnx_model.count_operators(proto).items()))}
 
 
-def _renumber(model: Any) -> None:
-    """Names that tf2onnx numbered by what the process converted before, numbered by their place in the graph."""
-    ir = need("onnx_ir", "onnx-ir")
-    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+def _tidied(model: Any) -> Any:
+    """The model without equal nodes and equal weights, numbered names after their place in the graph.
+
+    tf2onnx numbers what it adds by what the process converted before.
+    """
+    common = need("onnx_ir.passes.common", "onnx-ir")
+    for step in (common.LiftSubgraphInitializersToMainGraphPass(), common.DeduplicateInitializersPass(),
+                 common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass()):  # fmt: skip
+        step(model)
+    nodes = list(need("onnx_ir", "onnx-ir").traversal.RecursiveGraphIterator(model.graph))
     ends = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
     used = dict.fromkeys(v for node in nodes for v in node.inputs if v is not None and v.is_initializer())
-    made = [value for node in nodes for value in node.outputs]
-    counts: Counter[str] = Counter(v.name for v in (*model.graph.inputs, *model.graph.outputs) if v.name)
-
-    def numbered(name: str) -> str:
-        base = _COUNTED.sub("", name) or "value"
-        counts[base] += 1
-        return base if counts[base] == 1 else numbered(f"{base}_{counts[base] - 1}")
-
     held = [value for value in used if id(value) not in ends]
+    names: set[str] = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
+
+    def numbered(name: str, taken: set[str]) -> str:
+        base = _COUNTED.sub("", name) or "value"
+        endings = itertools.chain([""], (f"_{count}" for count in itertools.count(1)))
+        new = next(f"{base}{end}" for end in endings if f"{base}{end}" not in taken)
+        taken.add(new)
+        return new
+
     for value in held:
         del model.graph.initializers[value.name]
-    for value in [*held, *(value for value in made if id(value) not in ends)]:
-        value.name = numbered(value.name or "value")
+    inner = [value for node in nodes for graph in _graphs(node) for value in graph.inputs]
+    for value in [*held, *inner, *(v for node in nodes for v in node.outputs if id(v) not in ends)]:
+        value.name = numbered(value.name or "value", names)
     for value in held:
         model.graph.initializers[value.name] = value
-    counts.clear()
+    taken: set[str] = set()
     for node in nodes:
-        node.name = numbered(node.name or node.op_type)
+        node.name = numbered(node.name or node.op_type, taken)
+    return model
+
+
+def _graphs(node: Any) -> list[Any]:
+    """The bodies of a control-flow node."""
+    values = [a.value for a in node.attributes.values()]
+    return [v for v in values if hasattr(v, "initializers")] + [
+        g for v in values if isinstance(v, list | tuple) for g in v if hasattr(g, "initializers")
+    ]
 
 
 def _dim(size: Any) -> Any:
@@ -95,13 +111,21 @@ def _dim(size: Any) -> Any:
 
 
 def _converted(graph: Frozen, opset: int) -> Any:
-    tf2onnx = need("tf2onnx")
+    loader, mapper = need("tf2onnx.tf_loader", "tf2onnx"), need("tf2onnx.tfonnx", "tf2onnx")
+    optimizer, tf = need("tf2onnx.optimizer", "tf2onnx"), tf_core.load()
+    # It goes through sets of nodes, so which of two equal ones stays is another in each process; see `_tidied`.
+    optimizers = {n: o for n, o in optimizer._get_optimizers().items() if n != "merge_duplication"}
     said: list[str] = []
     try:
-        with _listening(said), tf_core.quiet():
-            proto, _ = tf2onnx.convert.from_graph_def(
-                graph.graph, name="model", input_names=graph.inputs, output_names=graph.outputs, opset=opset
-            )
+        with _listening(said), tf_core.quiet(), tf.device("CPU:0"):
+            with tf.Graph().as_default():
+                definition = loader.tf_optimize(graph.inputs, graph.outputs, graph.graph)
+            with tf.Graph().as_default() as tf_graph:
+                tf.import_graph_def(definition, name="")
+                mapped = mapper.process_tf_graph(
+                    tf_graph, opset=opset, input_names=graph.inputs, output_names=graph.outputs
+                )
+                proto = optimizer.optimize_graph(mapped, optimizers=optimizers).make_model("model")
     except Exception as error:  # its handlers raise whatever they meet
         first = next((line for line in said if line.startswith("Failed to convert")), "").splitlines()
         raise StepError(
