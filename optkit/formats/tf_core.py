@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -101,8 +102,11 @@ def threads(count: int) -> int:
 
 
 def reason(error: BaseException) -> str:
-    """What a TensorFlow error says, in one line, without the graph's node names and call stack."""
-    message = str(getattr(error, "message", "") or error).strip()
+    """What a TensorFlow or Keras error says, in one line, without node names, colours and advice to its developers."""
+    message = re.sub(r"\x1b\[\d*m", "", str(getattr(error, "message", "") or error))
     lines = [line.strip() for line in message.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("Graph execution error", "in user code:", 'File "', "*"))]
     first = lines[0] if lines else type(error).__name__
-    return first.split(" [Op:")[0].replace("Graph execution error:", "").strip() or " ".join(lines[1:3])
+    if first.startswith("Exception encountered when calling") and len(lines) > 1:
+        first = f"{first.removeprefix('Exception encountered when ').rstrip('.')}: {lines[1]}"
+    return first.split(" [Op:")[0].split(" You can attempt")[0].strip()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ from pydantic import Field
 from optkit.artifact import Artifact, Signature
 from optkit.errors import StepError
 from optkit.formats import onnx_model, tf_core
+from optkit.formats.onnx_tidy import tidied
 from optkit.formats.tf_freeze import Frozen, frozen
 from optkit.formats.torch_feeds import static_shape
 from optkit.formats.torch_onnx import name_dims, rename, to_proto
@@ -23,7 +22,6 @@ from optkit.plugin import Context, Options, need
 NEWEST = 18  # what tf2onnx 1.17 writes
 IR_VERSION = 10
 SHOWN = 3
-_COUNTED = re.compile(r"(__\d+)+(:\d+)?$|:\d+$")
 
 
 class ToOnnx(Options):
@@ -49,11 +47,9 @@ def convert(
     proto = _converted(graph, options.opset)
     if left := _left(proto):
         raise _unsupported(left)
-    model = _tidied(ir.from_proto(proto))
+    model = tidied(ir.from_proto(proto))
     context.progress("write", None)
     rename(model, [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs])
-    for value in model.graph.outputs:  # TensorFlow's own inference left an axis without a name
-        value.shape = value.shape if value.shape is None else ir.Shape([_dim(d) for d in value.shape])
     name_dims(model, signature.inputs, context.dims, {}, signature.outputs)
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "tensorflow", str(tf_core.load().__version__)
@@ -63,57 +59,10 @@ def convert(
     return {"opset": options.opset, "operators": dict(sorted(onnx_model.count_operators(proto).items()))}
 
 
-def _tidied(model: Any) -> Any:
-    """The model without equal nodes and equal weights, numbered names after their place in the graph.
-
-    tf2onnx numbers what it adds by what the process converted before.
-    """
-    common = need("onnx_ir.passes.common", "onnx-ir")
-    for step in (common.LiftSubgraphInitializersToMainGraphPass(), common.DeduplicateInitializersPass(),
-                 common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass()):  # fmt: skip
-        step(model)
-    nodes = list(need("onnx_ir", "onnx-ir").traversal.RecursiveGraphIterator(model.graph))
-    ends = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
-    used = dict.fromkeys(v for node in nodes for v in node.inputs if v is not None and v.is_initializer())
-    held = [value for value in used if id(value) not in ends]
-    names: set[str] = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
-
-    def numbered(name: str, taken: set[str]) -> str:
-        base = _COUNTED.sub("", name) or "value"
-        endings = itertools.chain([""], (f"_{count}" for count in itertools.count(1)))
-        new = next(f"{base}{end}" for end in endings if f"{base}{end}" not in taken)
-        taken.add(new)
-        return new
-
-    for value in held:
-        del model.graph.initializers[value.name]
-    inner = [value for node in nodes for graph in _graphs(node) for value in graph.inputs]
-    for value in [*held, *inner, *(v for node in nodes for v in node.outputs if id(v) not in ends)]:
-        value.name = numbered(value.name or "value", names)
-    for value in held:
-        model.graph.initializers[value.name] = value
-    taken: set[str] = set()
-    for node in nodes:
-        node.name = numbered(node.name or node.op_type, taken)
-    return model
-
-
-def _graphs(node: Any) -> list[Any]:
-    """The bodies of a control-flow node."""
-    values = [a.value for a in node.attributes.values()]
-    return [v for v in values if hasattr(v, "initializers")] + [
-        g for v in values if isinstance(v, list | tuple) for g in v if hasattr(g, "initializers")
-    ]
-
-
-def _dim(size: Any) -> Any:
-    return size if isinstance(size, int) else None
-
-
 def _converted(graph: Frozen, opset: int) -> Any:
     loader, mapper = need("tf2onnx.tf_loader", "tf2onnx"), need("tf2onnx.tfonnx", "tf2onnx")
     optimizer, tf = need("tf2onnx.optimizer", "tf2onnx"), tf_core.load()
-    # It goes through sets of nodes, so which of two equal ones stays is another in each process; see `_tidied`.
+    # It goes through sets of nodes, so which of two equal ones stays is another in each process: see `onnx_tidy`.
     optimizers = {n: o for n, o in optimizer._get_optimizers().items() if n != "merge_duplication"}
     said: list[str] = []
     try:
