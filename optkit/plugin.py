@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from optkit.artifact import Artifact, Dim, Signature, TensorSpec
 from optkit.errors import UnavailableError
+from optkit.feeds import checked_feeds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,7 +126,7 @@ class Session(Protocol):
     def provider(self) -> str: ...
 
     def infer(self, tensors: Tensors) -> Tensors:
-        """Named inputs to named outputs. Raises on a missing or unknown name and on a wrong dtype or rank."""
+        """Named inputs to named outputs. Raises DataError as `checked_feeds` does, StepError where it fails."""
         ...
 
 
@@ -142,6 +143,7 @@ class Runner:
     main: the file name the format prescribes inside an artifact's folder.
     suffixes: file endings by which a user's file of this format is known.
     inspect(path) -> JSON data for `optkit inspect`: opset, operator counts, parameter and byte counts, precision.
+    delivered_in: the sub-folder that a delivery puts the files into, where what serves them prescribes one.
     """
 
     format: str
@@ -154,6 +156,7 @@ class Runner:
     tools: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     precisions: frozenset[str] = field(default_factory=frozenset)
+    delivered_in: str = ""
 
 
 # Which extra brings which distribution: the install line of an error is made from this.
@@ -162,6 +165,7 @@ EXTRAS: dict[str, str] = {
     "onnx": "onnx", "onnxruntime": "onnx", "onnxsim": "onnx", "onnx-ir": "onnx",
     "openvino": "openvino", "nncf": "openvino", "tokenizers": "transformers", "pillow": "images",
     "tensorrt_rtx": "tensorrt-rtx",
+    "tensorflow-cpu": "tensorflow", "keras": "tensorflow", "tf2onnx": "tensorflow",
     "ai-edge-litert": "tflite", "ai-edge-quantizer": "tflite", "litert-torch": "tflite", "litert-converter": "tflite",
 }  # fmt: skip
 
@@ -205,6 +209,7 @@ __all__ = [
     "Signature",
     "TensorSpec",
     "UnavailableError",
+    "checked_feeds",
     "install_line",
     "need",
 ]

@@ -41,7 +41,8 @@ _PASSES = (
     "tflite_to_openvino",
 )
 
-_RUNNERS = ("torch_runner", "onnx_runner", "openvino_runner", "tensorrt_runner", "tflite_runner")
+_RUNNERS = ("torch_runner", "onnx_runner", "openvino_runner", "tensorrt_runner", "tflite_runner",
+            "savedmodel_runner")  # fmt: skip
 
 
 class NoRouteError(UserError):
@@ -138,9 +139,10 @@ def formats() -> tuple[str, ...]:
 
 
 def format_of(path: str) -> str | None:
-    """The format a file's ending stands for, or None."""
-    lowered = path.lower()
-    return next((r.format for r in runners().values() if lowered.endswith(r.suffixes)), None)
+    """The format that a file's name stands for, a prescribed one before an ending; or None."""
+    known = runners().values()
+    by_name = next((r.format for r in known if path == r.main and not r.suffixes), None)
+    return by_name or next((r.format for r in known if path.lower().endswith(r.suffixes)), None)
 
 
 def route(source: str, target: str) -> tuple[Pass, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 from optkit.artifact import Dim, TensorSpec
 from optkit.data.source import Array, Sample, fault
 from optkit.errors import DataError, did_you_mean
+from optkit.feeds import layout_hint, shown
 
 RANGE_SLACK = 1e-3
 """Part of its width by which a float range may be left: ranges are written with three or four digits."""
@@ -111,11 +112,11 @@ class Checker:
         stacked = self.stacked.get(spec.name, array.ndim == len(shape) - 1)
         expected = shape[1:] if stacked else shape
         if array.ndim != len(expected):
-            also = f", or {_show(shape[1:])} without the batch axis" if spec.name not in self.stacked and shape else ""
+            also = f", or {shown(shape[1:])} without the batch axis" if spec.name not in self.stacked and shape else ""
             raise self._fault(
                 index,
                 spec,
-                f"expected shape {_show(expected)}{also}, found {_show(array.shape)}",
+                f"expected shape {shown(expected)}{also}, found {shown(array.shape)}",
                 "a sample has the input's axes without the first, the batch"
                 if spec.name not in self.stacked
                 else "every sample needs the same number of axes",
@@ -126,8 +127,8 @@ class Checker:
                     raise self._fault(
                         index,
                         spec,
-                        f"expected shape {_show(expected)}, found {_show(array.shape)}",
-                        _layout_hint(expected, array.shape)
+                        f"expected shape {shown(expected)}, found {shown(array.shape)}",
+                        layout_hint(expected, array.shape, spec.layout, batched=not stacked)
                         or f"axis {axis} is fixed at {want}; only named dims may vary",
                     )
                 continue
@@ -172,20 +173,3 @@ class Checker:
                 f"values from {found[0]:.6g} to {found[1]:.6g} leave the declared range {low:g} to {high:g}",
                 "normalise the data as in training, or correct the input's range",
             )
-
-
-def _show(shape: Sequence[int | str]) -> str:
-    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
-
-
-def _layout_hint(expected: Sequence[int | str], found: tuple[int, ...]) -> str:
-    """A remedy when the channel axis stands at the other end of the sample."""
-    if len(expected) != 3:
-        return ""
-    for order, moved, name in (
-        ((2, 0, 1), found[-1:] + found[:-1], "NHWC"),
-        ((1, 2, 0), found[1:] + found[:1], "NCHW"),
-    ):
-        if all(isinstance(want, str) or want == have for want, have in zip(expected, moved, strict=True)):
-            return f"this looks like {name}: sample.transpose{order}"
-    return ""

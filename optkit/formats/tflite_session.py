@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.artifact import TensorSpec
-from optkit.errors import DataError, SourceError, StepError, did_you_mean
+from optkit.errors import DataError, SourceError, StepError
 from optkit.formats import tflite_model
 from optkit.formats.tflite_model import Contract
 from optkit.formats.tflite_noise import captured
+from optkit.plugin import checked_feeds
 
 if TYPE_CHECKING:
     from optkit.plugin import Tensors
@@ -48,7 +49,13 @@ class TfliteSession:
 
         Raises DataError on a missing or unknown name, and on a wrong dtype, rank or size; StepError where LiteRT fails.
         """
-        sizes = self._checked(tensors)
+        tensors = checked_feeds(tensors, self._agreed.inputs)
+        sizes = {
+            dim: size
+            for spec in self._agreed.inputs
+            for dim, size in zip(spec.shape or (), tensors[spec.name].shape, strict=False)
+            if isinstance(dim, str)
+        }
         listed = self._agreed.sizes
         if not listed:
             return self._run(self._key, tensors)
@@ -85,32 +92,6 @@ class TfliteSession:
         return feed
 
     # --- what goes in
-
-    def _checked(self, tensors: Tensors) -> dict[str, int]:
-        """The size of every dim. Raises DataError."""
-        inputs = {spec.name: spec for spec in self._agreed.inputs}
-        for name in tensors:
-            if name not in inputs:
-                raise DataError(
-                    f"the model has no input {name!r}", hint=did_you_mean(name, inputs), subject=f"inputs.{name}"
-                )
-        sizes: dict[str, int] = {}
-        for name, spec in inputs.items():
-            if name not in tensors:
-                raise DataError(
-                    f"input {name!r} is missing",
-                    subject=f"inputs.{name}",
-                    hint=f"the model takes {', '.join(inputs)}; given: {', '.join(tensors) or 'none'}",
-                )
-            _check(spec, tensors[name])
-            for dim, size in zip(spec.shape or (), tensors[name].shape, strict=False):
-                if isinstance(dim, str) and sizes.setdefault(dim, size) != size:
-                    raise DataError(
-                        f"{dim} is {size} in input {name!r}, but {sizes[dim]} in another",
-                        subject=f"inputs.{name}",
-                        hint=f"one size of {dim} for all inputs",
-                    )
-        return sizes
 
     def _padded_size(self, name: str, size: int) -> int:
         held = self._agreed.sizes[name]
@@ -249,49 +230,6 @@ def _rows(value: Any, start: int, have: int, size: int) -> Any:
     import numpy as np
 
     return np.take(value, np.minimum(np.arange(start, start + size), start + have - 1), axis=0)
-
-
-def _check(spec: TensorSpec, value: Any) -> None:
-    subject = f"inputs.{spec.name}"
-    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
-    if dtype is None or shape is None:
-        raise DataError(
-            f"input {spec.name!r} is a {type(value).__name__}, not an array", hint="numpy.asarray(...)", subject=subject
-        )
-    taken = "float32" if spec.dtype == "bfloat16" else spec.dtype
-    if spec.dtype != "string" and str(dtype) != taken:
-        raise DataError(
-            f"input {spec.name!r} is {dtype}, the model takes {taken}",
-            hint=f"cast it: .astype({taken!r})",
-            subject=subject,
-        )
-    wanted = spec.shape
-    if wanted is None:
-        return
-    shown = f"({', '.join(map(str, wanted))}{',' if len(wanted) == 1 else ''})"
-    if len(shape) != len(wanted):
-        raise DataError(
-            f"input {spec.name!r} has {len(shape)} axes {shape}, the model takes {len(wanted)} {shown}",
-            hint="add the batch axis: value[None]" if len(shape) == len(wanted) - 1 else "check the sample's shape",
-            subject=subject,
-        )
-    if not all(isinstance(n, str) or n == m for n, m in zip(wanted, shape, strict=True)):
-        raise DataError(
-            f"input {spec.name!r} has shape {shape}, the model takes {shown}",
-            subject=subject,
-            hint=_layout_hint(wanted, shape) or "resize or pad the sample to the model's fixed sizes",
-        )
-
-
-def _layout_hint(wanted: Sequence[int | str], shape: Sequence[int]) -> str:
-    """What to do when the shape fits but for channels in the other place."""
-    last = len(wanted) - 1
-    for given, order in (("NHWC", (0, last, *range(1, last))), ("NCHW", (0, *range(2, last + 1), 1))):
-        if len(wanted) == 4 and all(
-            isinstance(n, str) or n == shape[i] for n, i in zip(wanted, order, strict=True)
-        ):  # fmt: skip
-            return f"it looks like {given}: give value.transpose{order}"
-    return ""
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from optkit.artifact import Artifact, TensorSpec
 from optkit.errors import DataError, SourceError, StepError, UnavailableError, did_you_mean
 from optkit.formats import openvino_core, openvino_model
-from optkit.plugin import Runner
+from optkit.plugin import Runner, checked_feeds
 
 if TYPE_CHECKING:
     from optkit.plugin import Tensors
@@ -38,30 +38,17 @@ class OpenVinoSession:
         Raises DataError for a missing, unknown or twice-named input and for a wrong dtype, rank or fixed dimension;
         StepError where OpenVINO itself fails. A stateful model starts from its initial state each time.
         """
-        import numpy as np
-
-        feeds: dict[int, Any] = {}
+        named: dict[str, Any] = {}
         for name, value in tensors.items():
-            if name not in self.aliases:
+            spec = self.inputs[self.aliases[name]] if name in self.aliases else None
+            if spec is not None and spec.name in named:
                 raise DataError(
-                    f"the model has no input {name!r}",
+                    f"input {spec.name!r} is given twice, also as {name!r}",
                     subject=f"inputs.{name}",
-                    hint=did_you_mean(name, [spec.name for spec in self.inputs]),
+                    hint="give it once",
                 )
-            index = self.aliases[name]
-            if index in feeds:
-                raise DataError(
-                    f"input {self.inputs[index].name!r} is given twice, also as {name!r}", subject=f"inputs.{name}"
-                )
-            array = np.asarray(value)
-            _check(self.inputs[index], array)
-            feeds[index] = array
-        if missing := [spec.name for index, spec in enumerate(self.inputs) if index not in feeds]:
-            raise DataError(
-                f"no value for input {', '.join(missing)}",
-                subject=f"inputs.{missing[0]}",
-                hint=f"the inputs given are {', '.join(tensors) or 'none'}",
-            )
+            named[spec.name if spec is not None else name] = value
+        feeds = dict(enumerate(checked_feeds(named, self.inputs, bfloat16="bfloat16").values()))
         if self.request is None:
             self.request = self.connect()
         try:
@@ -72,42 +59,6 @@ class OpenVinoSession:
         except RuntimeError as error:
             self.request = None
             raise StepError(f"OpenVINO failed while running the model: {openvino_core.reason(error)}") from error
-
-
-def _check(spec: TensorSpec, array: Any) -> None:
-    given = "string" if array.dtype.kind in "USO" else array.dtype.name
-    subject = f"inputs.{spec.name}"
-    if given != spec.dtype:
-        raise DataError(
-            f"input {spec.name!r} wants {spec.dtype}, got {given}",
-            subject=subject,
-            hint=f"convert it: array.astype({spec.dtype!r})",
-        )
-    if spec.shape is None:
-        return
-    if array.ndim != len(spec.shape):
-        raise DataError(
-            f"input {spec.name!r} wants {len(spec.shape)} axes ({spec}), got shape {array.shape}",
-            subject=subject,
-            hint="add or drop the batch axis",
-        )
-    wrong = [axis for axis, size in enumerate(spec.shape) if isinstance(size, int) and array.shape[axis] != size]
-    if wrong:
-        what = f"input {spec.name!r} wants {spec}, got shape {array.shape}: " + ", ".join(
-            f"axis {axis} is {array.shape[axis]}, not {spec.shape[axis]}" for axis in wrong
-        )
-        raise DataError(what, subject=subject, hint=_layout_hint(spec.shape, array.shape))
-
-
-def _layout_hint(wanted: tuple[int | str, ...], got: tuple[int, ...]) -> str:
-    def fits(shape: tuple[int, ...]) -> bool:
-        return all(isinstance(size, str) or size == n for size, n in zip(wanted, shape, strict=True))
-
-    if len(wanted) == 4 and fits((got[0], got[3], got[1], got[2])):
-        return "it looks like NHWC for an NCHW model: array.transpose(0, 3, 1, 2)"
-    if len(wanted) == 4 and fits((got[0], got[2], got[3], got[1])):
-        return "it looks like NCHW for an NHWC model: array.transpose(0, 2, 3, 1)"
-    return "resize it, or convert the model with that dimension dynamic"
 
 
 @contextmanager

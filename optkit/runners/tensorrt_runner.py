@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from optkit.artifact import Artifact, Signature, TensorSpec
-from optkit.errors import DataError, NotHereError, StepError, UnavailableError, did_you_mean
+from optkit.errors import DataError, NotHereError, StepError, UnavailableError
 from optkit.formats import cuda_driver, tensorrt_engine
-from optkit.plugin import Runner
+from optkit.plugin import Runner, checked_feeds
 
 if TYPE_CHECKING:
     from optkit.plugin import Tensors
@@ -66,31 +66,10 @@ def checked(tensors: Tensors, inputs: tuple[TensorSpec, ...], ranges: Mapping[st
     """The inputs in the signature's order, contiguous. Raises DataError for what the engine was not built for."""
     import numpy as np
 
-    names = [spec.name for spec in inputs]
-    for name in tensors:
-        if name not in names:
-            raise DataError(
-                f"the engine has no input {name!r}", hint=did_you_mean(name, names), subject=f"inputs.{name}"
-            )
     feeds = {}
-    for spec in inputs:
-        subject = f"inputs.{spec.name}"
-        if spec.name not in tensors:
-            raise DataError(
-                f"no value for input {spec.name}", hint=f"the inputs are {', '.join(names)}", subject=subject
-            )
-        array: Any = tensors[spec.name]
-        if not isinstance(array, np.ndarray):
-            raise DataError(
-                f"input {spec.name!r} is a {type(array).__name__}, not an array",
-                subject=subject,
-                hint="numpy.asarray(...)",
-            )
-        if spec.dtype == "bfloat16" and array.dtype == np.float32:  # numpy itself has no bfloat16
+    for spec, array in zip(inputs, checked_feeds(tensors, inputs).values(), strict=True):
+        if spec.dtype == "bfloat16":  # numpy itself has none
             array = array.astype(_numpy(spec.dtype))
-        if array.dtype != _numpy(spec.dtype):
-            raise DataError(f"input {spec.name!r} is {array.dtype}, the engine takes {spec.dtype}", subject=subject,
-                            hint=f"cast it: .astype({spec.dtype!r})")  # fmt: skip
         fixed = [size if isinstance(size, int) else 0 for size in spec.shape or ()]
         sizes = ranges.get(spec.name) or {"min": fixed, "max": fixed}
         fits = len(array.shape) == len(fixed) and all(
@@ -98,7 +77,7 @@ def checked(tensors: Tensors, inputs: tuple[TensorSpec, ...], ranges: Mapping[st
         )
         if not fits:
             raise DataError(f"input {spec.name!r} has shape {array.shape}, the engine was built for {sizes['min']} to "
-                            f"{sizes['max']}", subject=subject,
+                            f"{sizes['max']}", subject=f"inputs.{spec.name}",
                             hint="change the sample, or build with a wider range under dims:")  # fmt: skip
         feeds[spec.name] = np.ascontiguousarray(array)
     return feeds

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optkit.errors import DataError, UnavailableError, did_you_mean
+from optkit.errors import UnavailableError
 from optkit.formats.torch_model import MAIN, TorchModel, describe, kind_of, load
-from optkit.plugin import Artifact, Runner, Session, TensorSpec, need
+from optkit.plugin import Artifact, Runner, Session, checked_feeds, need
 
 if TYPE_CHECKING:
     from optkit.plugin import Tensors
@@ -31,36 +31,16 @@ class TorchSession:
 
     def infer(self, tensors: Tensors) -> Tensors:
         """Outputs by name. Raises DataError for a wrong name, dtype or shape, SourceError where forward fails."""
-        import torch
-
-        for name in tensors:
-            if name not in self.model.input_names:
-                raise DataError(
-                    f"the model has no input {name!r}",
-                    subject=f"inputs.{name}",
-                    hint=did_you_mean(name, self.model.input_names),
-                )
-        feeds = {spec.name: self._tensor(spec, tensors) for spec in self.model.inputs}
-        with torch.inference_mode():
-            outputs = self.model.consume(feeds)
-        return {name: _array(tensor) for name, tensor in outputs.items()}
-
-    def _tensor(self, spec: TensorSpec, tensors: Tensors) -> Any:
         import numpy as np
         import torch
 
-        if spec.name not in tensors:
-            raise DataError(f"input {spec.name!r} is missing", subject=f"inputs.{spec.name}", hint="feed it")
-        array = np.array(tensors[spec.name], order="C")
-        wanted = "float32" if spec.dtype == "bfloat16" else spec.dtype
-        if array.dtype.name != wanted:
-            raise DataError(
-                f"input {spec.name!r} is {array.dtype.name}, not {wanted}",
-                subject=f"inputs.{spec.name}",
-                hint=f"convert it to {wanted}",
-            )
-        tensor = torch.from_numpy(array).to(self.device)
-        return tensor.bfloat16() if spec.dtype == "bfloat16" else tensor
+        feeds = {}
+        for spec, array in zip(self.model.inputs, checked_feeds(tensors, self.model.inputs).values(), strict=True):
+            tensor = torch.from_numpy(np.array(array, order="C")).to(self.device)  # a copy: forward may write into it
+            feeds[spec.name] = tensor.bfloat16() if spec.dtype == "bfloat16" else tensor
+        with torch.inference_mode():
+            outputs = self.model.consume(feeds)
+        return {name: _array(tensor) for name, tensor in outputs.items()}
 
 
 def _array(tensor: Any) -> Any:

@@ -74,12 +74,12 @@ def test_devices_and_precisions_that_are_not_here(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("feed", "what", "hint"),
     [
-        ({}, "no value for input image", "none"),
+        ({}, "input 'image' is missing", "none"),
         ({"imge": np.zeros((1, 3, 16, 16), np.float32)}, "no input 'imge'", "did you mean 'image'"),
-        ({"image": np.zeros((1, 3, 16, 16))}, "wants float32, got float64", "astype"),
-        ({"image": np.zeros((3, 16, 16), np.float32)}, "wants 4 axes", "batch axis"),
-        ({"image": np.zeros((1, 16, 16, 3), np.float32)}, "axis 1 is 16, not 3", "looks like NHWC"),
-        ({"image": np.zeros((1, 3, 16, 8), np.float32)}, "axis 3 is 8, not 16", "resize"),
+        ({"image": np.zeros((1, 3, 16, 16))}, "is float64, the model takes float32", "astype"),
+        ({"image": np.zeros((3, 16, 16), np.float32)}, "has 3 axes .* takes 4", "batch axis"),
+        ({"image": np.zeros((1, 16, 16, 3), np.float32)}, "the model takes .batch, 3, 16, 16.", "looks like NHWC"),
+        ({"image": np.zeros((1, 3, 16, 8), np.float32)}, "has shape .1, 3, 16, 8.", "resize"),
     ],
 )
 def test_inputs_that_do_not_fit(tmp_path: Path, feed: dict[str, np.ndarray], what: str, hint: str) -> None:
@@ -95,7 +95,7 @@ def test_nchw_fed_to_nhwc_is_recognised(tmp_path: Path) -> None:
     spec = TensorSpec("image", "float32", ("batch", 16, 16, 3))
     with RUNNER.open(written(model, tmp_path, spec)) as session, pytest.raises(DataError) as caught:
         session.infer({"image": np.zeros((1, 3, 16, 16), np.float32)})
-    assert "looks like NCHW for an NHWC model" in caught.value.hint
+    assert "it looks like NCHW: give value.transpose(0, 2, 3, 1)" in caught.value.hint
 
 
 def test_a_tensor_with_several_names_answers_to_each_but_not_to_two(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_stateful_model_starts_afresh_each_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_failure_at_run_time_is_raised_and_leaves_no_stale_outputs(tmp_path: Path, threads: int) -> None:
-    specs = [TensorSpec(name, "float32", ("batch", f"{name}_size")) for name in ("a", "b")]
+    specs = [TensorSpec(name, "float32", (f"{name}_rows", f"{name}_size")) for name in ("a", "b")]
     a, b = (ops.parameter([-1, -1], ov.Type.f32, name=spec.name) for spec in specs)
     made = written(finished([ops.matmul(a, b, False, False)], [a, b], ["a", "b"], ["out"]), tmp_path, *specs)
     ones = np.ones((2, 3), np.float32)

@@ -308,12 +308,12 @@ def test_inputs_the_engine_was_not_built_for(forms: Forms, tmp_path: Path) -> No
 
     good = np.zeros((2, 3, 16, 16), np.float32)
     assert list(tensorrt_runner.checked({"image": good}, inputs, ranges)) == ["image"]
-    assert problem() == "no value for input image"
-    assert problem(image=good, mask=good) == "the engine has no input 'mask'"
-    assert problem(image=good.astype(np.float64)) == "input 'image' is float64, the engine takes float32"
+    assert problem() == "input 'image' is missing"
+    assert problem(image=good, mask=good) == "the model has no input 'mask'"
+    assert problem(image=good.astype(np.float64)) == "input 'image' is float64, the model takes float32"
     assert "[1, 3, 16, 16] to [16, 3, 16, 16]" in problem(image=np.zeros((17, 3, 16, 16), np.float32))
     assert "shape (2, 16, 16, 3)" in problem(image=good.transpose(0, 2, 3, 1))
-    assert "shape (3, 16, 16)" in problem(image=good[0])
+    assert "has 3 axes (3, 16, 16), the model takes 4" in problem(image=good[0])
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_wrong_inputs(conv: Artifact, feed: Any, message: str, hint: str) -> Non
 
 def test_sizes_that_disagree(text: Artifact) -> None:
     feed = {"input_ids": np.ones((2, 6), np.int64), "attention_mask": np.ones((2, 5), np.int64)}
-    with pytest.raises(DataError, match="sequence is 5 in input 'attention_mask', but 6 in another"):
+    with pytest.raises(DataError, match="sequence is 5 in input 'attention_mask', but 6 in 'input_ids'"):
         infer(text, feed)
 
 

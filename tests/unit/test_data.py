@@ -220,7 +220,7 @@ def changed(value: Any) -> Any:
     (images(3).astype("uint8"), "expected float32, found uint8: these look like raw pixels, 0 to 255",
      "(image.astype('float32') / 255 - mean) / std"),
     (images(3, 4, 5, 3), "sample 0, input 'image': expected shape (3, 4, 5), found (4, 5, 3)",
-     "this looks like NHWC: sample.transpose(2, 0, 1)"),
+     "it looks like NHWC: give sample.transpose(2, 0, 1)"),
     (images(3, 3, 4, 6), "expected shape (3, 4, 5), found (3, 4, 6)", "axis 2 is fixed at 5"),
     (images(3, 60), "expected shape (batch, 3, 4, 5), or (3, 4, 5) without the batch axis, found (60,)",
      "without the first, the batch"),
@@ -235,8 +235,8 @@ def test_a_sample_that_does_not_fit_is_refused(
 
 def test_channels_last_is_recognised_both_ways(npz: Callable[..., Dataset]) -> None:
     last = TensorSpec("image", "float32", ("batch", "height", "width", 3))
-    assert "looks like NCHW: sample.transpose(1, 2, 0)" in complaint(lambda: list(npz(last, image=images(2)))).hint
-    assert "looks like NHWC: sample.transpose(2, 0, 1)" in complaint(lambda: list(npz(image=images(2, 4, 5, 3)))).hint
+    assert "looks like NCHW: give sample.transpose(1, 2, 0)" in complaint(lambda: list(npz(last, image=images(2)))).hint
+    assert "looks like NHWC: give sample.transpose(2, 0, 1)" in complaint(lambda: list(npz(image=images(2, 4, 5, 3)))).hint
 
 
 def test_a_range_written_with_few_digits_holds(npz: Callable[..., Dataset]) -> None:

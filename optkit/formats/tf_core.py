@@ -1,0 +1,115 @@
+"""TensorFlow as optkit uses it: imported quietly, on the CPU, Keras with TensorFlow under it and no user settings."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from optkit.errors import UnavailableError
+from optkit.formats.tflite_noise import captured
+from optkit.plugin import need
+
+DISTRIBUTION = "tensorflow-cpu"
+
+
+def load() -> ModuleType:
+    """`tensorflow`. Raises UnavailableError. What was imported before, by somebody else, is left as it is."""
+    if "tensorflow" in sys.modules:
+        return sys.modules["tensorflow"]
+    # Its C++ part reads the level once, at the first message; it probes for GPUs, and says that it found none.
+    with _environment({"TF_CPP_MIN_LOG_LEVEL": "3"}), captured(), quiet():
+        return need("tensorflow", DISTRIBUTION)
+
+
+def keras() -> ModuleType:
+    """`keras`, version 3, on TensorFlow. Raises UnavailableError where this process has it on another backend.
+
+    The user's keras.json is not read (and none is written): a model must not depend on the home folder it loads in.
+    """
+    load()
+    if "keras" in sys.modules:
+        module = sys.modules["keras"]
+    else:
+        with (
+            tempfile.TemporaryDirectory(prefix="optkit-keras-") as home,
+            _environment({"KERAS_BACKEND": "tensorflow", "KERAS_HOME": home}),
+            captured(),
+            quiet(),
+        ):
+            module = need("keras")
+    backend = module.config.backend()
+    if backend != "tensorflow":
+        raise UnavailableError(
+            f"keras runs on {backend} in this process, and optkit needs it on TensorFlow",
+            hint="set KERAS_BACKEND=tensorflow before keras is imported, or run optkit from the command line",
+        )
+    return module
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings of TensorFlow's and Keras's own code, about which nobody can do anything."""
+    logs = [(log, log.level) for log in map(logging.getLogger, ("absl", "tensorflow"))]
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning, PendingDeprecationWarning, UserWarning, SyntaxWarning):
+            warnings.filterwarnings(
+                "ignore", category=category, module=r"(tensorflow|keras|tf2onnx|google|gast|h5py)\b"
+            )
+        for log, level in logs:
+            log.setLevel(max(level, logging.ERROR))
+        try:
+            yield
+        finally:
+            for log, level in logs:
+                log.setLevel(level)
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """These variables set meanwhile; the log level only where the user has not set it."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    if level := before.get("TF_CPP_MIN_LOG_LEVEL"):
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = level
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def threads(count: int) -> int:
+    """Let TensorFlow use that many threads per operator; returns how many it uses.
+
+    That can be set only until it first computes in a process, so a later call may get another number than it asks for.
+    """
+    config = load().config.threading
+    try:
+        config.set_intra_op_parallelism_threads(count)
+        config.set_inter_op_parallelism_threads(1)
+    except RuntimeError:
+        pass
+    return int(config.get_intra_op_parallelism_threads()) or os.cpu_count() or 1
+
+
+def reason(error: BaseException) -> str:
+    """What a TensorFlow error says, in one line, without the graph's node names and call stack."""
+    message = str(getattr(error, "message", "") or error).strip()
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    return first.split(" [Op:")[0].replace("Graph execution error:", "").strip() or " ".join(lines[1:3])
+
+
+def graph_of(function: Any) -> Any:
+    """A concrete function's graph with its variables as constants, every call inlined."""
+    module = need("tensorflow.python.framework.convert_to_constants", DISTRIBUTION)
+    return module.convert_variables_to_constants_v2(function, lower_control_flow=False)
