@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from optkit.artifact import Dim, TensorSpec
+from optkit.artifact import Dim
 from optkit.errors import OptkitError, StepError
 from optkit.formats import tflite_model, tflite_session, torch_model
 from optkit.formats.tflite_model import Contract
@@ -66,6 +66,10 @@ class Conversion:
         _name_tensors(converted, self.model.module)
         tflite_model.write(converted, path, self.agreed)
         raw.unlink()
+
+    def with_contract(self, agreed: Contract) -> Conversion:
+        """The same, of another contract."""
+        return replace(self, agreed=agreed)
 
     def feeds(self, sizes: Mapping[str, int], seed: int) -> dict[str, Any]:
         """Example inputs by parameter name, as the file takes them."""
@@ -227,12 +231,3 @@ def failure(error: Exception, program: Any, said: str = "") -> StepError:
         details="\n".join(part for part in (text, said.strip()) if part),
         hint=hint,
     )
-
-
-def batch_of(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str | None:
-    """The dim that counts samples: axis 0 of every input and output, and no other axis of any; or None."""
-    shapes = [spec.shape or (None,) for spec in (*inputs, *outputs)]
-    name = shapes[0][0]
-    if not isinstance(name, str) or any(shape[0] != name or name in shape[1:] for shape in shapes):
-        return None
-    return name
