@@ -37,6 +37,7 @@ _PASSES = (
     "openvino_quantize",
     "openvino_compress_weights",
     "torch_to_tflite",
+    "onnx_to_tflite",
     "tflite_quantize",
     "tflite_to_openvino",
 )

@@ -6,10 +6,11 @@ of some sizes, and each try is proved against the model before it counts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import Field, model_validator
 
@@ -19,6 +20,9 @@ from optkit.formats import tflite_look, tflite_model, tflite_session
 from optkit.formats.tflite_model import Contract
 from optkit.formats.torch_feeds import dynamic_dims, static_shape
 from optkit.plugin import Context, Options, need
+
+if TYPE_CHECKING:
+    from optkit.plugin import Tensors
 
 CHANNELS_FIRST = ("NCHW", "NCL", "NCDHW")
 
@@ -285,6 +289,53 @@ def _numpy(dtype: str) -> Any:
     if dtype == "bfloat16":
         return need("ml_dtypes").bfloat16
     return np.dtype(dtype)
+
+
+TOLERANCE = 1e-3
+"""Of the largest output: float32 kernels that sum in another order stay far below, a wrong reshape far above."""
+
+
+def agree(found: Any, told: Any) -> bool:
+    """Whether an output has the shape and, to the rounding of float32 kernels, the values of another."""
+    import numpy as np
+
+    if found.shape != told.shape:
+        return False
+    scale = float(np.abs(told, where=np.isfinite(told), out=np.zeros(told.shape)).max(initial=0))
+    return bool(np.allclose(found.astype(told.dtype), told, rtol=0, atol=TOLERANCE * scale, equal_nan=True))
+
+
+def disproved(
+    path: Path,
+    agreed: Contract,
+    dims: Mapping[str, Dim],
+    threads: int,
+    ask: Callable[[Mapping[str, int]], tuple[Tensors, Tensors]],
+) -> str:
+    """Where the file does not answer as the model does, over min, opt, max and an odd size of each dim; or "".
+
+    ask: inputs of some sizes, and what the model answers to them.
+    """
+    names = dict.fromkeys(d for spec in agreed.inputs for d in static_shape(spec, dims) if isinstance(d, str))
+    sizes = tflite_session.visited({name: dims[name].sizes for name in names})
+    with ExitStack() as stack:
+        try:
+            session = stack.enter_context(tflite_session.open_session(path, threads=threads))
+        except SourceError as error:  # it cannot even be prepared at its own sizes
+            return error.what
+        for at in sizes:
+            where = ", ".join(f"{name}={n}" for name, n in at.items()) or "its fixed sizes"
+            feeds, wanted = ask(at)
+            try:
+                got = session.infer(feeds)
+            except StepError as error:
+                return f"at {where}: {error.what}"
+            for name, told in wanted.items():
+                if got[name].shape != told.shape:
+                    return f"at {where} output {name!r} has shape {got[name].shape}, the model's has {told.shape}"
+                if not agree(got[name], told):
+                    return f"at {where} output {name!r} differs from the model's"
+    return ""
 
 
 def batch_of(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str | None:
