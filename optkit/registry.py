@@ -40,10 +40,17 @@ _PASSES = (
     "onnx_to_tflite",
     "tflite_quantize",
     "tflite_to_openvino",
+    "keras_to_savedmodel",
+    "savedmodel_to_tflite",
+    "savedmodel_to_onnx",
+    "savedmodel_to_openvino",
+    "tf_graph_to_savedmodel",
+    "tf_graph_to_onnx",
+    "tf_graph_to_openvino",
 )
 
 _RUNNERS = ("torch_runner", "onnx_runner", "openvino_runner", "tensorrt_runner", "tflite_runner",
-            "savedmodel_runner")  # fmt: skip
+            "savedmodel_runner", "keras_runner", "tf_graph_runner")  # fmt: skip
 
 
 class NoRouteError(UserError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ class Function:
         self.model = model
         self.concrete = model.signatures[name]
 
-    def __call__(self, **tensors: Any) -> Any:
-        return self.concrete(**tensors)
+    def by_name(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Outputs by name, for inputs by name."""
+        found: Mapping[str, Any] = self.concrete(**tensors)
+        return found
 
 
 def function(path: Path, wanted: str | None = None) -> Function:

@@ -26,13 +26,12 @@ def write(
     """A SavedModel in `out_dir` whose one signature, "serving_default", is `call` on tensors by name.
 
     call: TensorFlow tensors by the signature's input names, to such by its output names; traced once, with dynamic
-    dims open. variables: what it reads, in an order that is the same every time. resources: what else must be kept
-    with it (tables, assets). Raises StepError for an output of another type or number of axes
-    than the signature says.
+    dims open. variables: those of a loaded SavedModel that it calls, which TensorFlow does not see by itself, in an
+    order that is the same every time. resources: what else must be kept with it (tables, assets). Raises StepError for
+    an output of another type or number of axes than the signature says.
     """
     tf = tf_core.load()
     module = tf.Module()
-    module.parameters, module.resources = list(variables), list(resources)
     safe = _argument_names([spec.name for spec in signature.inputs])
 
     def serve(*tensors: Any) -> dict[str, Any]:
@@ -44,8 +43,15 @@ def write(
         specs = [tensor_spec(tf, spec, safe[spec.name]) for spec in signature.inputs]
         traced = tf.function(serve, input_signature=specs, autograph=False).get_concrete_function()
         _check(traced, signature)
+        module.parameters, module.resources = [*variables, *_read_by(traced)], list(resources)
         tf.saved_model.save(module, str(out_dir), signatures={savedmodel.DEFAULT: traced})
     settle(out_dir, signature, {argument: name for name, argument in safe.items() if argument != name})
+
+
+def _read_by(traced: Any) -> list[Any]:
+    """A function's variables in the order in which it was found to read them; TensorFlow keeps them in a set."""
+    places = {id(tensor): place for place, tensor in enumerate(traced.captured_inputs)}
+    return sorted(traced.variables, key=lambda variable: places.get(id(variable.handle), len(places)))
 
 
 def tensor_spec(tf: Any, spec: TensorSpec, name: str | None = None) -> Any:

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
 
 from optkit.errors import UnavailableError
 from optkit.formats.tflite_noise import captured
@@ -107,9 +106,3 @@ def reason(error: BaseException) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
     return first.split(" [Op:")[0].replace("Graph execution error:", "").strip() or " ".join(lines[1:3])
-
-
-def graph_of(function: Any) -> Any:
-    """A concrete function's graph with its variables as constants, every call inlined."""
-    module = need("tensorflow.python.framework.convert_to_constants", DISTRIBUTION)
-    return module.convert_variables_to_constants_v2(function, lower_control_flow=False)

@@ -21,7 +21,7 @@ def open_model(
     tf_session.check_place(device, precision)
     function = savedmodel_load.function(artifact.path, artifact.meta.get("signature"))
     signature = savedmodel.describe(artifact.path, artifact.meta)
-    yield tf_session.TensorFlowSession(lambda feeds: function(**feeds), signature, threads)
+    yield tf_session.TensorFlowSession(function.by_name, signature, threads)
 
 
 RUNNER = Runner(

@@ -1,0 +1,59 @@
+"""keras.to_savedmodel: a Keras model as a SavedModel, in inference mode, with the recipe's names in its signature."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from optkit.artifact import Artifact
+from optkit.errors import StepError
+from optkit.formats import keras_model, savedmodel, savedmodel_write, tf_core
+from optkit.formats.tf_signature import asked
+from optkit.plugin import Context, Options, Pass
+
+
+def run(artifact: Artifact, out_dir: Path, options: Options, context: Context) -> dict[str, Any]:
+    """Notes: variables, the model's parameters, operators. Raises StepError where the model cannot be traced."""
+    context.progress("load", None)
+    loaded = keras_model.load(artifact.path, artifact.meta, fresh=True)
+    context.progress("trace", None)
+    try:
+        savedmodel_write.write(out_dir, loaded.call, asked(artifact, context), resources=loaded.resources)
+    except StepError:
+        raise
+    except Exception as error:  # the model's own code, traced
+        raise StepError(
+            f"TensorFlow cannot trace the model: {tf_core.reason(error)}",
+            subject="model",
+            details=str(error),
+            hint="a layer's call must use TensorFlow or keras.ops throughout, not NumPy",
+        ) from error
+    held = savedmodel.inspect(out_dir / savedmodel.MAIN)
+    return {
+        "variables": held["variables"],
+        "parameters": loaded.model.count_params(),
+        "operators": held["operators"],
+    }
+
+
+def confirm(parent: Artifact, artifact: Artifact, options: Options, context: Context) -> list[str]:
+    """Re-reads the file: one signature, called serving_default, and every variable in it."""
+    held = savedmodel.inspect(artifact.path)
+    complaints = []
+    if held["signatures"] != [savedmodel.DEFAULT]:
+        complaints.append(f"the signatures are {', '.join(held['signatures']) or 'none'}, not {savedmodel.DEFAULT}")
+    return complaints
+
+
+PASS = Pass(
+    name="keras.to_savedmodel",
+    version=1,
+    source="keras",
+    target="savedmodel",
+    summary="Export a Keras model as a SavedModel for TensorFlow Serving and the converters",
+    run=run,
+    confirm=confirm,
+    fidelity="rounding",
+    tools=("tensorflow-cpu", "keras"),
+    modules=("optkit.formats.warm_keras",),
+)
