@@ -38,6 +38,7 @@ _PASSES = (
     "openvino_compress_weights",
     "torch_to_tflite",
     "onnx_to_tflite",
+    "onnx_to_savedmodel",
     "tflite_quantize",
     "tflite_to_openvino",
     "keras_to_savedmodel",
