@@ -38,7 +38,8 @@ class Check:
 class Step:
     """One pass to run. `parent` is the id of the step (or "source") whose output it takes.
 
-    python: the interpreter of another environment, an absolute path.
+    python: the interpreter of another environment, an absolute path. environment: the name of that environment where it
+        is the one the pass wants, None where the recipe names an interpreter.
     implied: the plan put it there on the way to a `to:` target; the recipe does not name it.
     """
 
@@ -50,6 +51,7 @@ class Step:
     data: str | None = None
     timeout_seconds: float = 1800.0
     python: str | None = None
+    environment: str | None = None
     on_target: bool = False
     implied: bool = False
     where: Location | None = None

@@ -93,6 +93,8 @@ class Pass:
     tools: distributions whose versions decide the output; part of the cache key.
     needs_data: the step must name a dataset; a callable decides from the options.
     modules: what an idle worker may import ahead of the pass, to save its time.
+    environment: the environment of its own that it runs in, a name of `optkit env list`; None for optkit's own. `run`
+        and `confirm` both run there, with `tools` as installed there; the check of what it made runs in optkit's own.
     """
 
     name: str
@@ -110,6 +112,7 @@ class Pass:
     needs_data: bool | Callable[[Any], bool] = False
     modules: tuple[str, ...] = ()
     timeout_seconds: float = 1800.0
+    environment: str | None = None
 
     def wants_data(self, options: Options) -> bool:
         """Whether a step with these options must name a dataset."""

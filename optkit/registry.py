@@ -15,6 +15,7 @@ from typing import TypeVar, get_args
 
 from pydantic import ValidationError
 
+from optkit import environments
 from optkit.errors import UnavailableError, UserError, did_you_mean
 from optkit.plugin import Fidelity, Options, Pass, Runner
 
@@ -36,6 +37,8 @@ _PASSES = (
     "openvino_quantize",
     "openvino_compress_weights",
     "torch_to_tflite",
+    "onnx_to_tflite",
+    "onnx_to_savedmodel",
     "tflite_quantize",
     "tflite_to_openvino",
     "keras_to_savedmodel",
@@ -114,6 +117,8 @@ def _pass_problem(item: Pass) -> str:
         return f"precision {item.precision!r} is none of {', '.join(PRECISIONS)}"
     if unknown := item.keeps - {"names", "dtypes", "dims"}:
         return f"keeps {', '.join(sorted(unknown))}, which is none of names, dtypes, dims"
+    if item.environment is not None and item.environment not in environments.known():
+        return f"it wants the environment {item.environment!r}; optkit has {', '.join(environments.known())}"
     options: object = item.options
     if not (isinstance(options, type) and issubclass(options, Options)):
         return f"its options are {options!r}, not a subclass of optkit.plugin.Options"
