@@ -3,7 +3,6 @@
 tf2onnx goes through sets of nodes and numbers what it adds by what the process converted before. Here all of it
 follows from the graph alone.
 """
-"""
 
 from __future__ import annotations
 

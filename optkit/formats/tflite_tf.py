@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optkit.artifact import Dim, Signature, TensorSpec
+from pydantic import Field
+
+from optkit.artifact import Artifact, Dim, Signature, TensorSpec
 from optkit.errors import StepError
-from optkit.formats import savedmodel, savedmodel_write, tf_core, tf_session, tflite_model, tflite_session
+from optkit.formats import (
+    savedmodel_write,
+    tf_core,
+    tf_session,
+    tflite_look,
+    tflite_model,
+    tflite_session,
+    tflite_sizes,
+)
 from optkit.formats.onnx_feeds import example_feeds
-from optkit.formats.savedmodel_load import Function
+from optkit.formats.savedmodel_write import Call
+from optkit.formats.tf_freeze import Frozen, frozen
 from optkit.formats.tflite_model import Contract
 from optkit.formats.tflite_noise import captured
-from optkit.formats.tflite_sizes import disproved
+from optkit.formats.tflite_sizes import TfliteOptions, disproved
+from optkit.formats.torch_feeds import dynamic_dims
+from optkit.plugin import Context
 
 if TYPE_CHECKING:
     from optkit.plugin import Tensors
@@ -24,15 +37,71 @@ if TYPE_CHECKING:
 SHOWN = 3
 
 
+class TfToTflite(TfliteOptions):
+    """What TensorFlow's converter is asked for."""
+
+    select_tf_ops: bool = Field(
+        False,
+        description="leave operators that TFLite lacks to TensorFlow's own kernels (Flex): such a file needs the Flex "
+        "delegate, which LiteRT does not bring, so that its check has to be waived",
+    )
+
+
+def write(origin: Origin, signature: Signature, out_dir: Path, options: TfToTflite, context: Context) -> dict[str, Any]:
+    """Writes `model.tflite`, tried out: it answers as TensorFlow does at min, opt and max of every dim.
+
+    Weights stay float32. Returns notes: how dims vary, what the file itself takes and gives, operators, bytes. Raises
+    StepError that names the operators TFLite lacks and their nodes, or the dim that cannot vary and what to declare.
+    """
+    for spec in (*signature.inputs, *signature.outputs):
+        if spec.dtype == "string":
+            raise StepError(f"{spec.name!r} is a string, which LiteRT sessions of optkit do not take", subject="model",
+                            hint="leave tokenisation outside of the model")  # fmt: skip
+    dims = {n: dim for n, dim in context.dims.items() if any(n in spec.dynamic for spec in signature.inputs)}
+    agreed = tflite_sizes.contract(signature.inputs, signature.outputs, dims, options)
+    conversion = Conversion(origin, agreed, dims, context.scratch, options.select_tf_ops)
+    context.progress("convert", None)
+    final, how = tflite_sizes.converted(conversion, dynamic_dims(signature.inputs, dims), options, context)
+    final.rename(out_dir / tflite_model.MAIN)
+    held = tflite_look.inspect(out_dir / tflite_model.MAIN)
+    return {"dims": how, "file": held["signatures"], "operators": held["operators"], "size_bytes": held["size_bytes"]}
+
+
+def confirm(parent: Artifact, artifact: Artifact, options: TfToTflite, context: Context) -> list[str]:
+    """Re-reads the file: names, dtypes, dims and layout as asked, float weights, no TensorFlow kernels unless asked."""
+    if options.select_tf_ops:
+        return []  # LiteRT cannot open it
+    model = tflite_model.read(artifact.path)
+    complaints = tflite_sizes.complaints_of(artifact, options, context)
+    if flex := sorted({name for name, _, _ in tflite_look.operations(model) if name.startswith("Flex")}):
+        complaints.append(f"{', '.join(flex)} need TensorFlow's own kernels")
+    if quantised := tflite_look.counts(model)["weights"]:
+        complaints.append(f"{quantised} weights are quantised, which nobody asked for")
+    return complaints
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is converted. call: TensorFlow tensors by input name, to such by output name; traces Python code or a graph.
+
+    traced: it is a graph already, in which dims were left open. nodes: operators and names, for naming a failure.
+    """
+
+    call: Call
+    variables: Sequence[Any] = ()
+    resources: Sequence[Any] = ()
+    traced: bool = False
+    nodes: Sequence[tuple[str, str]] = ()
+
+
 @dataclass(frozen=True)
 class Conversion:
-    """What is converted: a loaded SavedModel's signature, what a session shall take and give, a folder to work in.
+    """An origin, what a session shall take and give, and a folder to work in.
 
     flex: leave what TFLite lacks to TensorFlow's own kernels.
     """
 
-    path: Path
-    function: Function
+    origin: Origin
     agreed: Contract
     dims: Mapping[str, Dim]
     scratch: Path
@@ -52,8 +121,11 @@ class Conversion:
         functions = {}
         for fixed in tflite_session.combinations(self.agreed):
             at = fixed if symbolic else {**sizes, **fixed}
-            functions[self.agreed.key(fixed)] = (self._call, self._signature(at))
-        savedmodel_write.save(folder, functions, self.function.concrete.variables, [self.function.model])
+            # TensorFlow's shapes end at the calls of a loaded model; in the graph without calls fixed ones go through.
+            inline = at and self.origin.traced
+            call = self._inlined(frozen(self._call, self._signature({}))) if inline else self._call
+            functions[self.agreed.key(fixed)] = (call, self._signature(at))
+        savedmodel_write.save(folder, functions, self.origin.variables, self.origin.resources)
         raw = path.with_name("converted.raw")
         raw.write_bytes(self._converted(folder, list(functions)))
         model = tflite_model.read(raw)
@@ -75,8 +147,20 @@ class Conversion:
         """The function with channels last where the contract says so."""
         turned = self.agreed.channels_last
         given = {name: _moved(value, last=False) if name in turned else value for name, value in tensors.items()}
-        made = self.function.by_name(given)
+        made = self.origin.call(given)
         return {name: _moved(value, last=True) if name in turned else value for name, value in made.items()}
+
+    def _inlined(self, graph: Frozen) -> Call:
+        """The function as one graph of constants."""
+        tf = tf_core.load()
+        names = [spec.name for spec in self.agreed.inputs]
+
+        def call(tensors: Mapping[str, Any]) -> dict[str, Any]:
+            feeds = {port: tensors[name] for port, name in zip(graph.inputs, names, strict=True)}
+            made = tf.graph_util.import_graph_def(graph.graph, input_map=feeds, return_elements=graph.outputs, name="")
+            return {spec.name: tensor for spec, tensor in zip(self.agreed.outputs, made, strict=True)}
+
+        return call
 
     def _converted(self, folder: Path, keys: list[str]) -> bytes:
         tf = tf_core.load()
@@ -89,7 +173,7 @@ class Conversion:
                         converter.target_spec.supported_ops.append(tf.lite.OpsSet.SELECT_TF_OPS)
                     return bytes(converter.convert())
             except Exception as error:  # ConverterError of a private module, and whatever its passes raise
-                raise _failure(self.path, error, said()) from error
+                raise _failure(self.origin, error, said()) from error
 
     def disproved(self, path: Path, threads: int) -> str:
         """Where the file does not answer as the model does, over min, opt, max and an odd size of each dim; or ""."""
@@ -100,7 +184,7 @@ class Conversion:
             tf = tf_core.load()
             feeds = example_feeds(self.agreed.inputs, sizes, seed=1)
             with tf.device("CPU:0"):
-                made = self.function.by_name({name: tf.constant(value) for name, value in feeds.items()})
+                made = self.origin.call({name: tf.constant(value) for name, value in feeds.items()})
             return feeds, {spec.name: made[spec.name].numpy() for spec in self.agreed.outputs}
 
         return disproved(path, self.agreed, self.dims, threads, ask)
@@ -127,16 +211,15 @@ def _name_tensors(model: Any) -> None:
             tensor.name = name.encode()
 
 
-def _failure(path: Path, error: Exception, said: str) -> StepError:
+def _failure(origin: Origin, error: Exception, said: str) -> StepError:
     text = f"{error}\n{said}"
     lacking = dict.fromkeys(re.findall(r"error: 'tf\.(\w+)' op is neither", text))
     for listed in re.findall(r"(?:Flex|TF Select|Custom) ops: ([\w, ]+)", text):
         lacking |= dict.fromkeys(word.strip().removeprefix("Flex") for word in listed.split(","))
     if lacking:
-        nodes = [(node.op, node.name) for node in savedmodel.serving(path).nodes]
         places = []
         for operator in lacking:
-            found = [node for op, node in nodes if op == operator]
+            found = [node for op, node in origin.nodes if op == operator]
             more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
             places.append(f"{operator} (node {', '.join(found[:SHOWN])}{more})" if found else operator)
         return StepError(f"TFLite has no {'; '.join(places)}", subject="model", details=text,
@@ -144,6 +227,7 @@ def _failure(path: Path, error: Exception, said: str) -> StepError:
     if needs := re.search(r"'tf\.(\w+)' op requires (\w+) to be static", text):
         where = re.search(r'fused\["\w+:", "([^"@]+)', text)
         what = f"{needs[1]}{f' (node {where[1]})' if where else ''} needs sizes that are fixed"
-        return StepError(f"TensorFlow's converter: {what}", subject="model", details=text, hint="dynamic: sizes")
+        hint = "export the model with a fixed batch, or convert its Keras file" if origin.traced else "dynamic: sizes"
+        return StepError(f"TensorFlow's converter: {what}", subject="model", details=text, hint=hint)
     return StepError(f"TensorFlow's converter failed: {tf_core.reason(error)[:300]}", subject="model", details=text,
                      hint="to: onnx, then to: tflite from that step, or deliver another format")  # fmt: skip
