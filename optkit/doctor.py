@@ -6,6 +6,7 @@ Every package is imported in a child process of its own: a broken one may crash,
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -26,6 +27,10 @@ _DEVICES = {
     "onnxruntime": "m.get_available_providers()",
     "torch": "[m.cuda.get_device_name(i) for i in range(m.cuda.device_count())] if m.cuda.is_available() else []",
 }
+
+
+# Importing Keras writes its settings into the home folder, and TensorFlow tells of GPUs that it did not find.
+_QUIET = {"KERAS_HOME": os.devnull, "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ def look_at(want: Wanted, python: str = sys.executable, timeout: float = IMPORT_
             timeout=timeout,
             errors="replace",
             stdin=subprocess.DEVNULL,
+            env={**os.environ, **_QUIET},
             check=False,
         )
         out, problem = child.stdout, _problem(child.returncode, child.stderr)

@@ -27,13 +27,17 @@ from optkit.recipe import HuggingFaceSource, Recipe, TorchSource
 from optkit.registry import get_runner
 
 
+_INSTEAD = {"tensorflow-cpu": "tensorflow"}
+"""What brings the same modules as a distribution, and more."""
+
+
 @memoise
 def version_of(tool: str) -> str | None:
-    """The installed version of a distribution in this environment, or None."""
+    """The installed version of a distribution in this environment, or of what brings the same modules; or None."""
     try:
         return importlib.metadata.version(tool)
     except importlib.metadata.PackageNotFoundError:
-        return None
+        return version_of(_INSTEAD[tool]) if tool in _INSTEAD else None
 
 
 @memoise
