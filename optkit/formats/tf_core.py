@@ -23,26 +23,17 @@ def load() -> ModuleType:
     """`tensorflow`. Raises UnavailableError. What was imported before, by somebody else, is left as it is."""
     if "tensorflow" in sys.modules:
         return sys.modules["tensorflow"]
-    # Its C++ part reads the level once, at the first message; it probes for GPUs, and says that it found none.
-    with _environment({"TF_CPP_MIN_LOG_LEVEL": "3"}), captured(), quiet():
+    with _importing():
         return need("tensorflow", DISTRIBUTION)
 
 
 def keras() -> ModuleType:
-    """`keras`, version 3, on TensorFlow. Raises UnavailableError where this process has it on another backend.
-
-    The user's keras.json is not read (and none is written): a model must not depend on the home folder it loads in.
-    """
+    """`keras`, version 3, on TensorFlow. Raises UnavailableError where this process has it on another backend."""
     load()
     if "keras" in sys.modules:
         module = sys.modules["keras"]
     else:
-        with (
-            tempfile.TemporaryDirectory(prefix="optkit-keras-") as home,
-            _environment({"KERAS_BACKEND": "tensorflow", "KERAS_HOME": home}),
-            captured(),
-            quiet(),
-        ):
+        with _importing():
             module = need("keras")
     backend = module.config.backend()
     if backend != "tensorflow":
@@ -51,6 +42,22 @@ def keras() -> ModuleType:
             hint="set KERAS_BACKEND=tensorflow before keras is imported, or run optkit from the command line",
         )
     return module
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Quiet, and with no user settings of Keras read or written, which TensorFlow imports as well.
+
+    A model must not depend on the home folder it loads in. TensorFlow's C++ part reads its log level once, at the first
+    message; it probes for GPUs, and says that it found none.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="optkit-keras-") as home,
+        _environment({"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow", "KERAS_HOME": home}),
+        captured(),
+        quiet(),
+    ):
+        yield
 
 
 @contextmanager
