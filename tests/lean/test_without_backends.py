@@ -114,7 +114,7 @@ def test_convert_says_in_one_line_what_to_install(lean: Path, tmp_path: Path) ->
     what, remedy = done.stderr.splitlines()
     assert what.startswith("error: not installed: torch (for the source model), ")
     assert "openvino (for step ov)" in what
-    assert remedy == '  try: pip install "optkit[onnx,openvino,tensorrt-rtx,tflite,torch]"'
+    assert remedy == '  try: pip install "optkit[onnx,openvino,tensorflow,tensorrt-rtx,tflite,torch]"'
     assert not (tmp_path / "out").exists()
 
 
