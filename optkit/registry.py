@@ -42,6 +42,7 @@ _PASSES = (
     "tflite_quantize",
     "tflite_to_openvino",
     "keras_to_savedmodel",
+    "keras_to_tflite",
     "savedmodel_to_tflite",
     "savedmodel_to_onnx",
     "savedmodel_to_openvino",

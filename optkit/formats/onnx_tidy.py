@@ -1,7 +1,7 @@
 """An `onnx_ir` model from tf2onnx made the same every time: order, names, and which of two equal parts stays.
 
-tf2onnx goes through sets of nodes and numbers what it adds by what the process converted before. Here everything follows
-from the graph alone.
+tf2onnx goes through sets of nodes and numbers what it adds by what the process converted before. Here all of it
+follows from the graph alone.
 """
 
 from __future__ import annotations

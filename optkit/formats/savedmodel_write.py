@@ -13,13 +13,15 @@ from optkit.errors import StepError
 from optkit.formats import savedmodel, tf_core
 from optkit.plugin import need
 
+Call = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
 _NUMBERED = re.compile(r"(.*?)_(\d+)")
 _STAND_IN = re.compile(r"(.*_)(\d+)(___redundant_placeholder\d+.*)")  # an argument that a loop's condition ignores
 
 
 def write(
     out_dir: Path,
-    call: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    call: Call,
     signature: Signature,
     variables: Sequence[Any] = (),
     resources: Sequence[Any] = (),
@@ -31,22 +33,42 @@ def write(
     order that is the same every time. resources: what else must be kept with it (tables, assets). Raises StepError for
     an output of another type or number of axes than the signature says.
     """
+    safe = argument_names([spec.name for spec in signature.inputs])
+    save(out_dir, {savedmodel.DEFAULT: (call, signature)}, variables, resources)
+    settle(out_dir, signature, {argument: name for name, argument in safe.items() if argument != name})
+
+
+def save(
+    folder: Path,
+    functions: Mapping[str, tuple[Call, Signature]],
+    variables: Sequence[Any] = (),
+    resources: Sequence[Any] = (),
+) -> None:
+    """A SavedModel with a signature for each of some functions, as TensorFlow writes it; see `write`.
+
+    Inputs have the names of `argument_names`.
+    """
     tf = tf_core.load()
     module = tf.Module()
-    safe = _argument_names([spec.name for spec in signature.inputs])
+    with tf_core.quiet():
+        traced = {key: _traced(tf, call, signature) for key, (call, signature) in functions.items()}
+        read = [variable for function in traced.values() for variable in _read_by(function)]
+        module.parameters, module.resources = [*variables, *read], list(resources)
+        tf.saved_model.save(module, str(folder), signatures=traced)
+
+
+def _traced(tf: Any, call: Call, signature: Signature) -> Any:
+    safe = argument_names([spec.name for spec in signature.inputs])
 
     def serve(*tensors: Any) -> dict[str, Any]:
         made = call(dict(zip(safe, tensors, strict=True)))
         # An output that is an input, or another output, would otherwise lose its name.
         return {spec.name: tf.identity(made[spec.name]) for spec in signature.outputs}
 
-    with tf_core.quiet():
-        specs = [tensor_spec(tf, spec, safe[spec.name]) for spec in signature.inputs]
-        traced = tf.function(serve, input_signature=specs, autograph=False).get_concrete_function()
-        _check(traced, signature)
-        module.parameters, module.resources = [*variables, *_read_by(traced)], list(resources)
-        tf.saved_model.save(module, str(out_dir), signatures={savedmodel.DEFAULT: traced})
-    settle(out_dir, signature, {argument: name for name, argument in safe.items() if argument != name})
+    specs = [tensor_spec(tf, spec, safe[spec.name]) for spec in signature.inputs]
+    traced = tf.function(serve, input_signature=specs, autograph=False).get_concrete_function()
+    _check(traced, signature)
+    return traced
 
 
 def _read_by(traced: Any) -> list[Any]:
@@ -61,7 +83,7 @@ def tensor_spec(tf: Any, spec: TensorSpec, name: str | None = None) -> Any:
     return tf.TensorSpec(shape, spec.dtype, name=name)
 
 
-def _argument_names(names: Sequence[str]) -> dict[str, str]:
+def argument_names(names: Sequence[str]) -> dict[str, str]:
     """Per input a name that TensorFlow takes for an argument: its own where that will do."""
     made: dict[str, str] = {}
     for index, name in enumerate(names):
