@@ -210,7 +210,7 @@ def pip_error(environment: Environment, said: str) -> OptkitError:
         return UnavailableError(
             f"the package index has no {match[1]} for Python {sys.version_info.major}.{sys.version_info.minor} on this "
             "machine",
-            hint="use Python 3.11 on x86-64 or arm64, or check pip's index settings: pip config list",
+            hint="check the network and pip's settings (pip config list), or use Python 3.11 on x86-64 or arm64",
             details=said,
         )
     return _failed(environment, f"pip failed: {_last(said)}", said)

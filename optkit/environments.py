@@ -147,6 +147,15 @@ def versions(environment: Environment, tools: Iterable[str]) -> dict[str, str | 
     return {tool: found.get(canonical(tool)) for tool in tools}
 
 
+def running() -> str | None:
+    """The name of the environment that this process runs in, None in optkit's own."""
+    try:
+        found: str = json.loads((Path(sys.prefix) / MARKER).read_text(encoding="utf-8"))["name"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return found
+
+
 def canonical(name: str) -> str:
     """A distribution's name as all its spellings have it."""
     return re.sub(r"[-_.]+", "-", name).lower()

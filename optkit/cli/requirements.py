@@ -37,7 +37,7 @@ class Wanted:
 def _pyproject() -> dict[str, Any]:
     import tomllib
 
-    file = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    file = Path(__file__).resolve().parents[2] / "pyproject.toml"
     try:
         project: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
     except (OSError, KeyError, ValueError):

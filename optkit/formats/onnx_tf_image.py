@@ -108,12 +108,13 @@ def conv_transpose(build: Build, node: Node, x: Any, weight: Any, bias: Any = No
     wanted = node.get("output_shape")
     auto = node.get("auto_pad", "NOTSET")
     if wanted or auto.startswith("SAME"):
-        asked = wanted or [sized[1 + a] * strides[a] for a in range(space)]
         pads = []
         for a in range(space):
-            over = full[a] + extra[a] - asked[a]
-            small, large = over // 2, over - over // 2
-            pads.append((large, small) if auto == "SAME_LOWER" else (small, large))
+            if wanted and not isinstance(full[a], int):
+                raise Unsupported("output_shape needs a known size")
+            over = full[a] + extra[a] - wanted[a] if wanted else window[a] - strides[a] + extra[a]
+            small, large = max(over, 0) // 2, over - max(over, 0) // 2  # what is lacking is added at the end
+            pads.append((small, large) if auto == "SAME_UPPER" or over < 0 else (large, small))
     else:
         pads = _pads(build, node, x, window, strides)
     lift = space == 1  # there is no kernel for one axis

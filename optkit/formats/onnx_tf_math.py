@@ -227,7 +227,7 @@ def reduced(build: Build, node: Node, x: Any, axes: Any = None) -> Any:
             return function(x.last, axis=moved, keepdims=False)
     x = tf.convert_to_tensor(build.plain(x))
     if x.dtype == tf.bool:
-        return tf.cast(function(tf.cast(x, tf.int32), axis=over or None, keepdims=keep), tf.bool)
+        function = tf.reduce_any if node.kind == "ReduceMax" else tf.reduce_all  # ONNX has no others of bool
     return function(x, axis=over or None, keepdims=keep)
 
 

@@ -1,4 +1,4 @@
-"""Changes to a `ModelT`: several files as the signatures of one, and a transpose at an output."""
+"""Changes to a `ModelT`: several files as the signatures of one, a transpose at an output, an output given twice."""
 
 from __future__ import annotations
 
@@ -68,32 +68,47 @@ def _code(whole: Any, code: Any) -> int:
 
 def transpose_output(model: Any, name: str, order: Sequence[int]) -> None:
     """Put a TRANSPOSE before the output called `name` of the first signature; `order` as numpy has it."""
-    import numpy as np
-
-    schema = need("ai_edge_litert.schema_py_generated", "ai-edge-litert")
     definition = model.signatureDefs[0]
     graph = model.subgraphs[definition.subgraphIndex]
     entry = next(e for e in definition.outputs if e.name.decode() == name)
-    before = graph.tensors[entry.tensorIndex]
+    before = entry.tensorIndex
+    entry.tensorIndex = _transposed(model, graph, before, name, order)
+    graph.outputs = [entry.tensorIndex if index == before else index for index in graph.outputs]
+
+
+def copy_output(model: Any, source: str, name: str) -> None:
+    """Give the output called `source` of the first signature once more, as `name`."""
+    schema = need("ai_edge_litert.schema_py_generated", "ai-edge-litert")
+    definition = model.signatureDefs[0]
+    graph = model.subgraphs[definition.subgraphIndex]
+    entry = next(e for e in definition.outputs if e.name.decode() == source)
+    order = range(len(graph.tensors[entry.tensorIndex].shape))
+    made = _transposed(model, graph, entry.tensorIndex, name, order)
+    definition.outputs.append(schema.TensorMapT(name=name.encode(), tensorIndex=made))
+    graph.outputs = [*graph.outputs, made]
+
+
+def _transposed(model: Any, graph: Any, index: int, name: str, order: Sequence[int]) -> int:
+    """The number of a new tensor, `index` with its axes in that order."""
+    import numpy as np
+
+    schema = need("ai_edge_litert.schema_py_generated", "ai-edge-litert")
+    before = graph.tensors[index]
     model.buffers.append(schema.BufferT(data=np.asarray(order, np.int32).view(np.uint8)))
     axes = schema.TensorT(name=f"{name}/order".encode(), shape=np.array([len(order)], np.int32),
                           type=schema.TensorType.INT32, buffer=len(model.buffers) - 1)  # fmt: skip
     signed = before.shapeSignature
     after = schema.TensorT(
-        name=before.name, shape=np.asarray(before.shape)[list(order)], type=before.type, buffer=0,
+        name=f"{name}/turned".encode(), shape=np.asarray(before.shape)[list(order)], type=before.type, buffer=0,
         shapeSignature=None if signed is None or not len(signed) else np.asarray(signed)[list(order)],
         hasRank=before.hasRank,
     )  # fmt: skip
-    before.name = f"{name}/turned".encode()
     graph.tensors += [axes, after]
     first, last = len(graph.tensors) - 2, len(graph.tensors) - 1
     kind = schema.BuiltinOperator.TRANSPOSE
     code = schema.OperatorCodeT(builtinCode=kind, deprecatedBuiltinCode=kind, version=1)
-    op = schema.OperatorT(
-        opcodeIndex=_code(model, code), inputs=np.array([entry.tensorIndex, first], np.int32),
-        outputs=np.array([last], np.int32), builtinOptionsType=schema.BuiltinOptions.TransposeOptions,
-        builtinOptions=schema.TransposeOptionsT(),
-    )  # fmt: skip
-    graph.operators.append(op)
-    graph.outputs = [last if index == entry.tensorIndex else index for index in graph.outputs]
-    entry.tensorIndex = last
+    graph.operators.append(schema.OperatorT(
+        opcodeIndex=_code(model, code), inputs=np.array([index, first], np.int32), outputs=np.array([last], np.int32),
+        builtinOptionsType=schema.BuiltinOptions.TransposeOptions, builtinOptions=schema.TransposeOptionsT(),
+    ))  # fmt: skip
+    return last

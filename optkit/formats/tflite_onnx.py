@@ -72,6 +72,7 @@ class Conversion:
         model = onnx_model.load(self.source)
         plain = {theirs: ours for ours, theirs in self._names().items()}
         _rename_ends(model.graph, plain)
+        twins = _take_twins(model.graph)
         if not symbolic:
             _fix(model, {plain[spec.name]: [at.get(d, d) if isinstance(d, str) else d for d in spec.shape or ()]
                          for spec in self.agreed.inputs})  # fmt: skip
@@ -87,6 +88,11 @@ class Conversion:
         shutil.copy(written, raw)
         found = tflite_model.read(raw)
         _no_custom(found, model)
+        for name, source in twins.items():
+            tflite_merge.copy_output(found, source, name)
+        if twins:
+            tflite_model.write(found, raw.with_suffix(".twins"), self.agreed)
+            raw.with_suffix(".twins").replace(raw)
         self._turn_outputs(raw, found, at)
         return found
 
@@ -147,6 +153,23 @@ def _rename_ends(graph: Any, names: Mapping[str, str]) -> None:
         for value in group:
             value.name = names.get(value.name, value.name)
     del graph.value_info[:]  # of other names, or other sizes
+
+
+def _take_twins(graph: Any) -> dict[str, str]:
+    """Take outputs that only repeat another out of the graph: which of which. onnx2tf leaves them without a value."""
+    made = {name: node for node in graph.node for name in node.output}
+    kept: dict[str, str] = {}
+    twins: dict[str, str] = {}
+    for output in list(graph.output):
+        root = output.name
+        while root in made and made[root].op_type == "Identity":
+            root = made[root].input[0]
+        if root in kept:
+            twins[output.name] = kept[root]
+            graph.output.remove(output)
+        else:
+            kept[root] = output.name
+    return twins
 
 
 def _fix(model: Any, shapes: Mapping[str, list[Any]]) -> None:

@@ -15,6 +15,8 @@ from optkit.formats.tflite_sizes import TfliteOptions
 from optkit.formats.torch_feeds import dynamic_dims
 from optkit.plugin import Context, Pass, need
 
+CONTROL_FLOW = ("If", "Loop", "Scan")
+
 
 class OnnxToTflite(TfliteOptions):
     """What onnx2tf is asked for."""
@@ -45,7 +47,14 @@ def run(artifact: Artifact, out_dir: Path, options: OnnxToTflite, context: Conte
     session = onnx_session.open_session(artifact.path, threads=context.threads)
     conversion = Conversion(artifact.path, agreed, dims, context.scratch, session)
     context.progress("convert", None)
-    final, how = tflite_sizes.converted(conversion, dynamic_dims(inputs, dims), options, context)
+    try:
+        final, how = tflite_sizes.converted(conversion, dynamic_dims(inputs, dims), options, context)
+    except StepError as error:
+        flow = next((node for node in onnx_model.all_nodes(model.graph) if node.op_type in CONTROL_FLOW), None)
+        if flow is not None and not error.subject.startswith("with"):
+            error.what += f"; the model has control flow, {flow.op_type} (node {flow.name or flow.output[0]})"
+            error.hint = "compute both branches and choose with Where, or deliver ONNX or OpenVINO instead"
+        raise
     final.rename(out_dir / tflite_model.MAIN)
     written = tflite_model.read(out_dir / tflite_model.MAIN)
     held = tflite_look.inspect(out_dir / tflite_model.MAIN)

@@ -41,6 +41,8 @@ PASSES: dict[str, tuple[dict[str, Any], bool]] = {
     "torch.to_tflite": ({}, False),
     "tflite.quantize": ({}, True),
     "tflite.to_openvino": ({}, False),
+    "onnx.to_tflite": ({}, False),
+    "onnx.to_savedmodel": ({}, False),
 }
 
 
