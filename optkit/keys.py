@@ -26,7 +26,6 @@ from optkit.plugin import EXTRAS, install_line
 from optkit.recipe import HuggingFaceSource, Recipe, TorchSource
 from optkit.registry import get_runner
 
-
 _INSTEAD = {"tensorflow-cpu": "tensorflow"}
 """What brings the same modules as a distribution, and more."""
 

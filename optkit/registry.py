@@ -43,11 +43,13 @@ _PASSES = (
     "tflite_to_openvino",
     "keras_to_savedmodel",
     "keras_to_tflite",
+    "keras_to_openvino",
     "savedmodel_to_tflite",
     "savedmodel_to_onnx",
     "savedmodel_to_openvino",
     "tf_graph_to_savedmodel",
     "tf_graph_to_onnx",
+    "tf_graph_to_tflite",
     "tf_graph_to_openvino",
 )
 

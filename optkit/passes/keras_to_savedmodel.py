@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from optkit.artifact import Artifact
-from optkit.errors import StepError
-from optkit.formats import keras_model, savedmodel, savedmodel_write, tf_core
+from optkit.formats import keras_model, keras_saved, savedmodel
 from optkit.formats.tf_signature import asked
 from optkit.plugin import Context, Options, Pass
 
@@ -17,17 +16,7 @@ def run(artifact: Artifact, out_dir: Path, options: Options, context: Context) -
     context.progress("load", None)
     loaded = keras_model.load(artifact.path, artifact.meta, fresh=True)
     context.progress("trace", None)
-    try:
-        savedmodel_write.write(out_dir, loaded.call, asked(artifact, context), resources=loaded.resources)
-    except StepError:
-        raise
-    except Exception as error:  # the model's own code, traced
-        raise StepError(
-            f"TensorFlow cannot trace the model: {tf_core.reason(error)}",
-            subject="model",
-            details=str(error),
-            hint="a layer's call must use TensorFlow or keras.ops throughout, not NumPy",
-        ) from error
+    keras_saved.write(out_dir, loaded, asked(artifact, context))
     held = savedmodel.inspect(out_dir / savedmodel.MAIN)
     return {
         "variables": held["variables"],
