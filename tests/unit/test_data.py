@@ -236,7 +236,9 @@ def test_a_sample_that_does_not_fit_is_refused(
 def test_channels_last_is_recognised_both_ways(npz: Callable[..., Dataset]) -> None:
     last = TensorSpec("image", "float32", ("batch", "height", "width", 3))
     assert "looks like NCHW: give sample.transpose(1, 2, 0)" in complaint(lambda: list(npz(last, image=images(2)))).hint
-    assert "looks like NHWC: give sample.transpose(2, 0, 1)" in complaint(lambda: list(npz(image=images(2, 4, 5, 3)))).hint
+    assert (
+        "looks like NHWC: give sample.transpose(2, 0, 1)" in complaint(lambda: list(npz(image=images(2, 4, 5, 3)))).hint
+    )
 
 
 def test_a_range_written_with_few_digits_holds(npz: Callable[..., Dataset]) -> None:
