@@ -84,16 +84,26 @@ def tensor_spec(tf: Any, spec: TensorSpec, name: str | None = None) -> Any:
 
 
 def argument_names(names: Sequence[str]) -> dict[str, str]:
-    """Per input a name that TensorFlow takes for an argument: its own where that will do."""
-    made: dict[str, str] = {}
-    for index, name in enumerate(names):
+    """Per input a name that TensorFlow takes for an argument: its own where that will do for all of them.
+
+    TensorFlow passes inputs in the order of their names as Python would take them, which a stand-in has to keep. Raises
+    StepError for a name that no caller could use, and for two that are the same to it.
+    """
+    taken: dict[str, str] = {}
+    for name in names:
         if name == "self" or keyword.iskeyword(name):  # inputs are Python's keyword arguments there
             raise StepError(f"a SavedModel cannot have an input called {name!r}", subject=f"inputs.{name}",
                             hint="rename the model's input")  # fmt: skip
-        plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)
-        taken = name.lower() in {n.lower() for n in made.values()}
-        made[name] = name if plain and not taken else f"optkit_input_{index}"
-    return made
+        bare = "".join(letter if letter.isalnum() else "_" for letter in name)
+        other = taken.setdefault(bare if bare[:1].isalpha() else f"arg_{bare}", name)
+        if other != name:
+            raise StepError(f"the inputs {other!r} and {name!r} are one to TensorFlow", subject=f"inputs.{name}",
+                            hint="rename one of the model's inputs")  # fmt: skip
+    plain = all(re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) for name in names)
+    if plain and len({name.lower() for name in names}) == len(names):
+        return {name: name for name in names}
+    places = {taken[bare]: place for place, bare in enumerate(sorted(taken))}
+    return {name: f"optkit_input_{places[name]:04}" for name in names}
 
 
 def _check(traced: Any, signature: Signature) -> None:
