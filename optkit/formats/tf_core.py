@@ -108,11 +108,15 @@ def threads(count: int) -> int:
     return int(config.get_intra_op_parallelism_threads()) or os.cpu_count() or 1
 
 
+_NOTHING = ("Graph execution error", "Detected at node", "<stack traces", "in user code:", 'File "', "*", "[[{{node")
+"""How lines begin that say where in TensorFlow an error arose, not what it is."""
+
+
 def reason(error: BaseException) -> str:
     """What a TensorFlow or Keras error says, in one line, without node names, colours and advice to its developers."""
     message = re.sub(r"\x1b\[\d*m", "", str(getattr(error, "message", "") or error))
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith(("Graph execution error", "in user code:", 'File "', "*"))]
+    lines = [line for line in lines if not line.startswith(_NOTHING)]
     first = lines[0] if lines else type(error).__name__
     if first.startswith("Exception encountered when calling") and len(lines) > 1:
         first = f"{first.removeprefix('Exception encountered when ').rstrip('.')}: {lines[1]}"

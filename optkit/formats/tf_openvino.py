@@ -32,6 +32,7 @@ def convert(folder: Path, signature: Signature, out_dir: Path, options: ToOpenVi
             model = ov.convert_model(str(folder))
     except Exception as error:  # the frontends and ovc each raise their own classes
         raise _failure(folder, error) from error
+    model.set_rt_info("SavedModel", ["conversion_parameters", "input_model"])  # not a folder of this machine
     wanted = [[spec.name for spec in side] for side in (signature.inputs, signature.outputs)]
     ports = [[_named(port, names) for port in side] for side, names in zip((model.inputs, model.outputs), wanted,
                                                                             strict=True)]  # fmt: skip
