@@ -23,10 +23,12 @@ unit: $(READY)
 	$(BIN)/python -m pytest -n 2
 
 # torch goes first and pinned: an unpinned torch, or one resolved beside the rest, brings several GB of GPU packages.
-$(READY): pyproject.toml .ci/constraints.txt
+$(READY): pyproject.toml .ci/constraints.txt $(wildcard optkit/envs/*.txt)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable ".[dev]"
+	mkdir -p .venv/optkit-environments  # where optkit looks first, so that nothing depends on a home folder
+	$(BIN)/optkit env create --quiet onnx2tf
 	touch $(READY)
 
 clean:

@@ -47,7 +47,20 @@ class NpzData(Section):
     npz: PathText = Field(description="The .npz file.")
     label: Label = None
     ignore: tuple[str, ...] = Field(default=(), description="Arrays in the file that are not used.")
+    transpose: dict[str, tuple[int, ...]] = Field(
+        default={},
+        description="Per array the order its samples' axes are put into, such as {image: [1, 2, 0]} for channels last.",
+    )
     limit: Limit = None
+
+    @field_validator("transpose")
+    @classmethod
+    def _permutations(cls, value: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        for name, order in value.items():
+            if sorted(order) != list(range(len(order))):
+                what = f"{list(order)} for {name!r} is no order of axes"
+                raise ValueError(f"{what}; number a sample's axes from 0, the batch left out: [1, 2, 0]")
+        return value
 
 
 class ImageData(Section):

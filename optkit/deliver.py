@@ -7,11 +7,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from optkit.artifact import Artifact, digest_file, digest_of
 from optkit.errors import UserError
+from optkit.registry import get_runner
 from optkit.report import write_atomically
 
 RECORD = "optkit.json"
@@ -100,14 +101,17 @@ def deliver(
 ) -> None:
     """Copy a proven artifact to `folder` with its optkit.json and test vectors: whole, or not at all.
 
+    Its files go into the sub-folder that its format's runner names, such as the version folder of TensorFlow Serving.
+
     Files that are there already, unchanged since their delivery, are not copied again. Raises UserError when the folder
     holds something that optkit did not put there.
     """
+    place = PurePosixPath(get_runner(artifact.format).delivered_in)
     record = {
         "schema": SCHEMA,
         "step": step["id"],
         "format": artifact.format,
-        "main": artifact.path.name,
+        "main": (place / artifact.path.name).as_posix(),
         "digest": artifact.digest,
         "signature": artifact.signature.to_json() if artifact.signature else None,
         "file": (step["notes"] or {}).get("file"),  # what it takes and gives itself, where its runner converts
@@ -124,7 +128,7 @@ def deliver(
                         "digest": s["artifact"]["digest"] if s["artifact"] else None} for s in chain],
         },
     }  # fmt: skip
-    sources = {name: artifact.path.parent / name for name in artifact.files}
+    sources = {(place / name).as_posix(): artifact.path.parent / name for name in artifact.files}
     if vectors:
         sources[VECTORS] = vectors
     _check_free(folder)

@@ -6,6 +6,7 @@ Every package is imported in a child process of its own: a broken one may crash,
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -26,6 +27,10 @@ _DEVICES = {
     "onnxruntime": "m.get_available_providers()",
     "torch": "[m.cuda.get_device_name(i) for i in range(m.cuda.device_count())] if m.cuda.is_available() else []",
 }
+
+
+# Importing Keras writes its settings into the home folder, and TensorFlow tells of GPUs that it did not find.
+_QUIET = {"KERAS_HOME": os.devnull, "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ def look_at(want: Wanted, python: str = sys.executable, timeout: float = IMPORT_
             timeout=timeout,
             errors="replace",
             stdin=subprocess.DEVNULL,
+            env={**os.environ, **_QUIET},
             check=False,
         )
         out, problem = child.stdout, _problem(child.returncode, child.stderr)
@@ -118,7 +124,7 @@ def _remedy(want: Wanted, status: str) -> str:
 
 
 def examine(tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """The whole state as JSON data: {optkit, python, machine, cache, packages, problems, ok}.
+    """The whole state as JSON data: {optkit, python, machine, cache, packages, environments, problems, ok}.
 
     `ok` is false, and `problems` says why, where something optkit itself needs is missing, broken or too old; a backend
     is needed only by who uses it. `tell` is given the name of each package as it is looked at, from two threads.
@@ -126,6 +132,7 @@ def examine(tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     from concurrent.futures import ThreadPoolExecutor
 
     from optkit.cache import default_root
+    from optkit.environment_making import listing
 
     lines, python_spec = requirements()
     wants = wanted(lines)
@@ -143,7 +150,9 @@ def examine(tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
         problems.append(f"Python {platform.python_version()} is outside {python_spec}")
     if not lines:
         problems.append("optkit's own metadata cannot be read: install it with pip")
-    problems += plugin_problems()
+    broken = plugin_problems()
+    problems += broken
+    environments = [] if broken else listing()
     root = default_root()
     held = next(p for p in (root, *root.absolute().parents) if p.exists())
     return {
@@ -152,6 +161,7 @@ def examine(tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
         "machine": machine(),
         "cache": {"path": str(root), "free_bytes": shutil.disk_usage(held).free},
         "packages": [asdict(f) for f in found],
+        "environments": environments,
         "problems": problems,
         "ok": not problems,
     }

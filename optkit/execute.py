@@ -59,6 +59,7 @@ def execute(
 def cached_steps(plan: Plan, cache: Cache) -> dict[str, bool | None]:
     """Which steps have their output in the cache; None where telling would mean reading a big file."""
     found: dict[str, bool | None] = dict.fromkeys((s.id for s in plan.steps), None)
+    absent = keys.unusable(plan)
     try:
         source = source_artifact(plan.recipe, cache, known_only=True)
     except OptkitError:
@@ -72,6 +73,9 @@ def cached_steps(plan: Plan, cache: Cache) -> dict[str, bool | None]:
     for step in plan.steps:
         parent = made.get(step.parent)
         data = keys.data_key(plan.recipe, step.data, cache, known_only=True) if step.data else None
+        if step.environment in absent:  # what is in it is part of the key
+            found[step.id] = False
+            continue
         if parent is None or (step.data and data is None):
             found[step.id] = None if found.get(step.parent, True) is None else False
             continue
@@ -425,7 +429,7 @@ class _Run:
         coming: dict[str, None] = {}
         for state in self.states.values():
             if state.phase == "waiting":
-                coming |= dict.fromkeys(state.step.use.modules)
+                coming |= dict.fromkeys(state.step.use.modules if state.step.python is None else ())
                 if state.step.parent == SOURCE:
                     coming |= dict.fromkeys(self.source_modules())
             if state.phase != "done":

@@ -74,9 +74,15 @@ def look(model: str, weights: str | None = None) -> Looked:
         from optkit.cli.guessing import of_script
 
         return of_script(section)
+    notes = {}
+    if kind == "tf_graph":
+        from optkit.cli.guessing import of_graph
+
+        section = of_graph(section)
+        notes = {"inputs": CHECK + "the placeholders of the graph", "outputs": CHECK + "what no other node takes"}
     signature = describe(section)
     names = dim_names(signature.inputs)
-    return Looked(section, [_named(spec, names) for spec in signature.inputs])
+    return Looked(section, [_named(spec, names) for spec in signature.inputs], notes)
 
 
 def describe(section: Mapping[str, Any]) -> Signature:
@@ -134,7 +140,8 @@ def render(looked: Looked, model: str, folder: Path, to: Sequence[str]) -> str:
     from optkit.shorthand import model_name
 
     section = looked.section
-    source = {"onnx": "onnx", "openvino": "openvino"}.get(next(iter(section)), "torch")
+    kind = next(iter(section))
+    source = kind if kind in ("onnx", "openvino", "savedmodel", "keras", "tf_graph") else "torch"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", model_name(model)).strip("-.") or "model"
     lines = [
         f"# Written by `optkit init {plain(model)}`. Values marked with {CHECK.strip()!r} were guessed.",
@@ -142,12 +149,9 @@ def render(looked: Looked, model: str, folder: Path, to: Sequence[str]) -> str:
         "version: 1", f"name: {scalar(name)}", "model:",
     ]  # fmt: skip
     for key, value in section.items():
-        shown = (
-            relocated(str(value), folder)
-            if key in ("torch", "onnx", "openvino", "pt2", "torchscript", "huggingface", "weights")
-            else value
-        )
-        lines.append(with_note(f"  {key}: {scalar(shown)}", looked.notes.get(key, "")))
+        shown = relocated(str(value), folder) if key in _PATHS else value
+        text = flow(shown) if isinstance(shown, list) else scalar(shown)
+        lines.append(with_note(f"  {key}: {text}", looked.notes.get(key, "")))
     if looked.inputs:
         lines += [
             "",
@@ -157,6 +161,21 @@ def render(looked: Looked, model: str, folder: Path, to: Sequence[str]) -> str:
         lines += _dims(looked.inputs)
     lines += ["", *_data(looked), "", "steps:", *_steps(source, to, scripted="torchscript" in section), ""]
     return "\n".join(lines)
+
+
+_PATHS = (
+    "torch",
+    "onnx",
+    "openvino",
+    "pt2",
+    "torchscript",
+    "huggingface",
+    "weights",
+    "savedmodel",
+    "keras",
+    "tf_graph",
+)
+"""Keys of `model:` that hold a path."""
 
 
 def _spec(spec: TensorSpec) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import optkit
+from optkit import environments
 from optkit.artifact import Artifact, digest_file, digest_of
 from optkit.cache import Cache
 from optkit.dataspec import ImageData, content_key, image_classes, image_files, resolve_path, tools
@@ -26,14 +27,17 @@ from optkit.plugin import EXTRAS, install_line
 from optkit.recipe import HuggingFaceSource, Recipe, TorchSource
 from optkit.registry import get_runner
 
+_INSTEAD = {"tensorflow-cpu": "tensorflow"}
+"""What brings the same modules as a distribution, and more."""
+
 
 @memoise
 def version_of(tool: str) -> str | None:
-    """The installed version of a distribution in this environment, or None."""
+    """The installed version of a distribution in this environment, or of what brings the same modules; or None."""
     try:
         return importlib.metadata.version(tool)
     except importlib.metadata.PackageNotFoundError:
-        return None
+        return version_of(_INSTEAD[tool]) if tool in _INSTEAD else None
 
 
 @memoise
@@ -48,7 +52,7 @@ def _versions_in(python: str, tools: tuple[str, ...]) -> tuple[str | None, ...]:
         return tuple(json.loads(done.stdout))
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise UnavailableError(
-            f"the interpreter {python} cannot be used: {error}", hint="check `python:` on the step"
+            f"the interpreter {python} cannot be used: {error}", hint=environments.remedy_for(python)
         ) from error
 
 
@@ -57,6 +61,8 @@ def versions(tools: Iterable[str], python: str | None = None) -> dict[str, str |
     names = tuple(dict.fromkeys(tools))
     if python is None or python == sys.executable:
         return {name: version_of(name) for name in names}
+    if environment := environments.of(python):
+        return environments.versions(environment, names)
     return dict(zip(names, _versions_in(python, names), strict=True))
 
 
@@ -71,20 +77,41 @@ def source_tools(recipe: Recipe) -> tuple[str, ...]:
 
 
 def require_tools(plan: Plan) -> None:
-    """Raise UnavailableError, naming every distribution the plan needs and this environment lacks."""
+    """Raise UnavailableError, naming every distribution and environment that the plan needs and that is not here."""
     needed: dict[str, str] = dict.fromkeys(source_tools(plan.recipe), "the source model")
     for name, spec in plan.recipe.data.items():
         needed |= dict.fromkeys(tools(spec), f"the dataset {name}")
     for step in plan.steps:
-        for tool, version in versions(step.use.tools, step.python).items():
-            if version is None:
-                needed.setdefault(tool, f"step {step.id}")
+        if step.environment is None:
+            for tool, version in versions(step.use.tools, step.python).items():
+                if version is None:
+                    needed.setdefault(tool, f"step {step.id}")
         for tool in get_runner(step.use.target).tools:
             needed.setdefault(tool, f"the check of step {step.id}")
     missing = [tool for tool in needed if version_of(tool) is None]
     if missing:
         what = ", ".join(f"{tool} (for {needed[tool]})" for tool in missing)
-        raise UnavailableError(f"not installed: {what}", hint=install_lines(missing))
+        remedies = [install_lines(missing), *(environments.find(name).remedy for name in unusable(plan))]
+        raise UnavailableError(f"not installed: {what}", hint=" && ".join(remedies))
+    require_environments(plan)
+
+
+def unusable(plan: Plan) -> dict[str, list[str]]:
+    """Environments that the plan needs and that cannot be used, each with the steps that need it."""
+    users: dict[str, list[str]] = {}
+    for step in plan.steps:
+        if step.environment is not None:
+            users.setdefault(step.environment, []).append(step.id)
+    return {name: steps for name, steps in users.items() if environments.find(name).problem}
+
+
+def require_environments(plan: Plan) -> None:
+    """Raise UnavailableError, with the command that makes it, where an environment the plan needs is not usable."""
+    wanting = unusable(plan)
+    if wanting:
+        whats = [f"the environment {name} {environments.find(name).problem}, and {', '.join(steps)} "
+                 f"need{'s' if len(steps) == 1 else ''} it" for name, steps in wanting.items()]  # fmt: skip
+        raise UnavailableError("; ".join(whats), hint=" && ".join(environments.find(name).remedy for name in wanting))
 
 
 def install_lines(missing: Iterable[str]) -> str:

@@ -191,9 +191,10 @@ def delivered(folder: Path) -> Artifact:
     """The artifact in a delivered folder, from its optkit.json. Raises UserError when that is missing or damaged."""
     record = read_record(folder)
     try:
-        files = tuple(name for name in record["files"] if name != record["vectors"])
-        signature = Signature.from_json(record["signature"])
-        return Artifact(record["format"], folder / record["main"], record["digest"], signature, files)
+        path = folder / record["main"]
+        inner = [folder / name for name in record["files"] if name != record["vectors"]]
+        files = tuple(p.relative_to(path.parent).as_posix() for p in inner)
+        return Artifact(record["format"], path, record["digest"], Signature.from_json(record["signature"]), files)
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(folder, error) from error
 

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from optkit.dataspec import files as data_files
+from optkit.dataspec import is_file, split_callable
 from optkit.errors import UserError, did_you_mean
-from optkit.recipe import FileSource, PickleSource, Recipe, TorchSource
+from optkit.recipe import FileSource, KerasSource, PickleSource, Recipe, SavedModelSource, TorchSource
 from optkit.yamlread import Key
 
 Note = Callable[..., None]
 """note(key, what, hint, *about): a mistake at `key`; it is left out where one in a key of `about` is told already."""
 
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
-_FILES = ("pt2", "torchscript", "pickle", "huggingface", "onnx", "openvino", "file")
-_KNOW_INPUTS = ("onnx", "openvino", "pt2", "file")
+_FILES = ("pt2", "torchscript", "pickle", "huggingface", "onnx", "openvino", "keras", "tf_graph", "file")
+_KNOW_INPUTS = ("onnx", "openvino", "pt2", "savedmodel", "keras", "tf_graph", "file")
 _FROM = "paths start from the recipe's folder"
 
 
@@ -56,6 +57,9 @@ def _check_model(recipe: Recipe, note: Note) -> None:
     if isinstance(model, TorchSource):
         _check_torch(recipe, model, note)
         kind = "torch"
+    elif isinstance(model, SavedModelSource):
+        _check_saved_model(recipe, model, note)
+        kind = "savedmodel"
     else:
         written = model.model_dump(by_alias=True)
         kind = next(k for k in _FILES if k in written)
@@ -66,9 +70,26 @@ def _check_model(recipe: Recipe, note: Note) -> None:
         note(("model", "pickle"), what, hint, ("model", "trust_pickle"))
     if isinstance(model, FileSource):
         _check_plugin_file(recipe, model, note)
+    if isinstance(model, KerasSource):
+        if model.custom_objects and is_file(place := split_callable(model.custom_objects)[0]):
+            check_file(recipe, place, note, ("model", "custom_objects"), "model.custom_objects")
+        for index, text in enumerate(model.files):
+            check_file(recipe, text, note, ("model", "files", index), "model.files")
     if kind not in _KNOW_INPUTS and not recipe.inputs:
         hint = "add `inputs:`, for example inputs: {image: {shape: [batch, 3, 224, 224]}}"
         note(("model",), f"model: a {kind} source does not say what goes into it", hint, ("inputs",))
+
+
+def _check_saved_model(recipe: Recipe, model: SavedModelSource, note: Note) -> None:
+    from optkit.tensorflow_sources import saved_model
+
+    key: Key = ("model", "savedmodel")
+    try:
+        saved_model(recipe.path(model.savedmodel).absolute())
+    except UserError as error:
+        note(key, f"model.savedmodel: {error.what}", error.hint, key)
+    except (OSError, ValueError) as error:  # a name too long, a null byte
+        note(key, f"model.savedmodel: {model.savedmodel!r:.80} is no path: {error}", _FROM, key)
 
 
 def _check_torch(recipe: Recipe, model: TorchSource, note: Note) -> None:

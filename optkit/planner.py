@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from optkit import environments
 from optkit.errors import Problem, RecipeError, did_you_mean
 from optkit.metricplan import check_metrics
 from optkit.metricspec import bound_table
@@ -120,9 +122,9 @@ class Planner:
         elif spec.to in formats():
             self.gives[spec.id] = str(spec.to)
         options = self.options(index, spec, use) if use else None
-        python = None
+        written = None
         if spec.python is not None:
-            python = check_file(
+            written = check_file(
                 self.recipe, spec.python, self.note, ("steps", index, "python"), f"step {spec.id}: python"
             )
         data = self.data_of(index, spec, use, options)
@@ -135,21 +137,23 @@ class Planner:
             return
         at, before = spec.from_, parent.check if parent else None
         for passed in chain[:-1]:
-            check, default = check_of(passed, (), "", before), passed.options()
+            check, default, python = check_of(passed, (), "", before), passed.options(), interpreter(passed, written)
             twin = next((s for s in self.steps.values() if s.parent == at and s.use is passed and s.check == check
-                         and s.options == default and s.data is None and s.python == (str(python) if python else None)),
+                         and s.options == default and s.data is None and s.python == python),
                         None)  # fmt: skip
             step = twin or Step(
                 id=self.free_id(f"{spec.id}.{passed.target}"), use=passed, options=default, parent=at, check=check,
-                timeout_seconds=spec.timeout or passed.timeout_seconds, python=str(python) if python else None,
-                on_target=spec.on_target, implied=True, where=self.recipe.place("steps", index),
+                timeout_seconds=spec.timeout or passed.timeout_seconds, python=python,
+                environment=None if written else passed.environment, on_target=spec.on_target, implied=True,
+                where=self.recipe.place("steps", index),
             )  # fmt: skip
             self.steps[step.id] = step
             at, before = step.id, step.check
         self.steps[spec.id] = Step(
             id=spec.id, use=chain[-1], options=options, parent=at, data=data, on_target=spec.on_target,
             check=check_of(chain[-1], stated, spec.id, before, spec.waive), must=tuple(spec.must),
-            timeout_seconds=spec.timeout or chain[-1].timeout_seconds, python=str(python) if python else None,
+            timeout_seconds=spec.timeout or chain[-1].timeout_seconds, python=interpreter(chain[-1], written),
+            environment=None if written else chain[-1].environment,
             where=self.recipe.place("steps", index),
         )  # fmt: skip
 
@@ -265,6 +269,13 @@ class Planner:
             hint = 'add check: ["cosine >= 0.99"], or waive: with the reason'
             self.note(("steps", index), what, hint, ("steps", index, "check"), ("steps", index, "waive"))
         return tuple(stated)
+
+
+def interpreter(use: Pass, written: Path | None) -> str | None:
+    """The interpreter a step runs in: the one its `python:` names, else that of the environment its pass wants."""
+    if written is not None:
+        return str(written)
+    return str(environments.find(use.environment).python) if use.environment else None
 
 
 def check_of(use: Pass, stated: tuple[Bound, ...], step_id: str, before: Check | None,

@@ -38,7 +38,8 @@ class Check:
 class Step:
     """One pass to run. `parent` is the id of the step (or "source") whose output it takes.
 
-    python: the interpreter of another environment, an absolute path.
+    python: the interpreter of another environment, an absolute path. environment: the name of that environment where it
+        is the one the pass wants, None where the recipe names an interpreter.
     must: what the output has to be beside its parent: "faster", "smaller".
     implied: the plan put it there on the way to a `to:` target; the recipe does not name it.
     """
@@ -51,6 +52,7 @@ class Step:
     data: str | None = None
     timeout_seconds: float = 1800.0
     python: str | None = None
+    environment: str | None = None
     on_target: bool = False
     must: tuple[str, ...] = ()
     implied: bool = False

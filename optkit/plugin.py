@@ -103,6 +103,8 @@ class Pass:
     resumes: the pass writes checkpoints to `context.kept` and goes on from them.
     modules: what an idle worker may import ahead of the pass, to save its time.
     timed: whether the output's speed on its own format's runtime says anything: not where it is made for another one.
+    environment: the environment of its own that it runs in, a name of `optkit env list`; None for optkit's own. `run`
+        and `confirm` both run there, with `tools` as installed there; the check of what it made runs in optkit's own.
     """
 
     name: str
@@ -124,6 +126,7 @@ class Pass:
     modules: tuple[str, ...] = ()
     timed: bool | Callable[[Any], bool] = True
     timeout_seconds: float = 1800.0
+    environment: str | None = None
 
     def is_timed(self, options: Options) -> bool:
         """Whether the output of a step with these options is raced against its parent."""
@@ -162,6 +165,7 @@ class Runner:
     main: the file name the format prescribes inside an artifact's folder.
     suffixes: file endings by which a user's file of this format is known.
     inspect(path) -> JSON data for `optkit inspect`: opset, operator counts, parameter and byte counts, precision.
+    delivered_in: the sub-folder that a delivery puts the files into, where what serves them prescribes one.
     """
 
     format: str
@@ -174,6 +178,7 @@ class Runner:
     tools: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     precisions: frozenset[str] = field(default_factory=frozenset)
+    delivered_in: str = ""
 
 
 # Which extra brings which distribution: the install line of an error is made from this.
@@ -182,6 +187,8 @@ EXTRAS: dict[str, str] = {
     "onnx": "onnx", "onnxruntime": "onnx", "onnxsim": "onnx", "onnx-ir": "onnx",
     "openvino": "openvino", "nncf": "openvino", "tokenizers": "transformers", "pillow": "images",
     "tensorrt_rtx": "tensorrt-rtx",
+    "tensorflow-cpu": "tensorflow", "keras": "tensorflow", "tf2onnx": "tensorflow",
+    "h5py": "tensorflow",
     "ai-edge-litert": "tflite", "ai-edge-quantizer": "tflite", "litert-torch": "tflite", "litert-converter": "tflite",
 }  # fmt: skip
 

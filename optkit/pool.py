@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from optkit.environments import remedy_for
 from optkit.errors import OptkitError, StepCrashed, StepError, StepTimeout
 
 _QUIET = {"PYTHONUNBUFFERED": "1", "OPENVINO_TELEMETRY_OPT_OUT": "1", "HF_HUB_OFFLINE": "1",
@@ -183,8 +184,10 @@ class Pool:
         self._messages.put(Message("result", task.name, _result(result)))
 
     def _spawn(self, python: str) -> _Worker:
-        if len(self._workers) >= self.jobs:  # a worker of another interpreter may have to make room
-            for other in [w for w in self._workers if w.task is None and w.python != python]:
+        if len(self._workers) >= self.jobs:  # a worker of another interpreter may have to make room: the emptiest
+            others = sorted((w for w in self._workers if w.task is None and w.python != python),
+                            key=lambda w: len(w.loaded))  # fmt: skip
+            for other in others[: len(self._workers) - self.jobs + 1]:
                 self._kill(other)
         self._started += 1
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -197,7 +200,7 @@ class Pool:
                 )  # fmt: skip
             except OSError as error:
                 raise StepError(
-                    f"the interpreter {python} cannot be started: {error.strerror}", hint="check `python:` on the step"
+                    f"the interpreter {python} cannot be started: {error.strerror}", hint=remedy_for(python)
                 ) from error
         worker = _Worker(python, process, log)
         self._workers.append(worker)

@@ -1,4 +1,4 @@
-"""The names of the files an ONNX model keeps its weights in, read from its bytes without onnx.
+"""Protocol buffers read without their libraries, and the names of the files an ONNX model keeps its weights in.
 
 Only what leads to a TensorProto's `external_data` is looked at; weights inside the file are stepped over. Field numbers
 are those of onnx.proto, the encoding that of https://protobuf.dev/programming-guides/encoding/.
@@ -20,7 +20,7 @@ _INNER: dict[str, dict[int, str]] = {
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
 }
-_LENGTH_DELIMITED = 2
+LENGTH_DELIMITED = 2
 
 
 def external_files(path: Path) -> tuple[str, ...]:
@@ -41,9 +41,9 @@ def external_files(path: Path) -> tuple[str, ...]:
 
 def _tensors(view: Any, message: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
     """Where each TensorProto of a message lies."""
-    for number, wire, begin, end in _fields(view, start, stop):
+    for number, wire, begin, end in fields(view, start, stop):
         inner = _INNER[message].get(number)
-        if inner is None or wire != _LENGTH_DELIMITED:
+        if inner is None or wire != LENGTH_DELIMITED:
             continue
         if inner == "tensor":
             yield begin, end
@@ -54,26 +54,26 @@ def _tensors(view: Any, message: str, start: int, stop: int) -> Iterator[tuple[i
 def _locations(view: Any, start: int, stop: int) -> Iterator[str]:
     """The "location" among a tensor's `external_data` (13), where its `data_location` (14) is EXTERNAL (1)."""
     external, entries = False, []
-    for number, wire, begin, end in _fields(view, start, stop):
+    for number, wire, begin, end in fields(view, start, stop):
         if number == 14 and wire == 0:
-            external = _varint(view, begin, end)[0] == 1
-        elif number == 13 and wire == _LENGTH_DELIMITED:
+            external = varint(view, begin, end)[0] == 1
+        elif number == 13 and wire == LENGTH_DELIMITED:
             entries.append((begin, end))
     for entry in entries if external else []:
-        found = {number: view[begin:end] for number, _, begin, end in _fields(view, *entry)}
+        found = {number: view[begin:end] for number, _, begin, end in fields(view, *entry)}
         if found.get(1) == b"location" and 2 in found:
             yield found[2].decode("utf-8", "replace")
 
 
-def _fields(view: Any, at: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+def fields(view: Any, at: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
     """Number, wire type, first and past-the-last byte of the value of each field. Raises ValueError for no message."""
     while at < stop:
-        tag, at = _varint(view, at, stop)
+        tag, at = varint(view, at, stop)
         wire, begin = tag & 7, at
         if wire == 0:
-            _, at = _varint(view, at, stop)
-        elif wire == _LENGTH_DELIMITED:
-            size, begin = _varint(view, at, stop)
+            _, at = varint(view, at, stop)
+        elif wire == LENGTH_DELIMITED:
+            size, begin = varint(view, at, stop)
             at = begin + size
         elif wire in (1, 5):
             at += 8 if wire == 1 else 4
@@ -84,7 +84,8 @@ def _fields(view: Any, at: int, stop: int) -> Iterator[tuple[int, int, int, int]
         yield tag >> 3, wire, begin, at
 
 
-def _varint(view: Any, at: int, stop: int) -> tuple[int, int]:
+def varint(view: Any, at: int, stop: int) -> tuple[int, int]:
+    """A number and where it ends. Raises ValueError where it does not."""
     value = shift = 0
     while at < stop and shift < 64:
         byte = view[at]

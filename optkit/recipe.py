@@ -22,19 +22,23 @@ from optkit.sections import (
     FileSource,
     HuggingFaceSource,
     InputSpec,
+    KerasSource,
     ModelSource,
     OnnxSource,
     OpenVINOSource,
     PickleSource,
+    SavedModelSource,
     StepSpec,
+    TFGraphSource,
     TorchScriptSource,
     TorchSource,
 )
 from optkit.yamlread import Document, Key, parse_yaml, plain_document, read_yaml, set_value
 
 __all__ = [
-    "MODEL_KINDS", "SOURCE", "DimSpec", "ExportedSource", "FileSource", "HuggingFaceSource", "InputSpec", "ModelSource",
-    "OnnxSource", "OpenVINOSource", "PickleSource", "Recipe", "StepSpec", "TorchScriptSource", "TorchSource",
+    "MODEL_KINDS", "SOURCE", "DimSpec", "ExportedSource", "FileSource", "HuggingFaceSource", "InputSpec",
+    "KerasSource", "ModelSource", "OnnxSource", "OpenVINOSource", "PickleSource", "Recipe", "SavedModelSource",
+    "StepSpec", "TFGraphSource", "TorchScriptSource", "TorchSource",
     "load_recipe", "recipe_from", "recipe_from_text", "recipe_of",
 ]  # fmt: skip
 
@@ -98,15 +102,19 @@ class Recipe:
     @cached_property
     def source_format(self) -> str:
         """The format steps from the source start at; "" for a file whose ending no runner knows."""
-        if isinstance(self.model, OnnxSource):
-            return "onnx"
-        if isinstance(self.model, OpenVINOSource):
-            return "openvino"
+        if found := _FORMATS.get(type(self.model)):
+            return found
         if isinstance(self.model, FileSource):
             from optkit.registry import format_of
 
             return self.model.format or format_of(self.model.file) or ""
         return "torch"
+
+
+_FORMATS: dict[type[ModelSource], str] = {
+    OnnxSource: "onnx", OpenVINOSource: "openvino", SavedModelSource: "savedmodel", KerasSource: "keras",
+    TFGraphSource: "tf_graph",
+}  # fmt: skip
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

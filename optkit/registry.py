@@ -15,6 +15,7 @@ from typing import TypeVar, get_args
 
 from pydantic import ValidationError
 
+from optkit import environments
 from optkit.errors import UnavailableError, UserError, did_you_mean
 from optkit.plugin import Fidelity, Options, Pass, Runner
 
@@ -37,13 +38,26 @@ _PASSES = (
     "openvino_quantize",
     "openvino_compress_weights",
     "torch_to_tflite",
+    "onnx_to_tflite",
+    "onnx_to_savedmodel",
     "tflite_quantize",
     "tflite_to_openvino",
     "tflite_to_edgetpu",
+    "keras_to_savedmodel",
+    "keras_to_tflite",
+    "keras_to_openvino",
+    "savedmodel_to_tflite",
+    "savedmodel_to_onnx",
+    "savedmodel_to_openvino",
+    "tf_graph_to_savedmodel",
+    "tf_graph_to_onnx",
+    "tf_graph_to_tflite",
+    "tf_graph_to_openvino",
 )
 
 # A format whose suffix is part of another's ("_edgetpu.tflite") goes before that.
-_RUNNERS = ("torch_runner", "onnx_runner", "openvino_runner", "tensorrt_runner", "edgetpu_runner", "tflite_runner")
+_RUNNERS = ("torch_runner", "onnx_runner", "openvino_runner", "tensorrt_runner", "edgetpu_runner", "tflite_runner",
+            "savedmodel_runner", "keras_runner", "tf_graph_runner")  # fmt: skip
 
 
 class NoRouteError(UserError):
@@ -109,6 +123,8 @@ def _pass_problem(item: Pass) -> str:
         return f"precision {item.precision!r} is none of {', '.join(PRECISIONS)}"
     if unknown := item.keeps - {"names", "dtypes", "dims"}:
         return f"keeps {', '.join(sorted(unknown))}, which is none of names, dtypes, dims"
+    if item.environment is not None and item.environment not in environments.known():
+        return f"it wants the environment {item.environment!r}; optkit has {', '.join(environments.known())}"
     options: object = item.options
     if not (isinstance(options, type) and issubclass(options, Options)):
         return f"its options are {options!r}, not a subclass of optkit.plugin.Options"
@@ -138,9 +154,10 @@ def formats() -> tuple[str, ...]:
 
 
 def format_of(path: str) -> str | None:
-    """The format a file's ending stands for, or None."""
-    lowered = path.lower()
-    return next((r.format for r in runners().values() if lowered.endswith(r.suffixes)), None)
+    """The format that a file's name stands for, a prescribed one before an ending; or None."""
+    known = runners().values()
+    by_name = next((r.format for r in known if path == r.main and not r.suffixes), None)
+    return by_name or next((r.format for r in known if path.lower().endswith(r.suffixes)), None)
 
 
 def route(source: str, target: str) -> tuple[Pass, ...]:

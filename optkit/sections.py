@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from optkit.artifact import DTYPES, Dim
+from optkit.dataspec import split_callable
 from optkit.errors import did_you_mean
 
 SOURCE = "source"
@@ -76,6 +77,38 @@ class OpenVINOSource(Section):
     openvino: str = Field(description="a .xml file; its .bin lies beside it")
 
 
+class SavedModelSource(Section):
+    """A TensorFlow SavedModel."""
+
+    savedmodel: str = Field(description="the folder with saved_model.pb in it")
+    signature: str | None = Field(None, description="which of its signatures; default: serving_default")
+
+
+class KerasSource(Section):
+    """A Keras model with its architecture and weights. No code in it is run."""
+
+    keras: str = Field(description="a .keras file, or a .h5 file from model.save")
+    custom_objects: str | None = Field(
+        None, description="FILE.py:NAME of a mapping from names to the model's own layers and functions"
+    )
+    files: list[str] = Field([], description="further files that code reads; they count towards the cache key")
+
+    @field_validator("custom_objects")
+    @classmethod
+    def _callable(cls, value: str | None) -> str | None:
+        if value is not None:
+            split_callable(value)
+        return value
+
+
+class TFGraphSource(Section):
+    """A frozen TensorFlow graph."""
+
+    tf_graph: str = Field(description="a .pb file with a GraphDef whose weights are constants")
+    inputs: list[str] = Field([], description="names of its input tensors, such as [image]")
+    outputs: list[str] = Field([], description="names of its output tensors, such as [head/Softmax]")
+
+
 class FileSource(Section):
     """A model file of a format that a plug-in brings."""
 
@@ -92,6 +125,9 @@ ModelSource = (
     | HuggingFaceSource
     | OnnxSource
     | OpenVINOSource
+    | SavedModelSource
+    | KerasSource
+    | TFGraphSource
     | FileSource
 )
 
@@ -103,6 +139,9 @@ MODEL_KINDS: dict[str, type[ModelSource]] = {
     "huggingface": HuggingFaceSource,
     "onnx": OnnxSource,
     "openvino": OpenVINOSource,
+    "savedmodel": SavedModelSource,
+    "keras": KerasSource,
+    "tf_graph": TFGraphSource,
     "file": FileSource,
 }
 

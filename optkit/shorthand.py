@@ -10,10 +10,15 @@ from typing import Any
 
 from optkit.errors import UserError
 
-_NO_NAMES = ("model", "openvino_model")  # what every exporter calls its file: the folder says more
+_NO_NAMES = ("model", "openvino_model", "saved_model")  # what every exporter calls its file: the folder says more
 RECIPE_SUFFIXES = (".yaml", ".yml")
 LABELS = ("label", "labels")
 """What an array of labels is called that nobody has named."""
+
+_KIND_OF = {
+    ".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2", ".keras": "keras", ".h5": "keras", ".hdf5": "keras",
+    ".pb": "tf_graph",
+}  # fmt: skip
 
 _INPUT_FORM = "NAME:dtype[dims], for example --input image:float32[batch,3,224,224]"
 
@@ -137,7 +142,9 @@ def model_section(model: str, weights: str | None = None) -> dict[str, Any]:
     suffix = path.suffix.lower()
     if suffix == ".py":
         raise UserError(f"{model} does not say which callable returns the model", hint=f"{model}:build")
-    if kind := {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}.get(suffix):
+    if path.name == "saved_model.pb":  # its folder is the model
+        return {"savedmodel": str(Path(model).parent)}
+    if kind := _KIND_OF.get(suffix):
         return {kind: model}
     if suffix in (".pt", ".pth") and _is_torchscript(path):
         return {"torchscript": model}
@@ -152,7 +159,7 @@ def model_section(model: str, weights: str | None = None) -> dict[str, Any]:
         return {"file": model}
     raise UserError(
         f"{model} is of no kind optkit reads",
-        hint="a recipe (.yaml), .onnx, .xml, .pt2, a Hugging Face folder or FILE.py:NAME",
+        hint="a recipe (.yaml), .onnx, .xml, .pt2, .keras, .h5, .pb, a SavedModel or Hugging Face folder, FILE.py:NAME",
     )
 
 
@@ -160,6 +167,8 @@ def _folder(text: str, path: Path) -> dict[str, Any]:
     for name, kind in (("model.onnx", "onnx"), ("model.xml", "openvino")):
         if (path / name).is_file():
             return {kind: f"{text.rstrip('/')}/{name}"}
+    if (path / "saved_model.pb").is_file() or _versions(path):
+        return {"savedmodel": text}
     if (path / "config.json").is_file():
         return {"huggingface": text}
     from optkit.registry import runners
@@ -169,8 +178,13 @@ def _folder(text: str, path: Path) -> dict[str, Any]:
             return {"file": f"{text.rstrip('/')}/{runner.main}"}
     raise UserError(
         f"the folder {path} holds no model optkit knows",
-        hint="a Hugging Face folder has a config.json; otherwise name the model's file",
+        hint="a Hugging Face folder has a config.json, a SavedModel a saved_model.pb; otherwise name the model's file",
     )
+
+
+def _versions(path: Path) -> bool:
+    """Whether a folder holds versions of a SavedModel, each in a folder called by a number."""
+    return any(p.name.isdecimal() and (p / "saved_model.pb").is_file() for p in path.iterdir())
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -19,13 +19,17 @@ from optkit.recipe import (
     ExportedSource,
     FileSource,
     HuggingFaceSource,
+    KerasSource,
     OnnxSource,
     OpenVINOSource,
     PickleSource,
     Recipe,
+    SavedModelSource,
+    TFGraphSource,
     TorchScriptSource,
     TorchSource,
 )
+from optkit.tensorflow_sources import locate
 
 DESCRIPTOR = "torch.json"
 
@@ -44,6 +48,14 @@ def source_artifact(recipe: Recipe, cache: Cache, *, known_only: bool = False) -
             path, names = _files(recipe, cache)
             digest = cache.digest_all([path.parent / n for n in names], known_only=known_only)
             return None if digest is None else Artifact(recipe.source_format, path, digest, None, names)
+        if isinstance(recipe.model, SavedModelSource | KerasSource | TFGraphSource):
+            found = locate(recipe, recipe.model)
+            own = [(name, cache.digest(found.path.parent / name, known_only=known_only)) for name in found.names]
+            code = cache.digest_all(found.code, known_only=known_only)
+            if code is None or any(one is None for _, one in own):
+                return None
+            digest = digest_of([recipe.source_format, *found.content, own, code])
+            return Artifact(recipe.source_format, found.path, digest, None, found.names, found.meta)
         descriptor, content, hashed = _torch(recipe)
         files = cache.digest_all(hashed, known_only=known_only)
     except OSError as error:
@@ -72,6 +84,9 @@ def opened_artifact(recipe: Recipe, folder: Path) -> Artifact:
         if isinstance(recipe.model, OnnxSource | OpenVINOSource | FileSource):
             path, names = _files(recipe, None)
             return Artifact(recipe.source_format, path, "", None, names)
+        if isinstance(recipe.model, SavedModelSource | KerasSource | TFGraphSource):
+            found = locate(recipe, recipe.model)
+            return Artifact(recipe.source_format, found.path, "", None, found.names, found.meta)
         return Artifact("torch", _write(_torch(recipe)[0], folder), "", None, (DESCRIPTOR,))
     except OSError as error:
         raise _unreadable(error) from error

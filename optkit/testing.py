@@ -7,6 +7,10 @@ import gc
 import importlib.metadata
 import importlib.util
 import json
+import os
+import pickle
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, suppress
 from dataclasses import dataclass
@@ -16,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from optkit import environments
 from optkit.artifact import Artifact, Signature, digest_files
 from optkit.errors import OptkitError, UnavailableError
 from optkit.plugin import Context, Options, Pass, Runner
@@ -65,11 +70,18 @@ def assert_pass_contract(
 
     Checks that the pass is described well; that an unknown option is refused; that it writes its target file, and into
     `out_dir` alone; that its input, its options and the working directory stay as they were; that its notes are JSON
-    data; that it kept what `keeps` promises, and finds itself in order (`confirm`). Raises AssertionError.
+    data; that it kept what `keeps` promises, and finds itself in order (`confirm`). A pass that wants an environment of
+    its own is tested there, in a child process, where `artifact` and `context` must be picklable. Raises
+    AssertionError.
     """
     from optkit.signatures import promised
     from optkit.tasks import reread
 
+    if use.environment is not None and environments.running() != use.environment:
+        assert runner is None, f"{use.name} runs in {use.environment}, which has the registered runners alone"
+        return _assert_there(
+            environments.require(use.environment), use.name, (artifact, options, context, tmp_path, deterministic)
+        )
     _assert_described(use)
     given = use.options.model_validate(dict(options))
     _assert_options(use, given)
@@ -116,6 +128,29 @@ def assert_pass_contract(
     if deterministic:
         assert made[0].digest == made[1].digest, f"{use.name} gave other bytes the second time"
     return made[0]
+
+
+_CHILD = """
+import pathlib, pickle, sys
+from optkit.registry import get_pass
+from optkit.testing import assert_pass_contract
+artifact, options, context, tmp_path, deterministic = pickle.loads(pathlib.Path(sys.argv[2]).read_bytes())
+made = assert_pass_contract(get_pass(sys.argv[1]), artifact, options, context, tmp_path, deterministic=deterministic)
+pathlib.Path(sys.argv[2]).write_bytes(pickle.dumps(made))
+"""
+
+
+def _assert_there(there: environments.Environment, name: str, given: Any) -> Artifact:
+    """`assert_pass_contract` in another environment."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "optkit").symlink_to(Path(__file__).parent, target_is_directory=True)
+        file = Path(folder) / "given"
+        file.write_bytes(pickle.dumps(given))
+        done = subprocess.run([there.python, "-P", "-c", _CHILD, name, file], capture_output=True, text=True,
+                              env={**os.environ, "PYTHONPATH": folder}, check=False)  # fmt: skip
+        assert done.returncode == 0, f"in the environment {there.name}: {done.stderr}"
+        made: Artifact = pickle.loads(file.read_bytes())
+        return made
 
 
 @dataclass(frozen=True)

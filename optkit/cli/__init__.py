@@ -20,6 +20,7 @@ _COMMANDS = {
     "passes": "List the passes, or explain one.",
     "schema": "Print the JSON Schema of a recipe.",
     "doctor": "Say what is installed here, and what is broken.",
+    "env": "Make environments for backends that cannot share this one.",
     "replay": "Run one recorded step again.",
     "completion": "Print a shell completion script.",
 }

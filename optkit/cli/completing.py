@@ -50,6 +50,13 @@ def step_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
     return []
 
 
+def environments(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The environments that `optkit env` makes."""
+    from optkit.environments import known
+
+    return _starting(known(), incomplete)
+
+
 def extras(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The distributions and extras that `optkit doctor` knows."""
     from optkit.cli.requirements import requirements, wanted

@@ -71,7 +71,12 @@ def draw(report: Mapping[str, Any]) -> str:
         for p in report["packages"]
     ]  # fmt: skip
     head = ("package", "extra", "installed", "expected", "status", "")
-    return f"{table((), facts, sys.stdout)}\n\n{table(head, rows, sys.stdout)}"
+    parts = [table((), facts, sys.stdout), table(head, rows, sys.stdout)]
+    if report["environments"]:
+        from optkit.cli.env import draw as draw_environments
+
+        parts.append(draw_environments(report["environments"]))
+    return "\n\n".join(parts)
 
 
 def said(package: Mapping[str, Any]) -> str:

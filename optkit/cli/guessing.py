@@ -55,6 +55,15 @@ def of_script(section: dict[str, Any]) -> Looked:
     return looked
 
 
+def of_graph(section: dict[str, Any]) -> dict[str, Any]:
+    """A frozen graph's `model:` section with what its inputs and outputs might be. Raises SourceError."""
+    from optkit.formats.tf_graph import candidates
+    from optkit.formats.tf_proto import read_graph
+
+    inputs, outputs = candidates(read_graph(resolve_path(section["tf_graph"], Path())))
+    return {**section, "inputs": inputs, "outputs": outputs}
+
+
 def weights_beside(file: Path) -> Path | None:
     """Weights of the code's own name, in its folder; tensors alone, so that reading them runs no code."""
     return next((p for p in (file.with_suffix(s) for s in (".safetensors", ".pth", ".pt")) if p.is_file()), None)

@@ -41,8 +41,8 @@ from optkit.cli.text import clean, tell
 def command(model: str, output: Path, to: tuple[str, ...], weights: str | None, force: bool, quiet: bool) -> None:
     """Look at MODEL and write a commented recipe for it.
 
-    MODEL is a .onnx, .xml, .pt2 or TorchScript file, a Hugging Face folder, or FILE.py:NAME, which is imported and
-    built.
+    MODEL is a .onnx, .xml, .pt2, TorchScript, .keras, .h5 or frozen .pb file, a SavedModel or Hugging Face folder, or
+    FILE.py:NAME, which is imported and built.
     """
     from optkit.cli.console import waiting
     from optkit.errors import UserError

@@ -47,12 +47,19 @@ def look(path: Path) -> dict[str, Any]:
     if known is None:
         raise UserError(
             f"{path} is of no format optkit can look into",
-            hint=".onnx, .xml or .pt2; optkit init looks at FILE.py:NAME and Hugging Face folders",
+            hint=".onnx, .xml, .pt2, .tflite, .keras, .h5, .pb, a SavedModel folder; optkit init looks at FILE.py:NAME "
+            "and Hugging Face folders",
         )
     runner = get_runner(known)
     files = sum(p.stat().st_size for p in sidecars(path))
     about = dict(runner.inspect(path))
-    signature = None if known == "torch" and about.get("kind") != "exported" else described(known, path)
+    several = len(about.get("signatures", ())) != 1 and "serving_default" not in about.get("signatures", ())
+    nameless = (
+        known == "tf_graph"
+        or (known == "savedmodel" and several)
+        or (known == "torch" and about.get("kind") != "exported")
+    )
+    signature = None if nameless else described(known, path)
     return {
         "path": str(path), "format": known, "size_bytes": files, "signature": signature, **about,
         **({"delivered": {key: record.get(key) for key in ("step", "status", "digest", "preprocessing", "provenance")}}
@@ -89,11 +96,19 @@ def in_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
     for runner in runners().values():
         if (folder / runner.main).is_file():
             return folder / runner.main, {}
+    if any(p.name.isdecimal() for p in folder.iterdir()):  # versions of a SavedModel
+        from optkit.tensorflow_sources import saved_model
+
+        return saved_model(folder), {}
     raise UserError(f"{folder} holds no model file optkit knows", hint="name the file, or a folder optkit delivered")
 
 
 def sidecars(path: Path) -> list[Path]:
-    """The file and what lies beside it under its own name (model.onnx.data, model.bin)."""
+    """The file and what belongs to it: beside it under its own name (model.onnx.data, model.bin), or a SavedModel's."""
+    if path.name == "saved_model.pb":
+        from optkit.formats.savedmodel import files
+
+        return [path.parent / name for name in files(path)]
     beside = [path.with_name(path.name + ".data"), path.with_suffix(".bin")]
     return [path, *(p for p in beside if p.is_file() and p != path)]
 

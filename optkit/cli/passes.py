@@ -69,6 +69,8 @@ def explain(use: Pass) -> str:
             ("fits on data", "depends on its options" if callable(use.needs_data) else "yes, name it with data:")
         )
     facts.append(("needs", ", ".join(use.tools) or "nothing but optkit"))
+    if use.environment:
+        facts.append(("runs in", f"an environment of its own: optkit env create {use.environment}"))
     parts = [
         f"{paint(use.name, 'bold', has_colour(sys.stdout))}: {clean(use.summary[:1].lower() + use.summary[1:])}",
         table((), facts, sys.stdout, indent=2),

@@ -28,13 +28,17 @@ _LINES, _ASCII = ("├─ ", "└─ ", "│  ", "   "), ("|- ", "`- ", "|  ", "
 def command(recipe: str, sets: tuple[str, ...], only: tuple[str, ...], cache: Path | None, as_json: bool) -> None:
     """Draw what a recipe would do: its steps, what each is judged by, and what the cache has.
 
-    Finds every mistake that can be found without opening the model. Runs nothing.
+    Finds every mistake that can be found without opening the model. Runs nothing. Exits 4, the plan drawn, where a step
+    needs an environment that is not there.
     """
     import json
+
+    from optkit.keys import require_environments
 
     plan = read_plan(recipe, sets, only)
     known = cached(plan, cache)
     click.echo(json.dumps(as_data(plan, known), indent=1, ensure_ascii=False) if as_json else draw(plan, known))
+    require_environments(plan)
 
 
 def cached(plan: Plan, root: Path | None) -> Mapping[str, bool | None]:
@@ -120,7 +124,8 @@ def as_data(plan: Plan, known: Mapping[str, bool | None]) -> dict[str, Any]:
             {
                 "id": s.id, "pass": s.use.name, "parent": s.parent, "target": s.use.target, "fidelity": s.use.fidelity,
                 "implied": s.implied, "options": s.options_json(), "data": s.data, "on_target": s.on_target,
-                "timeout_seconds": s.timeout_seconds, "python": s.python, "cached": known.get(s.id),
+                "timeout_seconds": s.timeout_seconds, "python": s.python,
+                "environment": s.environment, "cached": known.get(s.id),
                 "where": str(s.where) if s.where else None,
                 "check": {"bounds": [str(b) for b in s.check.bounds], "stated_by": list(s.check.stated_by),
                           "precision": s.check.precision, "lossy": s.check.lossy, "waived": s.check.waived},

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 # Where the import name is not the distribution's with "_" for "-".
-_MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
+_MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn", "tensorflow-cpu": "tensorflow"}
 
 # Not among optkit's extras, but used where they are there.
-_OTHERS = ("tensorflow", "tensorflow-cpu", "tensorrt")
+_OTHERS = ("tensorflow", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Wanted:
 def _pyproject() -> dict[str, Any]:
     import tomllib
 
-    file = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    file = Path(__file__).resolve().parents[2] / "pyproject.toml"
     try:
         project: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
     except (OSError, KeyError, ValueError):

@@ -18,6 +18,7 @@ from optkit.artifact import Dim, TensorSpec
 from optkit.data.check import check_names
 from optkit.data.source import Array, Row, Source, fault, label_of
 from optkit.dataspec import NpzData, existing, label_names, resolve_path
+from optkit.errors import did_you_mean
 
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError)
 
@@ -68,9 +69,21 @@ def open_npz(spec: NpzData, base: Path, inputs: Sequence[TensorSpec], dims: Mapp
             + ", ".join(f"{key} {count}" for key, count in counts.items()),
             "axis 0 counts the samples in each",
         )
+    for key, order in spec.transpose.items():
+        if key not in used:
+            raise fault(name, f"transpose: no input is called {key!r}", did_you_mean(key, [i.name for i in inputs]))
+        header = headers[key]
+        assert isinstance(header, _Header)
+        if len(order) != len(header.shape) - 1:
+            what = f"transpose: {key!r} has {len(header.shape) - 1} axes per sample, the order given {len(order)}"
+            raise fault(name, what, "list each axis of a sample once, without the batch: [1, 2, 0]")
     count = counts[used[0]]
     if count == 0:
         raise fault(name, f"{path.name} has no samples", "axis 0 of its arrays is empty")
+
+    about: dict[str, Any] = {"kind": "npz"}
+    if spec.transpose:
+        about["transpose"] = {key: list(order) for key, order in spec.transpose.items()}
 
     def rows() -> Iterator[Row]:
         with ExitStack() as opened:
@@ -84,12 +97,13 @@ def open_npz(spec: NpzData, base: Path, inputs: Sequence[TensorSpec], dims: Mapp
                 raise fault(name, f"{path.name} was changed while it was in use", "run again")
             for index in range(count):
                 row = {key: _row(stream, headers[key], path, name, index) for key, stream in streams.items()}
+                row |= {key: np.ascontiguousarray(row[key].transpose(order)) for key, order in spec.transpose.items()}
                 yield row, label_of(spec.label, {key: row.pop(key) for key in labels})
             for key, stream in streams.items():  # reading on to the end checks the zip's own checksum
                 if _read(stream, 1, path, name):
                     raise _damaged(path, name, ValueError(f"{key!r} is longer than its header says"))
 
-    return Source(rows, lambda: count, bool(labels), {"kind": "npz"})
+    return Source(rows, lambda: count, bool(labels), about)
 
 
 def _row(stream: IO[bytes], header: _Header | str, path: Path, name: str, index: int) -> Array:

@@ -247,6 +247,9 @@ def _renumber(model: Any) -> None:
     for index, op in enumerate(counted):
         name = f"{op.get_type_name()}_{index}"
         op.set_friendly_name(name if name not in given else f"{name}_auto")
+    for op in operators:
+        if op.get_type_name() in ("Loop", "TensorIterator"):
+            _renumber(op.get_function())
 
 
 def _is_counted(op: Any) -> bool:

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from optkit.artifact import Dim, TensorSpec
+from optkit.artifact import Dim
 from optkit.errors import OptkitError, StepError
 from optkit.formats import tflite_model, tflite_session, torch_model
 from optkit.formats.tflite_model import Contract
 from optkit.formats.tflite_noise import captured, quiet
-from optkit.formats.torch_feeds import static_shape
+from optkit.formats.tflite_sizes import disproved
 from optkit.formats.torch_files import quiet as quiet_torch
 from optkit.formats.torch_guards import node_place, program_places, quiet_failure
 from optkit.plugin import need
+
+if TYPE_CHECKING:
+    from optkit.plugin import Tensors
 
 
 def load() -> Any:
     """litert-torch, imported without what its libraries print then."""
     with captured(), quiet():
         return need("litert_torch", "litert-torch")
-
-
-TOLERANCE = 1e-3
-"""Of the largest output: float32 kernels that sum in another order stay far below, a wrong reshape far above."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,10 @@ class Conversion:
         tflite_model.write(converted, path, self.agreed)
         raw.unlink()
 
+    def with_contract(self, agreed: Contract) -> Conversion:
+        """The same, of another contract."""
+        return replace(self, agreed=agreed)
+
     def feeds(self, sizes: Mapping[str, int], seed: int) -> dict[str, Any]:
         """Example inputs by parameter name, as the file takes them."""
         drawn = torch_model.example_feeds(self.agreed.inputs, self.dims, sizes, seed)
@@ -101,28 +104,15 @@ class Conversion:
         """
         import numpy as np
 
-        names = dict.fromkeys(
-            d for spec in self.agreed.inputs for d in static_shape(spec, self.dims) if isinstance(d, str)
-        )
-        sizes = tflite_session.visited({name: self.dims[name].sizes for name in names})
-        with tflite_session.open_session(path, threads=threads) as session:
-            for at in sizes:
-                where = ", ".join(f"{name}={n}" for name, n in at.items()) or "its fixed sizes"
-                drawn = torch_model.example_feeds(self.agreed.inputs, self.dims, at, seed=1)
-                wanted = self.model.call(drawn)
-                try:
-                    got = session.infer({name: value.numpy() for name, value in drawn.items()})
-                except StepError as error:
-                    return f"at {where}: {error.what}"
-                for name, tensor in wanted.items():
-                    told = np.asarray(tensor.double() if tensor.is_floating_point() else tensor)
-                    found = got[name].astype(told.dtype)
-                    if found.shape != told.shape:
-                        return f"at {where} output {name!r} has shape {found.shape}, the model's has {told.shape}"
-                    scale = float(np.abs(told, where=np.isfinite(told), out=np.zeros(told.shape)).max(initial=0))
-                    if not np.allclose(found, told, rtol=0, atol=TOLERANCE * scale, equal_nan=True):
-                        return f"at {where} output {name!r} differs from the model's"
-        return ""
+        def ask(sizes: Mapping[str, int]) -> tuple[Tensors, Tensors]:
+            drawn = torch_model.example_feeds(self.agreed.inputs, self.dims, sizes, seed=1)
+            answer = self.model.call(drawn)
+            return {name: value.numpy() for name, value in drawn.items()}, {
+                name: np.asarray(value.double() if value.is_floating_point() else value)
+                for name, value in answer.items()
+            }
+
+        return disproved(path, self.agreed, self.dims, threads, ask)
 
 
 def _ends(model: torch_model.TorchModel, agreed: Contract) -> Any:
@@ -227,12 +217,3 @@ def failure(error: Exception, program: Any, said: str = "") -> StepError:
         details="\n".join(part for part in (text, said.strip()) if part),
         hint=hint,
     )
-
-
-def batch_of(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str | None:
-    """The dim that counts samples: axis 0 of every input and output, and no other axis of any; or None."""
-    shapes = [spec.shape or (None,) for spec in (*inputs, *outputs)]
-    name = shapes[0][0]
-    if not isinstance(name, str) or any(shape[0] != name or name in shape[1:] for shape in shapes):
-        return None
-    return name

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from hashlib import sha256
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from optkit.errors import OptkitError, SourceError, did_you_mean
-from optkit.formats.torch_files import existing, place, user_frame
+from optkit.formats.torch_files import existing
+from optkit.formats.user_code import importable, imported, raised
 from optkit.plugin import need
 
 
@@ -26,8 +22,8 @@ def build_module(descriptor: Mapping[str, Any]) -> tuple[Any, Path | None]:
         existing(where, "model.torch")
     folder = Path(where).resolve().parent if is_file else None
     kwargs = dict(descriptor.get("kwargs") or {})
-    with _importable(folder):
-        code = _import(where, folder)
+    with importable(folder):
+        code = imported(where, folder, "model.torch")
         build = getattr(code, attribute, None)
         if not callable(build):
             callables = [
@@ -47,7 +43,9 @@ def build_module(descriptor: Mapping[str, Any]) -> tuple[Any, Path | None]:
         except OptkitError:
             raise
         except (Exception, SystemExit) as error:
-            raise _raised(f"{attribute} in {where}", error, folder, "call it by hand in Python") from error
+            raise raised(
+                f"{attribute} in {where}", error, folder, "call it by hand in Python", "model.torch"
+            ) from error
     if not isinstance(module, torch.nn.Module):
         raise SourceError(
             f"{attribute} in {where} returned {kind_of_value(module)}, not an nn.Module",
@@ -64,16 +62,6 @@ def kind_of_value(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def _raised(what: str, error: BaseException, folder: Path | None, hint: str) -> SourceError:
-    where = place(user_frame(error, folder))
-    return SourceError(
-        f"{what} raised {type(error).__name__}: {error}" + (f", at {where}" if where else ""),
-        subject="model.torch",
-        hint=hint,
-        details=f"{where}\n{type(error).__name__}: {error}".strip(),
-    )
-
-
 def _check_kwargs(build: Callable[..., Any], kwargs: Mapping[str, Any], name: str) -> None:
     try:
         parameters = inspect.signature(build).parameters
@@ -88,65 +76,3 @@ def _check_kwargs(build: Callable[..., Any], kwargs: Mapping[str, Any], name: st
                 subject=f"model.kwargs.{key}",
                 hint=did_you_mean(key, parameters) or "it takes none at all",
             )
-
-
-@contextmanager
-def _importable(folder: Path | None) -> Iterator[None]:
-    """What lies beside a factory can be imported meanwhile, freshly; sys.path is put back afterwards.
-
-    A loaded module that has the name of a sibling is set aside and comes back, so that two recipes whose helpers share
-    a name do not get each other's. The standard library and installed packages are never set aside.
-    """
-    if folder is None:
-        yield
-        return
-    siblings = {p.stem for p in folder.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()}
-
-    def set_aside(name: str) -> bool:
-        file = getattr(sys.modules[name], "__file__", None) or ""
-        return (
-            name.split(".")[0] in siblings - set(sys.stdlib_module_names)
-            and name != "__main__"
-            and not {"site-packages", "dist-packages"} & set(Path(file).parts)
-        )
-
-    aside = {name: sys.modules.pop(name) for name in list(sys.modules) if set_aside(name)}
-    before = list(sys.path)
-    sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-        sys.modules.update(aside)
-
-
-def _import(where: str, folder: Path | None) -> Any:
-    try:
-        if folder is None:
-            return importlib.import_module(where)
-        path = Path(where).resolve()
-        name = f"optkit_source_{sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None  # a .py file always has one
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-        return module
-    except ModuleNotFoundError as error:
-        if folder is None and error.name and where.startswith(error.name):
-            raise SourceError(
-                f"there is no Python module {where!r}",
-                subject="model.torch",
-                hint="give the file, path/to/file.py:name, or put its folder on PYTHONPATH",
-            ) from error
-        raise _raised(f"importing {where}", error, folder, f"install {error.name}") from error
-    except OptkitError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise _raised(f"importing {where}", error, folder, "import it by hand in Python") from error

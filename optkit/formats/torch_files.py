@@ -7,6 +7,7 @@ import json
 import pickle
 import pickletools
 import re
+import sys
 import traceback
 import warnings
 import zipfile
@@ -43,8 +44,9 @@ def quiet() -> Iterator[None]:
 
 
 def user_frame(error: BaseException, folder: Path | None = None) -> traceback.FrameSummary | None:
-    """The innermost frame of `error` in `folder`, or else outside torch and optkit: the user's own line."""
-    ours = (*need("torch").__path__, str(Path(__file__).parents[1]), "<")
+    """The innermost frame of `error` in `folder`, or else outside backends and optkit: the user's own line."""
+    backends = [sys.modules[name] for name in ("torch", "tensorflow", "keras") if name in sys.modules]
+    ours = (*(path for backend in backends for path in backend.__path__), str(Path(__file__).parents[1]), "<")
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
     near = [f for f in frames if folder is not None and Path(f.filename).is_relative_to(folder)]
     return near[-1] if near else frames[-1] if frames else None

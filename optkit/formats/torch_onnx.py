@@ -59,7 +59,6 @@ def rename(model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         for value in ports:
             value.name = step + ends[id(value)]
     _drop_notes(model)
-    model.producer_name, model.producer_version = "pytorch", need("torch").__version__
 
 
 def _drop_notes(model: Any) -> None:

@@ -97,6 +97,7 @@ def run(artifact: Artifact, out_dir: Path, options: TorchToOnnx, context: Contex
     known = artifact.signature.outputs if artifact.signature else ()
     name_dims(onnx, inputs, context.dims, names, known)
     onnx.ir_version = options.written_ir_version
+    onnx.producer_name, onnx.producer_version = "pytorch", need("torch").__version__
     proto, payloads = to_proto(onnx)
     size = onnx_model.size_bytes(proto)
     onnx_model.save(proto, out_dir, options.external_data, payloads=payloads)

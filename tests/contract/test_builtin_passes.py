@@ -43,6 +43,8 @@ PASSES: dict[str, tuple[dict[str, Any], bool]] = {
     "tflite.quantize": ({}, True),
     "tflite.to_openvino": ({}, False),
     "tflite.to_edgetpu": ({}, False),
+    "onnx.to_tflite": ({}, False),
+    "onnx.to_savedmodel": ({}, False),
 }
 
 

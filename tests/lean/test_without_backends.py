@@ -79,7 +79,7 @@ def test_optkit_is_imported_with_its_whole_interface(lean: Path) -> None:
         ("--help", "Exit codes:"),
         ("--version", "optkit "),
         ("convert --help", "RECIPE|MODEL"),
-        ("plan recipes/digits.yaml", "digits: 12 steps, 12 to run, 10 to deliver"),
+        ("plan recipes/digits.yaml", "digits: 14 steps, 14 to run, 12 to deliver"),
         ("plan recipes/resnet50.yaml", "resnet50: 6 steps"),
         ("schema", '"title": "optkit recipe"'),
         ("passes", "openvino.compress_weights"),
@@ -114,7 +114,7 @@ def test_convert_says_in_one_line_what_to_install(lean: Path, tmp_path: Path) ->
     what, remedy = done.stderr.splitlines()
     assert what.startswith("error: not installed: torch (for the source model), ")
     assert "openvino (for step ov)" in what
-    assert remedy == '  try: pip install "optkit[onnx,openvino,tensorrt-rtx,tflite,torch]"'
+    assert remedy == '  try: pip install "optkit[onnx,openvino,tensorflow,tensorrt-rtx,tflite,torch]"'
     assert not (tmp_path / "out").exists()
 
 

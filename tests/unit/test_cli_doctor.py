@@ -120,6 +120,10 @@ REPORT = {
     "optkit": "0.1.0", "python": {"version": "3.11.7", "executable": "/usr/bin/python", "expected": ">=3.11"},
     "machine": {"platform": "Linux", "processor": "CPU", "cores": 2, "memory_bytes": 8_000_000_000},
     "cache": {"path": "/home/me/.cache/optkit", "free_bytes": 1_000_000_000},
+    "environments": [
+        {"name": "other", "summary": "", "path": "/env/other", "wanted_by": ["onnx.to_x"], "status": "is not there",
+         "create": "optkit env create other"},
+    ],
     "packages": [
         {"name": "click", "extras": [], "base": True, "expected": ">=8.1", "version": "8.2", "status": "ok",
          "error": "", "install": "", "devices": None},
