@@ -8,7 +8,8 @@
     {"kind": "huggingface", "path": "/abs/folder", "class": "AutoModel" or null, "pooling": "mean", "cls" or null,
      "normalize": false}
 
-each with "inputs", a list of `TensorSpec` (which an exported program can do without), and "outputs", names or null.
+each but the exported and TorchScript ones also with "pruned" (`torch_structure`): what was cut from the module, and the
+weights that were left; and each with "inputs", a list of `TensorSpec` (which an exported program can do without), and "outputs", names or null.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from optkit.formats.torch_feeds import example_feeds as example_feeds
 from optkit.formats.torch_files import kind_of as kind_of
 from optkit.formats.torch_files import quiet
 from optkit.formats.torch_sources import Source, of_module, open_source
+from optkit.formats.torch_structure import absolute
 from optkit.plugin import need
 
 MAIN = "torch.json"
@@ -56,12 +58,12 @@ def load(descriptor_path: Path, precision: str | None = None, *, device: str = "
 
 
 def read_descriptor(path: Path) -> dict[str, Any]:
-    """The JSON of a torch.json. Raises SourceError."""
+    """The JSON of a torch.json, with the files beside it named by absolute paths. Raises SourceError."""
     try:
         descriptor: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise SourceError(f"{path} cannot be read: {error}", subject="model") from error
-    return descriptor
+    return absolute(descriptor, path.absolute().parent)
 
 
 # ------------------------------------------------------------------------------------------------ exported programs

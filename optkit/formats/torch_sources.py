@@ -24,6 +24,7 @@ from optkit.formats.torch_files import (
     untrusted,
 )
 from optkit.formats.torch_huggingface import from_folder
+from optkit.formats.torch_structure import restore
 from optkit.plugin import need
 
 KEYS = {"exported": "pt2", "torchscript": "torchscript", "pickle": "pickle"}
@@ -100,6 +101,8 @@ def open_source(descriptor: Mapping[str, Any], device: str = "cpu") -> Source:
             "pickle": _pickle,
             "huggingface": _huggingface,
         }[kind](descriptor)
+    if descriptor.get("pruned"):
+        restore(source.module, descriptor)
     if kind != "exported":  # a GraphModule from torch.export refuses eval(): its mode was fixed at export
         source.module.eval()
     stuck = [name for name, p in source.module.named_parameters() if p.device.type == "meta"]
@@ -151,7 +154,7 @@ def of_module(
 def _factory(descriptor: Mapping[str, Any]) -> Source:
     torch = need("torch")
     module, folder = build_module(descriptor)
-    if descriptor.get("weights"):
+    if descriptor.get("weights") and not descriptor.get("pruned"):  # what was pruned has weights of its own
         state = read_weights(descriptor["weights"], trust_pickle=bool(descriptor.get("trust_pickle")))
         fit_weights(module, state, descriptor["weights"], strict=bool(descriptor.get("strict", True)))
     if all(p.device.type != "meta" for p in module.parameters()):

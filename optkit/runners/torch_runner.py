@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.errors import DataError, UnavailableError, did_you_mean
-from optkit.formats.torch_model import MAIN, TorchModel, describe, kind_of, load
+from optkit.formats.torch_model import MAIN, TorchModel, describe, kind_of, load, read_descriptor
 from optkit.plugin import Artifact, Runner, Session, TensorSpec, need
 
 if TYPE_CHECKING:
@@ -131,7 +130,7 @@ def inspect(path: Path) -> dict[str, Any]:
     """
     if path.suffix == ".json":
         model = load(path)
-        descriptor: Mapping[str, Any] = json.loads(path.read_text())
+        descriptor: Mapping[str, Any] = read_descriptor(path)
         return {"kind": model.source.kind, "size_bytes": _size(descriptor), **_of_module(model.source.module)}
     from optkit.formats import torch_files
 
@@ -147,7 +146,9 @@ def inspect(path: Path) -> dict[str, Any]:
 
 
 def _size(descriptor: Mapping[str, Any]) -> int:
-    named = [Path(descriptor[key]) for key in ("weights", "path") if descriptor.get(key)]
+    pruned = descriptor.get("pruned")
+    paths = [pruned["weights"]] if pruned else [descriptor[key] for key in ("weights", "path") if descriptor.get(key)]
+    named = [Path(path) for path in paths]
     files = [f for p in named for f in (p.rglob("*") if p.is_dir() else [p])]
     return sum(f.stat().st_size for f in files if f.is_file())
 

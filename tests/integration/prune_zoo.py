@@ -1,0 +1,199 @@
+"""Small models with the structures that pruning has to follow; also the factory file their recipes name.
+
+Images are float32 (batch, 3, 32, 32), tokens int64 (batch, sequence) below 64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """Convolution, batch norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
+
+
+class Residual(nn.Module):
+    """x + f(x), or a projection of x where width or size change; groups > 1 as in ResNeXt."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.first = conv(inputs, outputs, stride=stride)
+        self.second = nn.Sequential(
+            nn.Conv2d(outputs, outputs, 3, 1, 1, groups=groups, bias=False), nn.BatchNorm2d(outputs)
+        )
+        same = stride == 1 and inputs == outputs
+        self.skip = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.second(self.first(x)) + self.skip(x))
+
+
+def resnet(groups: int = 1) -> nn.Module:
+    """A stem, three residual blocks of two widths, global pooling, a head of 10 classes."""
+    return nn.Sequential(
+        conv(3, 16),
+        Residual(16, 16, groups=groups),
+        Residual(16, 32, 2, groups=groups),
+        Residual(32, 32, groups=groups),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    )
+
+
+class Net(nn.Module):
+    """A Sequential with a named input."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layers(image)
+
+
+def vgg() -> nn.Module:
+    """Convolutions, pooling, and a flatten of (channel, row, column) into a linear layer."""
+    return Net(
+        conv(3, 16), nn.MaxPool2d(2), conv(16, 24), nn.MaxPool2d(4), nn.Flatten(),
+        nn.Linear(24 * 16, 40), nn.ReLU(), nn.Dropout(), nn.Linear(40, 10),
+    )  # fmt: skip
+
+
+class UNet(nn.Module):
+    """Two scales, a transposed convolution, a concat with the skip, group norm; (batch, 2, 32, 32) out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(8, 16), nn.SiLU())
+        self.deep = nn.Sequential(nn.MaxPool2d(2), conv(16, 32), conv(32, 32))
+        self.up = nn.ConvTranspose2d(32, 16, 2, 2)
+        self.join = conv(32, 16)
+        self.out = nn.Conv2d(16, 2, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        fine = self.down(image)
+        return self.out(self.join(torch.cat([fine, self.up(self.deep(fine))], 1)))
+
+
+class Shuffle(nn.Module):
+    """Channel shuffle and chunk, as in ShuffleNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(3, 16)
+        self.branch = nn.Sequential(conv(8, 8, 1), conv(8, 8, groups=8), conv(8, 8, 1))
+        self.last = conv(16, 32, 1)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        kept, used = self.stem(image).chunk(2, 1)
+        x = torch.cat([kept, self.branch(used)], 1)
+        x = x.view(x.shape[0], 2, 8, 32, 32).transpose(1, 2).reshape(x.shape[0], 16, 32, 32)
+        return self.head(self.last(x).mean((2, 3)))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Linear(8, 12)
+        self.between = nn.Linear(12, 10)
+        self.gru = nn.GRU(10, 6, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gru(self.between(torch.relu(self.before(x))))[0]
+
+
+class Fixed(nn.Module):
+    """An attention whose forward has its sizes written into it as numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(32, 96)
+        self.out = nn.Linear(32, 32)
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(x.shape[0], x.shape[1], 3, 4, 8).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(mixed.transpose(1, 2).reshape(x.shape[0], x.shape[1], 32))
+        return x + self.down(nn.functional.gelu(self.up(x)))
+
+
+class Single(nn.Module):
+    """Nothing between its input and its outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x)
+
+
+def _small(name: str, **options: Any) -> nn.Module:
+    """A randomly initialised model of transformers."""
+    import transformers
+
+    torch.manual_seed(0)
+    model = getattr(transformers, name.replace("Config", ""), None) or name
+    config = options.pop("config")
+    return getattr(transformers, name)(getattr(transformers, config)(**options)) if model else model
+
+
+def bert() -> nn.Module:
+    return _small(
+        "BertModel", config="BertConfig", vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=32,
+    )  # fmt: skip
+
+
+def gpt2() -> nn.Module:
+    return _small(
+        "GPT2LMHeadModel", config="GPT2Config", vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=32,
+        use_cache=False, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+
+
+def llama() -> nn.Module:
+    """Grouped-query attention (4 heads, 2 of keys), rotary embedding, gated units, RMS norm."""
+    return _small(
+        "LlamaForCausalLM", config="LlamaConfig", vocab_size=64, hidden_size=32, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, intermediate_size=64, max_position_embeddings=32, use_cache=False,
+    )  # fmt: skip
+
+
+def vit() -> nn.Module:
+    return _small(
+        "ViTForImageClassification", config="ViTConfig", hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, image_size=32, patch_size=8, num_labels=10,
+    )  # fmt: skip
+
+
+def convnext() -> nn.Module:
+    return _small(
+        "ConvNextForImageClassification", config="ConvNextConfig", hidden_sizes=[16, 32], depths=[1, 2], num_stages=2,
+        image_size=32, num_labels=10,
+    )  # fmt: skip
+
+
+def mobilenet() -> nn.Module:
+    return _small(
+        "MobileNetV2ForImageClassification", config="MobileNetV2Config", depth_multiplier=0.25, image_size=32,
+        num_labels=10,
+    )  # fmt: skip
+
+
+def swin() -> nn.Module:
+    return _small(
+        "SwinForImageClassification", config="SwinConfig", image_size=32, patch_size=4, embed_dim=16, depths=[2, 2],
+        num_heads=[2, 4], window_size=4, num_labels=10,
+    )  # fmt: skip
