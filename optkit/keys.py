@@ -18,7 +18,8 @@ from optkit.artifact import Artifact, digest_of
 from optkit.cache import Cache
 from optkit.dataspec import ImageData, content_key, image_classes, image_files, resolve_path, tools
 from optkit.dataspec import files as data_files
-from optkit.errors import UnavailableError
+from optkit.errors import UnavailableError, UserError
+from optkit.named import named_digest, named_files
 from optkit.parity.cases import Case
 from optkit.planning import Plan, Step
 from optkit.plugin import EXTRAS, install_line
@@ -157,8 +158,22 @@ def fitted(plan: Plan) -> dict[str, list[str]]:
     return users
 
 
-def step_key(plan: Plan, step: Step, parent: Artifact, data: str | None, source: Artifact) -> str:
-    """The key of a step's output. source: the source model, on which a pass that takes it as its teacher depends."""
+def reads_key(plan: Plan, step: Step, cache: Cache, *, known_only: bool = False) -> str | None:
+    """The digest of the files that a step's options name; None as in `Cache.digest`. Raises UserError for a lost one."""
+    try:
+        files = named_files(step.use, step.options, plan.recipe.base)
+    except UserError as error:
+        raise UserError(f"step {step.id}: {error.what}", hint=error.hint) from error
+    return named_digest(files, step.use.target, cache, known_only=known_only)
+
+
+def step_key(
+    plan: Plan, step: Step, parent: Artifact, data: str | None, source: Artifact, reads: str | None = None
+) -> str:
+    """The key of a step's output.
+
+    source: the source model, on which a pass that takes it as its teacher depends. reads: see `reads_key`.
+    """
     recipe, signature = plan.recipe, parent.signature
     tools = step.use.tools if parent.format != "torch" else (*step.use.tools, *source_tools(recipe))
     return digest_of(
@@ -174,6 +189,7 @@ def step_key(plan: Plan, step: Step, parent: Artifact, data: str | None, source:
             recipe.seed,
             versions(tools, step.python),
             *([source.digest] if step.use.wants_source(step.options) else []),
+            *([reads] if step.use.reads(step.options) else []),
         ]
     )
 

@@ -26,6 +26,7 @@ PRECISIONS = ("float64", "float32", "float16", "bfloat16")
 _PASSES = (
     "torch_to_onnx",
     "torch_to_openvino",
+    "torch_distill",
     "onnx_simplify",
     "onnx_optimize_transformer",
     "onnx_fp16",

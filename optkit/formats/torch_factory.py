@@ -20,24 +20,9 @@ from optkit.plugin import need
 def build_module(descriptor: Mapping[str, Any]) -> tuple[Any, Path | None]:
     """The nn.Module a descriptor's factory returns, and the folder the factory's file lies in. Raises SourceError."""
     torch = need("torch")
-    where, _, attribute = str(descriptor["factory"]).rpartition(":")
-    is_file = where.endswith(".py")
-    if is_file:
-        existing(where, "model.torch")
-    folder = Path(where).resolve().parent if is_file else None
     kwargs = dict(descriptor.get("kwargs") or {})
-    with _importable(folder):
-        code = _import(where, folder)
-        build = getattr(code, attribute, None)
-        if not callable(build):
-            callables = [
-                n for n, v in vars(code).items() if callable(v) and getattr(v, "__module__", "") == code.__name__
-            ]
-            raise SourceError(
-                f"{where} has no callable {attribute!r}",
-                subject="model.torch",
-                hint=did_you_mean(attribute, callables) or "define it there",
-            )
+    with user_callable(str(descriptor["factory"])) as (build, folder):
+        where, _, attribute = str(descriptor["factory"]).rpartition(":")
         _check_kwargs(build, kwargs, attribute)
         try:
             # Weights the factory draws must be the same at every load: the model is loaded once per step.
@@ -47,7 +32,7 @@ def build_module(descriptor: Mapping[str, Any]) -> tuple[Any, Path | None]:
         except OptkitError:
             raise
         except (Exception, SystemExit) as error:
-            raise _raised(f"{attribute} in {where}", error, folder, "call it by hand in Python") from error
+            raise raised(f"{attribute} in {where}", error, folder, "call it by hand in Python") from error
     if not isinstance(module, torch.nn.Module):
         raise SourceError(
             f"{attribute} in {where} returned {kind_of_value(module)}, not an nn.Module",
@@ -57,6 +42,32 @@ def build_module(descriptor: Mapping[str, Any]) -> tuple[Any, Path | None]:
     return module, folder
 
 
+@contextmanager
+def user_callable(text: str) -> Iterator[tuple[Callable[..., Any], Path | None]]:
+    """What FILE.py:NAME or MODULE:NAME names, and the folder its file lies in, from where it may import meanwhile.
+
+    Raises SourceError.
+    """
+    where, _, attribute = text.rpartition(":")
+    is_file = where.endswith(".py")
+    if is_file:
+        existing(where, "model.torch")
+    folder = Path(where).resolve().parent if is_file else None
+    with _importable(folder):
+        code = _import(where, folder)
+        found = getattr(code, attribute, None)
+        if not callable(found):
+            callables = [
+                n for n, v in vars(code).items() if callable(v) and getattr(v, "__module__", "") == code.__name__
+            ]
+            raise SourceError(
+                f"{where} has no callable {attribute!r}",
+                subject="model.torch",
+                hint=did_you_mean(attribute, callables) or "define it there",
+            )
+        yield found, folder
+
+
 def kind_of_value(value: Any) -> str:
     """A value's type in words: "a dict", "a tuple of Linear, str", "None"."""
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -64,7 +75,8 @@ def kind_of_value(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def _raised(what: str, error: BaseException, folder: Path | None, hint: str) -> SourceError:
+def raised(what: str, error: BaseException, folder: Path | None, hint: str) -> SourceError:
+    """The error for what the user's code raised, with the line it came from."""
     where = place(user_frame(error, folder))
     return SourceError(
         f"{what} raised {type(error).__name__}: {error}" + (f", at {where}" if where else ""),
@@ -145,8 +157,8 @@ def _import(where: str, folder: Path | None) -> Any:
                 subject="model.torch",
                 hint="give the file, path/to/file.py:name, or put its folder on PYTHONPATH",
             ) from error
-        raise _raised(f"importing {where}", error, folder, f"install {error.name}") from error
+        raise raised(f"importing {where}", error, folder, f"install {error.name}") from error
     except OptkitError:
         raise
     except (Exception, SystemExit) as error:
-        raise _raised(f"importing {where}", error, folder, "import it by hand in Python") from error
+        raise raised(f"importing {where}", error, folder, "import it by hand in Python") from error
