@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import optkit
-from optkit.artifact import Artifact, digest_of
+from optkit.artifact import Artifact, digest_file, digest_of
 from optkit.cache import Cache
 from optkit.dataspec import ImageData, content_key, image_classes, image_files, resolve_path, tools
 from optkit.dataspec import files as data_files
@@ -190,6 +190,8 @@ def step_key(
             versions(tools, step.python),
             *([source.digest] if step.use.wants_source(step.options) else []),
             *([reads] if step.use.reads(step.options) else []),
+            # A torch model's output names its code by path: another checkout's cannot stand for it.
+            digest_file(parent.path) if step.use.target == "torch" else None,
         ]
     )
 

@@ -116,7 +116,7 @@ class Distillation:
         except ValueError as error:
             raise StepError(f"{shapes}: {error}", subject="with.losses",
                             hint="layers may differ in their width alone: the last axis, or an image's "
-                            "channels")  # fmt: skip
+                            "channels") from error  # fmt: skip
         if axis is not None:
             self.helpers[_key(mine, theirs)] = projection(one.shape[axis], other.shape[axis], axis)
 
@@ -148,7 +148,7 @@ class Distillation:
         return self._cosine(got, want, batch) if loss.distance == "cosine" else self._mse(got, want, batch)
 
     def _kl(self, got: Any, want: Any, temperature: float, batch: Batch) -> Any:
-        """Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015), times temperature squared."""
+        """As in Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015): times its square."""
         log_softmax = need("torch").nn.functional.log_softmax
         logs = log_softmax(want / temperature, -1)
         rows = (logs.exp() * (logs - log_softmax(got / temperature, -1))).sum(-1)
@@ -245,7 +245,8 @@ def _default(wanted: dict[str, Any]) -> list[Loss]:
     for name in _floats(wanted):
         length = wanted[name].float().norm(dim=-1) if wanted[name].dim() > 1 else torch.zeros(())
         unit = bool(torch.allclose(length, torch.ones_like(length), atol=1e-3))
-        made.append(Loss(kind="cosine" if unit and wanted[name].shape[-1] > 1 else "mse", output=name))
+        kind = "cosine" if unit and wanted[name].shape[-1] > 1 else "mse"
+        made.append(Loss.model_validate({"kind": kind, "output": name}))
     if not made:
         raise StepError("the model has no float output to learn from", subject="with.losses",
                         hint="name layers: losses: [{kind: hidden, layers: {...}}]")  # fmt: skip
@@ -272,7 +273,7 @@ def _cross_entropy(scores: Any, batch: Batch, label: str | None, output: str) ->
     if wanted.is_floating_point() or wanted.shape != scores.shape[:-1]:
         raise DataError(f"labels are {dtype_name(wanted.dtype)}{list(wanted.shape)}, but the scores of {output!r} are "
                         f"{list(scores.shape)}", subject="data",
-                        hint="class numbers, one per score's row; axis: says which axis the classes are on")  # fmt: skip
+                        hint="class numbers, one per row of scores; axis: says which the classes are on")  # fmt: skip
     wanted = wanted.long()
     off = wanted[(wanted != IGNORED) & ((wanted < 0) | (wanted >= scores.shape[-1]))]
     if off.numel():

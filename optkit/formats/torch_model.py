@@ -8,8 +8,8 @@
     {"kind": "huggingface", "path": "/abs/folder", "class": "AutoModel" or null, "pooling": "mean", "cls" or null,
      "normalize": false}
 
-each but the exported and TorchScript ones also with "pruned" (`torch_structure`): what was cut from the module, and the
-weights that were left; and each with "inputs", a list of `TensorSpec` (which an exported program can do without), and "outputs", names or null.
+each with "inputs", a list of `TensorSpec` (which an exported program can do without), and "outputs", names or null. The
+kinds that give an nn.Module may have "pruned" too: what was cut from it, and the weights left (`torch_structure`).
 """
 
 from __future__ import annotations

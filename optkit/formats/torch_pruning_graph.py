@@ -18,8 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optkit.errors import StepError
 from optkit.formats import torch_pruning_rules as rules
 from optkit.formats.torch_files import quiet
+from optkit.formats.torch_guards import quiet_failure
+from optkit.formats.torch_pruning_call import flat
 from optkit.formats.torch_pruning_units import Axes, Axis, Follows, Product, Units
 from optkit.formats.torch_structure import Stage
 from optkit.plugin import need
@@ -67,7 +70,7 @@ class Graph:
         if axis is None or isinstance(value, bool):
             return
         in_tuple = isinstance(value, tuple | list) and len(value) == 1
-        number = value[0] if in_tuple else value
+        number: Any = value[0] if isinstance(value, tuple | list) and in_tuple else value
         if isinstance(number, int) and number == len(axis) // divisor:
             self.follows.append(Follows(path, name, axis, divisor, in_tuple))
 
@@ -116,7 +119,9 @@ class Graph:
             return None if axis is None else axis[self.kept(axis, removed)]
 
         self.tensors = {name: tuple(less(axis) for axis in axes) for name, axes in self.tensors.items()}
-        self.follows = [Follows(f.path, f.name, f.axis[self.kept(f.axis, removed)], f.divisor, f.in_tuple) for f in self.follows]
+        self.follows = [
+            Follows(f.path, f.name, f.axis[self.kept(f.axis, removed)], f.divisor, f.in_tuple) for f in self.follows
+        ]
         self.products = [Product(tuple(a[self.kept(a, removed)] for a in p.axes), p.times) for p in self.products]
 
     def macs(self, removed: set[int]) -> int:
@@ -142,11 +147,19 @@ def own_name(name: str) -> str:
 def trace(model: Any, feeds: Mapping[str, Any], keep: Sequence[str] = ()) -> Graph:
     """The dependency graph of a TorchModel, traced at the sizes of `feeds`.
 
-    keep: modules (their paths) that have to stay as they are. Raises whatever torch.export does.
+    keep: modules (their paths) that have to stay as they are. Raises StepError where torch.export does not follow.
     """
     torch = need("torch")
-    with quiet(), torch.no_grad():
-        program = torch.export.export(model.module, tuple(feeds.values()), strict=False)
+    try:
+        with quiet(), quiet_failure(), torch.no_grad():
+            program = torch.export.export(model.module, tuple(feeds.values()), strict=False)
+    except Exception as error:  # torch raises many kinds, most of them private
+        raise StepError(
+            f"torch.export cannot follow the model: {str(error).strip().splitlines()[0]}",
+            subject="model",
+            details=str(error),
+            hint="how: unstructured needs no tracing",
+        ) from error
     graph = Graph(model.source.module, program)
     _tensors(graph, keep)
     before = -1
@@ -206,7 +219,7 @@ def _walk(graph: Graph) -> None:
 
 def _freeze_outputs(graph: Graph, node: Any) -> None:
     for result in node.all_input_nodes:
-        for axis in rules.flat(graph.values.get(result, ())):
+        for axis in flat(graph.values.get(result, ())):
             graph.units.freeze(axis, "it is an output of the model")
 
 

@@ -44,7 +44,9 @@ class Units:
     def roots(self, axis: NDArray[np.int64]) -> NDArray[np.int64]:
         """`find` of every position."""
         known: dict[int, int] = {}
-        return np.array([known[u] if u in known else known.setdefault(u, self.find(u)) for u in axis.tolist()], np.int64)
+        return np.array(
+            [known[u] if u in known else known.setdefault(u, self.find(u)) for u in axis.tolist()], np.int64
+        )
 
     def join(self, one: NDArray[np.int64], other: NDArray[np.int64]) -> None:
         """Position by position, the two are of one class from now on."""
@@ -110,13 +112,15 @@ def combine(units: Units, tensors: Sequence[Axes], shapes: Sequence[Sequence[int
     rank = max((len(axes) for axes in tensors), default=0)
     result: list[Axis] = []
     for back in range(rank, 0, -1):
-        here = [(axes[-back], int(shape[-back])) for axes, shape in zip(tensors, shapes, strict=True) if len(axes) >= back]
+        here = [
+            (axes[-back], int(shape[-back])) for axes, shape in zip(tensors, shapes, strict=True) if len(axes) >= back
+        ]
         size = max((n for _, n in here), default=1)
         full = [axis for axis, n in here if n == size or axis is not None]
         made = [axis for axis in full if axis is not None and len(axis) == size]
         if made and size > 1 and len(made) < len([1 for _, n in here if n == size]):
             for axis in made:
-                units.freeze(axis, f"{why} with values of a fixed size")
+                units.freeze(axis, f"{why} joins it with values that no layer makes")
         for axis in made[1:]:
             units.join(made[0], axis)
         result.append(made[0] if made else None)

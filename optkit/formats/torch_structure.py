@@ -1,10 +1,11 @@
 """What was removed from a torch module, written down so that a freshly built one can be cut to the same shape.
 
-A torch artifact with a structure is `torch.json`, the descriptor of the module it was made from, with one key more:
+A torch artifact with a structure is `torch.json`, the descriptor of the module it was made from, with two keys more:
 
-    {..., "pruned": {"structure": "structure.json", "weights": "weights.safetensors"}}
+    {..., "pruned": {"structure": "structure.json", "weights": "weights.safetensors"},
+     "made_from": digest of the model it was cut from}
 
-both beside it. structure.json has no code and no pickle in it:
+both files beside it. structure.json has no code and no pickle in it:
 
     {"version": 1, "stages": [{"keep": [[0, 2, 3], ...],
                                "tensors": {"stem.weight": {"0": 0}, ...},     parameter or buffer, axis, number in keep
@@ -145,10 +146,11 @@ def restore(module: Any, descriptor: Mapping[str, Any]) -> None:
     fit_weights(module, read_weights(path), path)
 
 
-def save(module: Any, parent: Mapping[str, Any], done: Sequence[Stage], out_dir: Path) -> None:
-    """Write torch.json, structure.json and weights.safetensors. parent: the descriptor the module was loaded by.
+def save(module: Any, parent: Mapping[str, Any], digest: str, done: Sequence[Stage], out_dir: Path) -> None:
+    """Write torch.json, structure.json and weights.safetensors.
 
-    Tied weights are stored once per name, so that any reader finds each.
+    parent: the descriptor the module was loaded by. digest: of what it describes; it is written down, so that the same
+    weights under other code are another artifact. Tied weights are stored once per name, so that any reader finds each.
     """
     torch = need("torch")
     whole = [*stages(parent), *done]
@@ -160,7 +162,7 @@ def save(module: Any, parent: Mapping[str, Any], done: Sequence[Stage], out_dir:
         if isinstance(value, torch.Tensor)
     }
     need("safetensors.torch", "safetensors").save_file(state, str(out_dir / WEIGHTS))
-    descriptor = {**parent, "pruned": {"structure": STRUCTURE, "weights": WEIGHTS}}
+    descriptor = {**parent, "pruned": {"structure": STRUCTURE, "weights": WEIGHTS}, "made_from": digest}
     (out_dir / "torch.json").write_text(json.dumps(descriptor, indent=1), encoding="utf-8")
 
 

@@ -191,7 +191,7 @@ class _Loop:
         half = self.how.precision == "bfloat16"
         with torch.autocast(self.device.partition(":")[0], torch.bfloat16) if half else nullcontext():
             losses = self.learner.losses(batch)
-            loss = sum(losses.values())
+            loss = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         if not torch.isfinite(loss):
             raise self.lost(f"the loss is {float(loss):g}", 1)
@@ -263,7 +263,7 @@ def _optimizer(learner: Learner, how: Training) -> Any:
         )
     learns = [p for p in (*learner.module.parameters(), *learner.helpers.parameters()) if p.requires_grad]
     if not any(p.requires_grad for p in named.values()):
-        raise StepError("the student has no parameter that could learn", subject="with.freeze" if how.freeze else "model",
+        raise StepError("no parameter of the student could learn", subject="with.freeze" if how.freeze else "model",
                         hint="freeze fewer" if how.freeze else "give a model with parameters")  # fmt: skip
     groups = [
         {"params": [p for p in learns if p.dim() > 1], "weight_decay": how.weight_decay},

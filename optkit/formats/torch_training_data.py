@@ -33,8 +33,8 @@ Array = NDArray[Any]
 class Batch:
     """Samples to learn from.
 
-    feeds: the model's inputs, name to tensor with axis 0 the batch. labels: by their names in the recipe, "" where there
-    is one alone, as tensors with axis 0 the batch; empty without labels. rows: how many samples.
+    feeds: the model's inputs, name to tensor with axis 0 the batch. labels: likewise, by their names in the recipe, ""
+        where there is one alone; empty without labels. rows: how many samples.
     """
 
     feeds: Mapping[str, Any]
@@ -48,7 +48,7 @@ class TrainingData:
     def __init__(
         self, samples: Samples, folder: Path, inputs: Sequence[TensorSpec], *, held_out: float, seed: int, device: str
     ) -> None:
-        """Copy the samples to `folder`, unless an earlier call did. Raises DataError, OSError where the disk is full."""
+        """Copy the samples to `folder`, unless an earlier call did. Raises DataError, OSError on a full disk."""
         folder.mkdir(exist_ok=True)
         if not (folder / INDEX).is_file():
             _write(samples, folder)
@@ -84,9 +84,7 @@ class TrainingData:
         if len({a.shape for a in arrays}) > 1 or arrays[0].dtype.kind not in "biuf":
             shown = ", ".join(sorted({f"{a.dtype} {a.shape}" for a in arrays})[:4])
             raise DataError(
-                f"label {name!r} cannot be learned from: {shown}"
-                if name
-                else f"labels cannot be learned from: {shown}",
+                f"{f'label {name!r}' if name else 'labels'} cannot be learned from: {shown}",
                 subject="data",
                 hint="labels of numbers, all of one shape",
             )
@@ -97,10 +95,9 @@ class TrainingData:
         if not self.labels:
             raise DataError("the fit set has no labels", subject="data",
                             hint="name them on the dataset (label: NAME), or leave out the loss on labels")  # fmt: skip
-        if name is None and len(self.labels) == 1:
-            return self.labels[0]
-        if name in self.labels:
-            return str(name)
+        found = self.labels[0] if name is None and len(self.labels) == 1 else name
+        if found is not None and found in self.labels:
+            return found
         what = f"the fit set has no label {name!r}" if name else f"the fit set has {len(self.labels)} labels"
         raise DataError(what, subject="with", hint=did_you_mean(name or "", self.labels))
 
