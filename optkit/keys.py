@@ -159,7 +159,7 @@ def fitted(plan: Plan) -> dict[str, list[str]]:
 
 
 def reads_key(plan: Plan, step: Step, cache: Cache, *, known_only: bool = False) -> str | None:
-    """The digest of the files that a step's options name; None as in `Cache.digest`. Raises UserError for a lost one."""
+    """The digest of the files that a step's options name; None as in `Cache.digest`. Raises UserError."""
     try:
         files = named_files(step.use, step.options, plan.recipe.base)
     except UserError as error:
