@@ -27,6 +27,7 @@ _PASSES = (
     "torch_to_onnx",
     "torch_to_openvino",
     "torch_distill",
+    "torch_train",
     "onnx_simplify",
     "onnx_optimize_transformer",
     "onnx_fp16",

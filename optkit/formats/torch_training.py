@@ -113,7 +113,7 @@ def held_out_loss(learner: Learner, data: TrainingData, size: int) -> dict[str, 
 
 def _add(sums: dict[str, float], losses: Losses, rows: int) -> None:
     for name, value in losses.items():
-        sums[name] = sums.get(name, 0.0) + float(value) * rows
+        sums[name] = sums.get(name, 0.0) + float(value.detach()) * rows
 
 
 class _Loop:
@@ -194,7 +194,7 @@ class _Loop:
             loss = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         if not torch.isfinite(loss):
-            raise self.lost(f"the loss is {float(loss):g}", 1)
+            raise self.lost(f"the loss is {float(loss.detach()):g}", 1)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.how.clip_norm or math.inf)
         if not torch.isfinite(norm):
