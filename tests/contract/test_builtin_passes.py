@@ -29,6 +29,7 @@ FEEDS = {"image": RNG.standard_normal((4, 3, 8, 8)).astype(np.float32)}
 PASSES: dict[str, tuple[dict[str, Any], bool]] = {
     "torch.to_onnx": ({}, False),
     "torch.to_openvino": ({}, False),
+    "torch.prune": ({"remove_macs": 0.2}, False),
     "onnx.simplify": ({}, False),
     "onnx.optimize_transformer": ({}, False),
     "onnx.fp16": ({}, False),
