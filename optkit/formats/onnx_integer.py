@@ -186,7 +186,7 @@ def quantise_dynamically(rewrite: Rewrite, targets: Sequence[Any], types: Mappin
     nodes: list[Any] = []
     activations: dict[str, tuple[str, str, str]] = {}
     for node in list(rewrite.model.graph.node):
-        why = _unfit(rewrite, node, types) if node.name in wanted else "other"
+        why = unfit(rewrite, node, types) if node.name in wanted else "other"
         if why:
             nodes.append(node)
             left.update([why] if node.name in wanted else [])
@@ -200,7 +200,8 @@ def quantise_dynamically(rewrite: Rewrite, targets: Sequence[Any], types: Mappin
     return left
 
 
-def _unfit(rewrite: Rewrite, node: Any, types: Mapping[str, int]) -> str:
+def unfit(rewrite: Rewrite, node: Any, types: Mapping[str, int]) -> str:
+    """Why a node cannot be quantised dynamically; "" where it can."""
     index = weight_input(node)
     tensor = rewrite.initializers.get(node.input[index]) if index is not None else None
     if tensor is None:

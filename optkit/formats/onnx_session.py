@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optkit.errors import OptkitError, SourceError, StepError, UnavailableError
 from optkit.plugin import need
+
+if TYPE_CHECKING:
+    from optkit.plugin import Tensors
 
 CPU = "CPUExecutionProvider"
 
@@ -61,6 +65,26 @@ def open_session(
             hint="see optkit doctor for the device's driver",
         )
     return session
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open model for a pass that tries something out; see `optkit.plugin.Session`."""
+
+    session: Any
+    provider: str = CPU
+
+    def infer(self, tensors: Tensors) -> Tensors:
+        """Every output by name."""
+        names = [output.name for output in self.session.get_outputs()]
+        with ort_errors("the model"):
+            return dict(zip(names, self.session.run(names, dict(tensors)), strict=True))
+
+
+@contextmanager
+def opened(path: Path, threads: int) -> Iterator[Opened]:
+    """The model in a file, open on the CPU."""
+    yield Opened(open_session(path, threads=threads))
 
 
 @contextmanager

@@ -38,6 +38,17 @@ class Ignored(Options):
         default=(), description="regular expressions; one matches from the start of a name"
     )
 
+    def matching(self, model: Any) -> set[str]:
+        """The names of the model's operators that are left in floating point."""
+        matches = [re.compile(pattern).match for pattern in self.patterns]
+        return {
+            op.get_friendly_name()
+            for op in _operators(model)
+            if op.get_friendly_name() in self.names
+            or op.get_type_name() in self.types
+            or any(match(op.get_friendly_name()) for match in matches)
+        }
+
     def scope(self, nncf: ModuleType, model: Any) -> Any:
         """The `nncf.IgnoredScope`, or None. Raises StepError for an entry that matches no operator of the model."""
         if not (self.names or self.types or self.patterns):

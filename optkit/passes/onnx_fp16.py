@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from optkit.artifact import Artifact
 from optkit.errors import SourceError, StepError, did_you_mean
-from optkit.formats import onnx_half, onnx_model, onnx_session, onnx_weights
+from optkit.formats import budget, onnx_half, onnx_model, onnx_session, onnx_weights
 from optkit.plugin import Context, Options, Pass, need
 
 
@@ -22,6 +22,13 @@ class Fp16Options(Options):
     block_nodes: tuple[str, ...] = Field((), description="names of nodes that compute in float32")
     protect: bool = Field(True, description="also compute in float32 where float16 is known to overflow or lose "
                                             "digits: " + ", ".join(sorted(onnx_half.FRAGILE)))  # fmt: skip
+    budget: tuple[str, ...] = Field((), description=budget.DESCRIPTION)
+
+    @field_validator("budget")
+    @classmethod
+    def _stated(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        budget.stated(value)
+        return value
 
 
 def run(artifact: Artifact, out_dir: Path, options: Fp16Options, context: Context) -> dict[str, Any]:
@@ -30,10 +37,42 @@ def run(artifact: Artifact, out_dir: Path, options: Fp16Options, context: Contex
     Stays float32: what the options name; operators without a float16 version; control flow's own inputs and outputs;
     nodes with a constant that float16 cannot hold (beyond 65504, or a scalar that rounds to 0); arithmetic on shapes;
     and cheap operators between such nodes. Constants of 1e8 and more act as infinity (attention masks) and become
-    65504. Raises StepError where a named operator or node does not exist or nothing is left to convert.
+    65504. Raises StepError where a named operator or node does not exist, nothing is left to convert, or the budget
+    cannot be held.
     """
     need("onnx")
     need("onnxruntime")
+    if options.budget:
+        return _within_budget(artifact, out_dir, options, context)
+    return _halved(artifact, out_dir, options, context)
+
+
+def _within_budget(artifact: Artifact, out_dir: Path, options: Fp16Options, context: Context) -> dict[str, Any]:
+    """The model with as few nodes left in float32 as the budget allows."""
+    nodes = onnx_model.load(artifact.path, weights=False).graph.node
+    stay = {*options.block, *(onnx_half.FRAGILE if options.protect else ())}
+    free = [n for n in nodes if n.name and n.op_type not in stay and n.name not in options.block_nodes]
+    groups = budget.grouped([(n.name, n.op_type in onnx_half.HEAVY, n.name) for n in free if onnx_half.computes(n)])
+    probe = budget.Probe(context, onnx_session.opened(artifact.path, context.threads))
+
+    def lower(chosen: Sequence[budget.Group], quick: bool) -> Mapping[str, Any]:
+        trial = budget.emptied(context)
+        _halved(artifact, trial, _sparing(options, budget.others(groups, chosen)), context)
+        return probe.measure(onnx_session.opened(trial / onnx_model.MAIN, context.threads))
+
+    kept = budget.keep(groups, budget.stated(options.budget), lower, context)
+    return {
+        **_halved(artifact, out_dir, _sparing(options, budget.members(kept)), context),
+        "budget": budget.found(context),
+    }
+
+
+def _sparing(options: Fp16Options, nodes: Sequence[str]) -> Fp16Options:
+    """The options with further nodes left in float32."""
+    return options.model_copy(update={"block_nodes": (*options.block_nodes, *nodes)})
+
+
+def _halved(artifact: Artifact, out_dir: Path, options: Fp16Options, context: Context) -> dict[str, Any]:
     model = onnx_model.load(artifact.path, weights=False)
     if model.functions:
         model = need("onnx.inliner").inline_local_functions(model)
@@ -75,6 +114,8 @@ def confirm(parent: Artifact, artifact: Artifact, options: Fp16Options, context:
     """Whether inputs, outputs, weights and blocked nodes have the types that were asked for."""
     import onnx
 
+    if found := budget.found(context):
+        options = _sparing(options, found["kept"])
     before, model = (onnx_model.load(a.path, weights=False) for a in (parent, artifact))
     complaints = []
     for old, new in zip((*_inputs(before), *before.graph.output), (*_inputs(model), *model.graph.output), strict=False):
@@ -143,4 +184,5 @@ PASS = Pass(
     keeps=frozenset({"names", "dims"}),
     tools=("onnx", "onnxruntime"),
     modules=("optkit.formats.warm_onnxruntime",),
+    needs_data=lambda options: bool(options.budget),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +13,16 @@ from pydantic import Field, model_validator
 
 from optkit.artifact import Artifact
 from optkit.errors import DataError, StepError, did_you_mean
-from optkit.formats import onnx_integer, onnx_model, onnx_qdq, onnx_ranges, onnx_types, onnx_weights
+from optkit.formats import (
+    budget,
+    onnx_integer,
+    onnx_model,
+    onnx_qdq,
+    onnx_ranges,
+    onnx_session,
+    onnx_types,
+    onnx_weights,
+)
 from optkit.plugin import Context, Options, Pass, Samples, need
 
 if TYPE_CHECKING:
@@ -55,6 +65,7 @@ class QuantizeOptions(Options):
     exclude: tuple[str, ...] = Field((), description="names of nodes that stay float; * stands for anything")
     reduce_range: bool = Field(False, description="7-bit weights, for x86 processors without VNNI, whose 8-bit "
                                                   "products saturate")  # fmt: skip
+    budget: tuple[str, ...] = Field((), description=budget.DESCRIPTION)
 
     @model_validator(mode="after")
     def _consistent(self) -> QuantizeOptions:
@@ -74,6 +85,7 @@ class QuantizeOptions(Options):
         ) if holds]  # fmt: skip
         if wrong:
             raise ValueError("; ".join(wrong))
+        budget.stated(self.budget)
         return self
 
     @property
@@ -91,9 +103,53 @@ def run(artifact: Artifact, out_dir: Path, options: QuantizeOptions, context: Co
     """Quantise a model. Weights are read and written one at a time, calibration samples a batch at a time.
 
     Raises DataError where static quantisation has no data or it lacks an input; StepError where a name in `exclude`
-    matches no node, a tensor becomes NaN on the data, or nothing in the model can be quantised.
+    matches no node, a tensor becomes NaN on the data, nothing in the model can be quantised, or the budget cannot be
+    held.
     """
     need("onnx")
+    if options.budget:
+        return _within_budget(artifact, out_dir, options, context)
+    return _quantised(artifact, out_dir, options, context)
+
+
+def _within_budget(artifact: Artifact, out_dir: Path, options: QuantizeOptions, context: Context) -> dict[str, Any]:
+    """The model with as few nodes left float as the budget allows. The ranges are found once, for all trials."""
+    job = _job(artifact, options, context)
+    ranges = _ranges(artifact, job, options, context) if job.static else None
+    heavy = (*_DYNAMIC, *_STATIC)
+    groups = budget.grouped([(n.name, n.op_type in heavy, n.input[0]) for n in job.targets])
+    probe = budget.Probe(context, onnx_session.opened(artifact.path, context.threads))
+
+    def lower(chosen: Sequence[budget.Group], quick: bool) -> Mapping[str, Any]:
+        trial = budget.emptied(context)
+        _quantised(artifact, trial, _sparing(options, budget.others(groups, chosen)), context, ranges)
+        return probe.measure(onnx_session.opened(trial / onnx_model.MAIN, context.threads))
+
+    kept = budget.keep(groups, budget.stated(options.budget), lower, context)
+    return {
+        **_quantised(artifact, out_dir, _sparing(options, budget.members(kept)), context, ranges),
+        "budget": budget.found(context),
+    }
+
+
+def _sparing(options: QuantizeOptions, nodes: Sequence[str]) -> QuantizeOptions:
+    """The options with further nodes left float."""
+    return options.model_copy(update={"exclude": (*options.exclude, *nodes)})
+
+
+@dataclass
+class _Job:
+    """A model about to be quantised; `static` is None where ranges are found at run time."""
+
+    rewrite: onnx_integer.Rewrite
+    targets: Sequence[Any]
+    types: Mapping[str, int]
+    op_types: tuple[str, ...]
+    excluded: set[str]
+    static: onnx_qdq.Static | None
+
+
+def _job(artifact: Artifact, options: QuantizeOptions, context: Context) -> _Job:
     if options.method == "static" and context.data is None:
         raise DataError("static quantisation needs data to calibrate on", subject="data",
                         hint="give the step `data:`, or set with.method: dynamic")  # fmt: skip
@@ -108,22 +164,44 @@ def run(artifact: Artifact, out_dir: Path, options: QuantizeOptions, context: Co
     ]
     rewrite = onnx_integer.Rewrite(model, artifact.path.parent, options.scheme)
     types = onnx_types.value_types(model.graph, onnx_types.opsets(model))
+    if options.method == "dynamic":
+        _needs_opset(model, 11)
+        fit = [n for n in targets if not onnx_integer.unfit(rewrite, n, types)] if options.budget else targets
+        return _Job(rewrite, fit, types, op_types, excluded, None)
+    halves = any(types.get(name) == onnx_integer.FLOAT16 for node in targets for name in node.input)
+    _needs_opset(model, 19 if halves else 13)
+    symmetric = options.target == "tensorrt" if options.symmetric is None else options.symmetric
+    static = onnx_qdq.Static(rewrite, targets, types, options.activations, symmetric, options.target == "tensorrt")
+    return _Job(rewrite, static.targets, types, op_types, excluded, static)
+
+
+def _quantised(
+    artifact: Artifact, out_dir: Path, options: QuantizeOptions, context: Context, known: _Ranges | None = None
+) -> dict[str, Any]:
+    """The quantised model in `out_dir`; known: ranges found before, of more tensors than are needed here."""
+    job = _job(artifact, options, context)
+    model, rewrite, op_types = job.rewrite.model, job.rewrite, job.op_types
     inner = sum(n.op_type in op_types for n in onnx_model.all_nodes(model.graph))
     notes: dict[str, Any] = {
         "op_types": list(op_types),
-        "excluded": sorted(excluded),
+        "excluded": sorted(job.excluded),
         "left_in_subgraphs": inner - sum(n.op_type in op_types for n in model.graph.node),
     }
-    if options.method == "dynamic":
-        _needs_opset(model, 11)
+    if job.static is None:
         context.progress("quantising weights", None)
-        notes["left_float"] = dict(onnx_integer.quantise_dynamically(rewrite, targets, types))
+        notes["left_float"] = dict(onnx_integer.quantise_dynamically(rewrite, job.targets, job.types))
     else:
-        notes |= _statically(artifact, rewrite, targets, types, op_types, options, context)
+        static = job.static
+        wanted = static.activations()
+        found = known or (_ranges(artifact, job, options, context) if wanted else _Ranges({}, 0))
+        notes |= {"samples": found.samples, "left_float": dict(static.left)}
+        if wanted:
+            context.progress("quantising weights", None)
+            notes["messages"] = static.insert({name: found.values[name] for name in wanted}, op_types)
     counts = onnx_model.count_operators(model)
     if not any(counts[name] for name in _INSERTED):
         raise StepError(f"nothing was quantised: no {' or '.join(op_types)} fits"
-                        + (" outside of with.exclude" if excluded else ""), subject="with.op_types",
+                        + (" outside of with.exclude" if job.excluded else ""), subject="with.op_types",
                         hint=f"the model has {_shown(model)}")  # fmt: skip
     onnx_model.save(model, out_dir, source=artifact.path.parent, payloads=rewrite.payloads)
     return {**notes, "inserted": {name: counts[name] for name in _INSERTED if counts[name]}}
@@ -131,6 +209,8 @@ def run(artifact: Artifact, out_dir: Path, options: QuantizeOptions, context: Co
 
 def confirm(parent: Artifact, artifact: Artifact, options: QuantizeOptions, context: Context) -> list[str]:
     """Whether the integers that were asked for are in the file, and excluded nodes are as they were."""
+    if held := budget.found(context):
+        options = _sparing(options, held["kept"])
     before = onnx_integer.prepare(onnx_model.load(parent.path, weights=False))
     model = onnx_model.load(artifact.path, weights=False)
     counts = onnx_model.count_operators(model)
@@ -190,17 +270,17 @@ def _wrong_integers(model: Any, kinds: Mapping[str, str], options: QuantizeOptio
 _INSERTED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger")
 
 
-def _statically(
-    artifact: Artifact, rewrite: onnx_integer.Rewrite, targets: Sequence[Any], types: Mapping[str, int],
-    op_types: Sequence[str], options: QuantizeOptions, context: Context,
-) -> dict[str, Any]:  # fmt: skip
-    halves = any(types.get(name) == onnx_integer.FLOAT16 for node in targets for name in node.input)
-    _needs_opset(rewrite.model, 19 if halves else 13)
-    symmetric = options.target == "tensorrt" if options.symmetric is None else options.symmetric
-    static = onnx_qdq.Static(rewrite, targets, types, options.activations, symmetric, options.target == "tensorrt")
-    tensors = static.activations()
-    if not tensors:
-        return {"samples": 0, "left_float": dict(static.left)}
+@dataclass(frozen=True)
+class _Ranges:
+    """The range of each tensor, and the number of samples it is from."""
+
+    values: onnx_ranges.Ranges
+    samples: int
+
+
+def _ranges(artifact: Artifact, job: _Job, options: QuantizeOptions, context: Context) -> _Ranges:
+    """The range of every activation that is to be quantised, in one pass over the data."""
+    assert job.static is not None
     data = context.data
     assert data is not None
     seen = 0
@@ -213,14 +293,13 @@ def _statically(
             seen += count
             context.progress(f"calibrating on {seen} of {len(data)} samples", min(seen / max(len(data), 1), 1.0))
 
-    ranges = onnx_ranges.ranges(
-        rewrite.model, artifact.path.parent, tensors, counted(), options.calibration or "minmax",
+    values = onnx_ranges.ranges(
+        job.rewrite.model, artifact.path.parent, job.static.activations(), counted(), options.calibration or "minmax",
         percentile=options.percentile or 99.99, threads=context.threads,
     )  # fmt: skip
     if not seen:
         raise DataError("the calibration data has no samples", subject="data", hint="name a dataset that is not empty")
-    context.progress("quantising weights", None)
-    return {"samples": seen, "left_float": dict(static.left), "messages": static.insert(ranges, op_types)}
+    return _Ranges(values, seen)
 
 
 def _feeds(
@@ -308,6 +387,6 @@ PASS = Pass(
     fidelity="lossy",
     tools=("onnx", "onnxruntime"),
     modules=("optkit.formats.warm_onnxruntime", "optkit.formats.warm_quantization"),
-    needs_data=lambda options: bool(options.method == "static"),
+    needs_data=lambda options: bool(options.method == "static" or options.budget),
     timed=lambda options: bool(options.target == "onnxruntime"),
 )

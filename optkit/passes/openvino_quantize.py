@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,10 +10,15 @@ from pydantic import Field
 
 from optkit.artifact import Artifact
 from optkit.errors import StepError
-from optkit.formats import openvino_ir, openvino_model
+from optkit.formats import budget, openvino_ir, openvino_model, openvino_trial
 from optkit.formats.openvino_nncf import Ignored, Session, counts, nncf_session
 from optkit.plugin import Context, Options, Pass
 
+HEAVY = ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData", "LSTMSequence",
+         "MatMul")  # fmt: skip
+FREE = ("Constant", "Parameter", "Result")
+QUICK = 16  # samples of a trial that only ranks
+NOTHING = "NNCF quantised nothing"
 CAP = 300  # NNCF's own default: its range estimators settle well before
 ESTIMATORS = {
     "minmax": "MINMAX",
@@ -56,9 +62,11 @@ class OpenVinoQuantize(Options):
         "keeps to minmax for activations quantised per channel (depthwise convolutions)",
     )
     target_device: Literal["any", "cpu", "gpu", "npu"] = Field("any", description="whose int8 rules to follow")
+    budget: tuple[str, ...] = Field((), description=budget.DESCRIPTION)
 
     def model_post_init(self, context: Any, /) -> None:
-        """Raises ValueError for SmoothQuant where NNCF would not apply it."""
+        """Raises ValueError for SmoothQuant where NNCF would not apply it, and for a budget that is none."""
+        budget.stated(self.budget)
         asked = self.smooth_quant or self.smooth_quant_alpha is not None
         if asked and self.model_type != "transformer":
             raise ValueError("smooth_quant needs model_type: transformer")
@@ -74,8 +82,53 @@ def run(artifact: Artifact, out_dir: Path, options: OpenVinoQuantize, context: C
     """Samples are streamed once per phase (twice with SmoothQuant), each at batch 1 and its natural length.
 
     Raises DataError for too few or wrongly named samples; StepError for an ignored entry that matches nothing, for a
-    model in which nothing was quantised, and for whatever NNCF refuses.
+    model in which nothing was quantised, a budget that cannot be held, and for whatever NNCF refuses.
     """
+    if options.budget:
+        return _within_budget(artifact, out_dir, options, context)
+    return _quantised(artifact, out_dir, options, context)
+
+
+def _within_budget(artifact: Artifact, out_dir: Path, options: OpenVinoQuantize, context: Context) -> dict[str, Any]:
+    """The model with as few operators left float as the budget allows. Trials that only rank fit on few samples."""
+    model = openvino_model.read(artifact.path)
+    left = options.ignored.matching(model)
+    operators = [op for op in model.get_ordered_ops() if op.get_friendly_name() not in left]
+    groups = budget.grouped([
+        (op.get_friendly_name(), op.get_type_name() in HEAVY, op.input_value(0).get_node().get_friendly_name()
+         if op.get_input_size() else "")
+        for op in operators if op.get_type_name() not in FREE
+    ])  # fmt: skip
+    probe = budget.Probe(context, openvino_trial.opened(artifact.path, context.threads))
+
+    def lower(chosen: Sequence[budget.Group], quick: bool) -> Mapping[str, Any]:
+        trial = budget.emptied(context)
+        spared = _sparing(options, budget.others(groups, chosen))
+        if quick:
+            few = min(QUICK, options.subset_size or QUICK, len(context.data or ()))
+            spared = spared.model_copy(update={"subset_size": few})
+        try:
+            _quantised(artifact, trial, spared, context)
+        except StepError as error:
+            if quick and error.what.startswith(NOTHING):  # a group of operators that NNCF leaves float anyway
+                return probe.measure(openvino_trial.opened(artifact.path, context.threads))
+            raise
+        return probe.measure(openvino_trial.opened(trial / openvino_model.MAIN, context.threads))
+
+    kept = budget.keep(groups, budget.stated(options.budget), lower, context)
+    return {
+        **_quantised(artifact, out_dir, _sparing(options, budget.members(kept)), context),
+        "budget": budget.found(context),
+    }
+
+
+def _sparing(options: OpenVinoQuantize, names: Sequence[str]) -> OpenVinoQuantize:
+    """The options with further operators left float."""
+    ignored = options.ignored.model_copy(update={"names": (*options.ignored.names, *names)})
+    return options.model_copy(update={"ignored": ignored})
+
+
+def _quantised(artifact: Artifact, out_dir: Path, options: OpenVinoQuantize, context: Context) -> dict[str, Any]:
     model = openvino_model.read(artifact.path)
     with nncf_session(context, stages=4 if options.smooths else 2) as session:
         nncf = session.nncf
@@ -96,7 +149,7 @@ def run(artifact: Artifact, out_dir: Path, options: OpenVinoQuantize, context: C
     made = counts(quantised, ["FakeQuantize"])["FakeQuantize"] - counts(model, ["FakeQuantize"])["FakeQuantize"]
     if made <= 0:
         raise StepError(
-            "NNCF quantised nothing: the model has no operator it takes, or all are ignored",
+            f"{NOTHING}: the model has no operator it takes, or all are ignored",
             subject="with.ignored" if ignored else "model",
             hint="ignore less" if ignored else "leave this step out",
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +13,7 @@ from pydantic import Field, model_validator
 
 from optkit.artifact import Artifact, TensorSpec
 from optkit.errors import DataError, StepError, did_you_mean
-from optkit.formats import tflite_look, tflite_model, tflite_session
+from optkit.formats import budget, tflite_look, tflite_model, tflite_session
 from optkit.formats.tflite_model import Contract
 from optkit.formats.tflite_noise import captured, quiet
 from optkit.plugin import Context, Options, Pass, need
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 HEAVY = ("CONV_2D", "CONV_2D_TRANSPOSE", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 SCHEMA_NAMES = {"CONV_2D_TRANSPOSE": "TRANSPOSE_CONV"}  # where the quantiser calls an operator otherwise than the file
+NOTHING = "nothing was quantised"
 STATIC = ("static", "selective", "int16x8")
 
 
@@ -49,6 +51,7 @@ class TfliteQuantize(Options):
     )
     embeddings: bool = Field(True, description="with mode: selective, tables of EMBEDDING_LOOKUP in int8, weights only")
     max_samples: int | None = Field(None, ge=1, description="how many samples to calibrate on; default all")
+    budget: tuple[str, ...] = Field((), description=budget.DESCRIPTION)
 
     @model_validator(mode="after")
     def _consistent(self) -> TfliteQuantize:
@@ -59,6 +62,7 @@ class TfliteQuantize(Options):
             (self.excluded != "float" and not self.exclude, "excluded needs exclude, with patterns"),
             (self.excluded != "float" and self.mode in ("fp16", "weight_only"),
              f"mode: {self.mode} leaves excluded operators float"),
+            (self.io == "int8" and bool(self.budget), "io: int8 quantises everything: leave out budget"),
             (self.mode not in STATIC and self.max_samples is not None, f"mode: {self.mode} takes no samples"),
         ) if holds]  # fmt: skip
         for pattern in self.exclude:
@@ -68,6 +72,7 @@ class TfliteQuantize(Options):
                 wrong.append(f"{pattern!r} is no regular expression: {error}")
         if wrong:
             raise ValueError("; ".join(wrong))
+        budget.stated(self.budget)
         return self
 
 
@@ -75,8 +80,50 @@ def run(artifact: Artifact, out_dir: Path, options: TfliteQuantize, context: Con
     """Quantises the file. Samples are streamed, one batch of the file's smallest size at a time, for each signature.
 
     Raises DataError where static quantisation has no data or it lacks an input; StepError for a file that is quantised
-    already, a pattern in `exclude` or an operator that matches nothing, and where nothing was quantised.
+    already, a pattern in `exclude` or an operator that matches nothing, where nothing was quantised, and for a budget
+    that cannot be held.
     """
+    job = _job(artifact, options, context)
+    if not options.budget:
+        return _quantised(artifact, out_dir, job, options, context)
+    wanted = {SCHEMA_NAMES.get(n, n) for n in (options.op_types or HEAVY)}
+    scopes = [(tflite_look.scope(op, graph), name, op.inputs) for name, op, graph in tflite_look.operations(job.model)]
+    free = [one for one in scopes if one[0] and not any(re.search(pattern, one[0]) for pattern in options.exclude)]
+    groups = budget.grouped([(scope, name in wanted, str(inputs[:1])) for scope, name, inputs in free])
+    probe = budget.Probe(context, tflite_session.open_session(artifact.path, job.agreed, context.threads))
+
+    def lower(chosen: Sequence[budget.Group], quick: bool) -> Mapping[str, Any]:
+        trial = budget.emptied(context)
+        try:
+            _quantised(artifact, trial, job, _sparing(options, budget.others(groups, chosen)), context)
+        except StepError as error:
+            if error.what.startswith(NOTHING):  # a group of operators that the mode leaves float anyway
+                return probe.measure(tflite_session.open_session(artifact.path, job.agreed, context.threads))
+            raise
+        return probe.measure(tflite_session.open_session(trial / tflite_model.MAIN, job.agreed, context.threads))
+
+    kept = budget.keep(groups, budget.stated(options.budget), lower, context)
+    return {
+        **_quantised(artifact, out_dir, job, _sparing(options, budget.members(kept)), context),
+        "budget": budget.found(context),
+    }
+
+
+def _sparing(options: TfliteQuantize, scopes: Sequence[str]) -> TfliteQuantize:
+    """The options with further operators excluded, each by all of its outputs' names."""
+    return options.model_copy(update={"exclude": (*options.exclude, *(f"^{re.escape(s)}$" for s in scopes))})
+
+
+@dataclass
+class _Job:
+    """A file about to be quantised. ranges: by tensor name, with the number of samples they are from; None at first."""
+
+    model: Any
+    agreed: Contract
+    ranges: tuple[Any, int] | None = None
+
+
+def _job(artifact: Artifact, options: TfliteQuantize, context: Context) -> _Job:
     model = tflite_model.read(artifact.path)
     if options.mode in STATIC and context.data is None:
         raise DataError("static quantisation needs data to calibrate on", subject="data",
@@ -89,13 +136,24 @@ def run(artifact: Artifact, out_dir: Path, options: TfliteQuantize, context: Con
     if agreed is None:  # a file from elsewhere: the recipe's names for its dims
         known = artifact.signature
         agreed = Contract(known.inputs, known.outputs) if known else tflite_model.contract(model)
+    return _Job(model, agreed)
+
+
+def _quantised(
+    artifact: Artifact, out_dir: Path, job: _Job, options: TfliteQuantize, context: Context
+) -> dict[str, Any]:
+    """The quantised file in `out_dir`. The ranges are found the first time, and kept in the job."""
+    model, agreed = job.model, job.agreed
     with captured() as said, quiet():
         recipe = _recipe(options)
         quantizer = need("ai_edge_quantizer.quantizer", "ai-edge-quantizer").Quantizer(str(artifact.path))
         quantizer.load_quantization_recipe(recipe.get_quantization_recipe())
         ranges, samples = (None, 0)
         if options.mode in STATIC:
-            ranges, samples = _calibrated(artifact, agreed, recipe, options, context)
+            if job.ranges is None:
+                job.ranges = _calibrated(artifact, agreed, _recipe(options.model_copy(update={"exclude": ()}))
+                                         if options.budget else recipe, options, context)  # fmt: skip
+            ranges, samples = job.ranges
         context.progress("quantise", None)
         try:
             made = quantizer.quantize(ranges, enable_progress_report=False, enable_progress_bar=False)
@@ -111,7 +169,7 @@ def run(artifact: Artifact, out_dir: Path, options: TfliteQuantize, context: Con
     written = tflite_model.read(raw)
     counts = tflite_look.counts(written)
     if not counts["weights"] and not counts["activations"]:
-        raise StepError("nothing was quantised: no operator of the model fits", subject="with.mode",
+        raise StepError(f"{NOTHING}: no operator of the model fits", subject="with.mode",
                         hint=f"the model has {tflite_look.shown(model)}")  # fmt: skip
     tflite_model.write(written, out_dir / tflite_model.MAIN, agreed)
     raw.unlink()
@@ -271,6 +329,8 @@ def _picked(feed: Mapping[str, Any], spec: TensorSpec) -> Any:
 
 def confirm(parent: Artifact, artifact: Artifact, options: TfliteQuantize, context: Context) -> list[str]:
     """Re-reads the file: contract as before, the weights of the heavy operators in the type asked for, and so on."""
+    if found := budget.found(context):
+        options = _sparing(options, found["kept"])
     before, model = tflite_model.read(parent.path), tflite_model.read(artifact.path)
     agreed = tflite_model.contract(before)
     complaints = tflite_look.differences(model, agreed, tflite_session.combinations(agreed))
@@ -317,6 +377,6 @@ PASS = Pass(
     fidelity="lossy",
     tools=("ai-edge-quantizer", "ai-edge-litert"),
     modules=("optkit.formats.warm_tflite", "optkit.formats.warm_ai_edge_quantizer"),
-    needs_data=lambda options: options.mode in STATIC,
+    needs_data=lambda options: options.mode in STATIC or bool(options.budget),
     timeout_seconds=7200.0,
 )

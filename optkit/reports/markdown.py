@@ -54,6 +54,8 @@ def render(report: Data) -> str:
     parts += ["## Steps", _steps(steps, report)]
     if measured := [s for s in steps if cases(s)]:
         parts += ["## Checks", _KEY, *(_check(s, report) for s in measured)]
+    if budgeted := [s for s in steps if (s.get("notes") or {}).get("budget")]:
+        parts += ["## Budgets", *(_budget(s) for s in budgeted)]
     parts += ["## Reproduce", _reproduce(report), "## Environment", _environment(report)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -248,6 +250,35 @@ def _check(step: Data, report: Data) -> str:
         f"### {escape(step['id'])}: {escape(step['status'])}", escape("; ".join(f for f in facts if f)) + ".",
         table(head, _verdicts(step)), every,
     ])  # fmt: skip
+
+
+_BAR = 24  # characters of the longest bar
+_RANKED = 24  # groups drawn
+
+
+def _budget(step: Data) -> str:
+    """Which operators stayed in higher precision to hold a step's budget: the groups by the damage they do, drawn."""
+    found = step["notes"]["budget"]
+    ranking = found["ranking"]
+    kept = sum(row["kept"] for row in ranking)
+    head = f"### {escape(step['id'])}: {escape(' and '.join(found['bounds']))}"
+    how = f"{found['trials']} trials on {found['samples']} samples of {escape(step.get('data') or 'the fitting data')}"
+    if not ranking:
+        return f"{head}\n\nHeld with nothing kept in higher precision ({how}): {escape(found['reached'])}."
+    most = max((row["error"] or 0.0 for row in ranking), default=0.0) or 1.0
+    lines = []
+    for row in ranking[:_RANKED]:
+        error = row["error"]
+        bar = "#" * (_BAR if error is None else max(1, round(_BAR * error / most)))
+        value = "not finite" if error is None else f"{error:.2g}"
+        lines.append(f"{bar:<{_BAR}} {value:>10}  {'kept' if row['kept'] else '    '}  {row['group']}")
+    if len(ranking) > _RANKED:
+        lines.append(f"{'':<{_BAR}} and {len(ranking) - _RANKED} more")
+    said = (
+        f"{kept} of {len(ranking)} groups kept in higher precision, after {how}; reached there: "
+        f"{escape(found['reached'])}. The relative error that each group causes alone:"
+    )
+    return "\n\n".join([head, said, fenced("\n".join(lines))])
 
 
 def _verdicts(step: Data) -> Iterable[Sequence[str]]:

@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 from tflite_kit import IDS, IMAGE, IMAGES, MASK, TEXTS, converted, described, images, infer, rewritten, texts
 
-from optkit.artifact import Artifact
+from optkit.artifact import Artifact, TensorSpec
 from optkit.errors import DataError, StepError
 from optkit.formats import tflite_look, tflite_model
 from optkit.passes.tflite_quantize import PASS, TfliteQuantize
@@ -240,3 +240,25 @@ def test_a_file_of_another_tool_gets_the_recipes_names(conv: Made, tmp_path: Pat
     other = Artifact("tflite", path, "", parent.signature, (path.name,))
     made, _ = quantised((other, given), tmp_path, mode="dynamic")
     assert str(made.signature.inputs[0]) == "image: float32[batch, 3, 12, 10]"  # type: ignore[union-attr]
+
+
+def test_a_budget_keeps_the_one_layer_that_8_bits_do_not_hold(tmp_path: Path) -> None:
+    spec = TensorSpec("x", "float32", ("batch", 8), None, (-4, 4))
+    random = np.random.default_rng(3)
+    data = ListSamples([{"x": random.standard_normal(8).astype(np.float32)} for _ in range(40)])
+    _, source, given, _ = converted(tmp_path / "lite", "Outlier", spec)
+    context = replace(given, data=data)
+    x = random.standard_normal((9, 8)).astype(np.float32)
+    want = next(iter(infer(source, {"x": x}).values()))
+    errors = {}
+    for name, options in (("plain", TfliteQuantize()), ("kept", TfliteQuantize(budget=("sqnr_db >= 25",)))):
+        out = tmp_path / name
+        out.mkdir()
+        notes = PASS.run(source, out, options, context)
+        made = described(out / "model.tflite")
+        assert PASS.confirm is not None
+        assert list(PASS.confirm(source, made, options, context)) == []
+        got = next(iter(infer(made, {"x": x}).values()))
+        errors[name] = float(-20 * np.log10(np.linalg.norm(got - want) / np.linalg.norm(want)))
+    assert errors["plain"] < 20 < 25 < errors["kept"]
+    assert [row["kept"] for row in notes["budget"]["ranking"]] == [True, False, False]

@@ -55,6 +55,22 @@ class Masked(nn.Module):
         return {"hidden": hidden, "pooled": (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)}
 
 
+class Outlier(nn.Module):
+    """Before its second layer one feature is 300 times as large as the rest, and then hardly matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.third = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 6)
+        self.register_buffer("scale", torch.ones(16))
+        self.scale[3] = 300.0
+        with torch.no_grad():
+            self.second.weight[:, 3] /= 300
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.third(self.second(self.first(x).relu() * self.scale).relu())
+
+
 class Maps(nn.Module):
     """Whose output is an image too, with the index of its largest channel."""
 

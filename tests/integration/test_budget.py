@@ -1,0 +1,130 @@
+"""Budgets on real runtimes, over a model in which one layer's input has an outlier that 8 bits do not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx_models import FLOAT, context, model, node, saved, value, weight
+
+from optkit.artifact import Artifact
+from optkit.errors import DataError, StepError
+from optkit.formats import openvino_trial
+from optkit.passes import onnx_fp16, onnx_quantize, onnx_to_openvino, openvino_quantize
+from optkit.plugin import Context, Pass
+from optkit.runners.onnx_runner import RUNNER as ONNX
+from optkit.runners.openvino_runner import RUNNER as OPENVINO
+from optkit.testing import ListSamples
+
+BAD = "second"
+MINMAX = {"budget": ["sqnr_db >= 20"], "range_estimator": "minmax"}  # the default, means of extremes, cuts more off
+
+
+def outlier(size: float) -> Any:
+    """Three layers; before the second one feature is `size` times as large as the rest, and then hardly matters."""
+    scale, narrow = np.ones(16, np.float32), weight(16, 16, seed=1)
+    scale[3] = size
+    narrow[3] = weight(16) / size
+    nodes = [
+        node("MatMul", "x w0", "h0", "first"), node("Relu", "h0", "r0"), node("Mul", "r0 scale", "r1", "enlarge"),
+        node("MatMul", "r1 w1", "h1", BAD), node("Relu", "h1", "r2"), node("MatMul", "r2 w2", "y", "third"),
+    ]  # fmt: skip
+    constants = {"w0": weight(8, 16), "w1": narrow, "w2": weight(16, 6), "scale": scale}
+    return model(nodes, [value("x", FLOAT, ["batch", 8])], [value("y", FLOAT, ["batch", 6])], constants)
+
+
+def samples(count: int = 40) -> ListSamples:
+    return ListSamples([{"x": np.random.default_rng(i).standard_normal(8).astype(np.float32)} for i in range(count)])
+
+
+def lowered(
+    use: Pass, source: Artifact, folder: Path, options: Mapping[str, Any], target: Any = ONNX
+) -> tuple[Artifact, dict[str, Any], Context]:
+    """The pass's confirmed output, its notes and its context."""
+    folder.mkdir()
+    out = folder / "out"
+    out.mkdir()
+    ctx, asked = context(folder, samples()), use.options(**options)
+    notes = dict(use.run(source, out, asked, ctx))
+    made = Artifact(target.format, out / target.main, "", target.describe(out / target.main, {}),
+                    tuple(p.name for p in out.iterdir()))  # fmt: skip
+    assert use.confirm is not None
+    assert list(use.confirm(source, made, asked, ctx)) == []
+    return made, notes, ctx
+
+
+def error_db(source: Artifact, made: Artifact, target: Any = ONNX) -> float:
+    """The SQNR on samples that were not fitted on."""
+    x = np.random.default_rng(99).standard_normal((12, 8)).astype(np.float32)
+    with ONNX.open(source) as before, target.open(made) as after:
+        want, got = before.infer({"x": x})["y"], after.infer({"x": x})["y"]
+    return float(-20 * np.log10(np.linalg.norm(got - want) / np.linalg.norm(want)))
+
+
+@pytest.mark.parametrize("method", ["static", "dynamic"])
+def test_onnx_keeps_the_one_layer_that_8_bits_do_not_hold(method: str, tmp_path: Path) -> None:
+    source = saved(outlier(300), tmp_path / "in")
+    plain, _, _ = lowered(onnx_quantize.PASS, source, tmp_path / "plain", {"method": method})
+    made, notes, _ = lowered(
+        onnx_quantize.PASS, source, tmp_path / "kept", {"method": method, "budget": ["sqnr_db >= 20"]}
+    )
+    assert error_db(source, plain) < 15
+    assert error_db(source, made) > 20
+    assert BAD in notes["budget"]["kept"]
+    assert notes["budget"]["ranking"][0]["group"] == BAD
+    assert not {"first", "third"} & set(notes["budget"]["kept"]), "no more is kept than has to be"
+    assert [row["kept"] for row in notes["budget"]["ranking"]] == [True, False, False]
+
+
+def test_a_budget_that_holds_anyway_keeps_nothing(tmp_path: Path) -> None:
+    source = saved(outlier(1), tmp_path / "in")
+    plain, _, _ = lowered(onnx_quantize.PASS, source, tmp_path / "plain", {})
+    made, notes, _ = lowered(onnx_quantize.PASS, source, tmp_path / "kept", {"budget": ["sqnr_db >= 15"]})
+    assert (notes["budget"]["kept"], notes["budget"]["trials"]) == ([], 1)
+    assert made.path.read_bytes() == plain.path.read_bytes()
+
+
+def test_fp16_keeps_what_overflows(tmp_path: Path) -> None:
+    source = saved(outlier(1e5), tmp_path / "in")
+    made, notes, _ = lowered(onnx_fp16.PASS, source, tmp_path / "kept", {"budget": ["sqnr_db >= 50"]})
+    assert error_db(source, made) > 50
+    assert notes["budget"]["kept"]
+    assert "third" not in notes["budget"]["kept"]
+
+
+def test_openvino_keeps_the_layer(tmp_path: Path) -> None:
+    onnx = saved(outlier(300), tmp_path / "in")
+    (tmp_path / "ir").mkdir()
+    (tmp_path / "ir/out").mkdir()
+    onnx_to_openvino.PASS.run(onnx, tmp_path / "ir/out", onnx_to_openvino.PASS.options(), context(tmp_path / "ir"))
+    path = tmp_path / "ir/out/model.xml"
+    source = Artifact("openvino", path, "", OPENVINO.describe(path, {}), ("model.xml", "model.bin"))
+    made, notes, _ = lowered(openvino_quantize.PASS, source, tmp_path / "kept", MINMAX, OPENVINO)
+    assert error_db(onnx, made, OPENVINO) > 20
+    assert notes["budget"]["ranking"][0]["kept"]
+    assert BAD in notes["budget"]["kept"]
+    assert not {"first", "third"} & set(notes["budget"]["kept"])
+    with openvino_trial.opened(made.path, 1) as session:
+        assert set(session.infer({"x": np.zeros((1, 8), np.float32)})) == {"y"}
+
+
+def test_what_cannot_be_held_fails_with_the_best_there_was(tmp_path: Path) -> None:
+    source = saved(outlier(300), tmp_path / "in")
+    with pytest.raises(StepError) as error:
+        lowered(onnx_quantize.PASS, source, tmp_path / "kept", {"budget": ["sqnr_db >= 200"]})
+    assert "the budget cannot be held: sqnr_db >= 200" in error.value.what
+    assert "best reached, with 2 of 3 groups kept: y cosine" in error.value.what
+    assert BAD in error.value.hint
+    assert not list((tmp_path / "kept/out").iterdir()), "nothing half-written is left"
+
+
+def test_a_budget_needs_samples(tmp_path: Path) -> None:
+    source = saved(outlier(300), tmp_path / "in")
+    options = onnx_quantize.PASS.options(method="dynamic", budget=["sqnr_db >= 20"])
+    assert onnx_quantize.PASS.wants_data(options)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="a budget is kept by looking at data"):
+        onnx_quantize.PASS.run(source, tmp_path / "out", options, context(tmp_path))
