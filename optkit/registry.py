@@ -26,6 +26,7 @@ PRECISIONS = ("float64", "float32", "float16", "bfloat16")
 _PASSES = (
     "torch_to_onnx",
     "torch_to_openvino",
+    "torch_prune",
     "torch_distill",
     "torch_train",
     "onnx_simplify",

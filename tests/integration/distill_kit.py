@@ -37,7 +37,8 @@ class Turn:
     """One run of a pass. folder: new, but for `kept`, which may have an earlier run's checkpoints."""
 
     def __init__(self, use: Pass, teacher: Artifact, folder: Path, options: dict[str, Any], *,
-                 parent: Artifact | None = None, data: Any = DATA, seed: int = 0, kept: Path | None = None) -> None:  # fmt: skip
+                 parent: Artifact | None = None, data: Any = DATA, seed: int = 0,
+                 kept: Path | None = None) -> None:  # fmt: skip
         assert teacher.signature is not None
         self.use, self.parent, self.out = use, parent or teacher, folder / "out"
         self.options = use.options.model_validate(options)

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 
-def train(module: nn.Module, data: Any, *, source: nn.Module, kept: Path, seed: int, progress: Any, epochs: int = 2) -> Any:
+def train(
+    module: nn.Module, data: Any, *, source: nn.Module, kept: Path, seed: int, progress: Any, epochs: int = 2
+) -> Any:
     """Learns from the source model, and keeps a checkpoint per epoch."""
     assert module.training
     assert not source.training
