@@ -165,7 +165,7 @@ class _Work:
 
     def _per_cost(self, ranked: Mapping[int, float]) -> dict[int, float]:
         """A loss in ratio to what its removal gains of the target: what is to go must go where it costs least."""
-        now, made = self._gone(frozenset()), {}
+        now, made = self._gone(frozenset()), dict[int, float]()
         for group in self.found:
             gain = self._gone(frozenset(group.members[:1])) - now
             made |= {m: ranked[m] / max(gain, 1e-12) for m in group.members if m in ranked}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
@@ -14,10 +14,11 @@ from optkit.artifact import Artifact
 from optkit.errors import DataError, SourceError, StepError
 from optkit.formats import torch_model, torch_sparse, torch_structure
 from optkit.formats.torch_export import runnable_feeds
-from optkit.formats.torch_pruning import Target, macs, matched, parameter_count, prune
-from optkit.formats.torch_pruning_importance import Fit, fit_of
-from optkit.formats.torch_pruning_select import Rules
 from optkit.plugin import Context, Options, Pass, need
+
+if TYPE_CHECKING:
+    from optkit.formats.torch_pruning import Target
+    from optkit.formats.torch_pruning_importance import Fit
 
 FITTED = ("taylor", "activation")
 BATCH = 16
@@ -113,6 +114,9 @@ def run(artifact: Artifact, out_dir: Path, options: TorchPrune, context: Context
     the channels before and after, and the layers left alone with the reason. Raises StepError for a source without an
     nn.Module and for a target that cannot be met, DataError where a ranking needs data and there is none.
     """
+    from optkit.formats.torch_pruning import macs, parameter_count, prune
+    from optkit.formats.torch_pruning_select import Rules
+
     torch = need("torch")
     if options.ranks_by in FITTED and context.data is None:
         raise DataError(f"importance: {options.ranks_by} needs data to rank on", subject="data",
@@ -156,6 +160,8 @@ def run(artifact: Artifact, out_dir: Path, options: TorchPrune, context: Context
 
 
 def _target(options: TorchPrune) -> Target:
+    from optkit.formats.torch_pruning import Target
+
     if options.remove_macs is not None:
         return Target("macs", options.remove_macs)
     if options.remove_parameters is not None:
@@ -167,10 +173,14 @@ def _target(options: TorchPrune) -> Target:
 def _fit(options: TorchPrune, context: Context, model: torch_model.TorchModel) -> Fit | None:
     if options.ranks_by not in FITTED:
         return None
+    from optkit.formats.torch_pruning_importance import fit_of
+
     return fit_of(context.data, model.inputs, context.seed, BATCH, options.max_samples)
 
 
 def _sparse(module: Any, options: TorchPrune) -> dict[str, Any]:
+    from optkit.formats.torch_pruning import matched
+
     kept = matched(module, options.keep, "keep")
     found = torch_sparse.matrices(module, kept)
     if not found:
@@ -220,6 +230,8 @@ def _threads(count: int) -> Iterator[None]:
 
 def confirm(parent: Artifact, artifact: Artifact, options: TorchPrune, context: Context) -> list[str]:
     """Loads both models anew and counts: what was asked to go is gone, and the outputs are finite."""
+    from optkit.formats.torch_pruning import macs, matched, parameter_count
+
     try:
         old, new = torch_model.load(parent.path), torch_model.load(artifact.path)
         _, feeds = runnable_feeds(new, context.inputs or new.inputs, context.dims)
@@ -249,6 +261,8 @@ def confirm(parent: Artifact, artifact: Artifact, options: TorchPrune, context: 
 
 
 def _confirm_zeros(module: Any, options: TorchPrune) -> list[str]:
+    from optkit.formats.torch_pruning import matched
+
     assert options.ratio is not None
     found = torch_sparse.matrices(module, matched(module, options.keep, "keep"))
     zeros, sizes = torch_sparse.zeros(found), {m.name: m.tensor.numel() for m in found}

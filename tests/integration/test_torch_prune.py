@@ -473,8 +473,8 @@ def test_recorded_options_are_valid_again() -> None:
 
 
 def test_a_layer_to_keep_must_be_there(tmp_path: Path) -> None:
-    error = refused(tmp_path, source(tmp_path, "vgg"), ratio=0.2, keep=["layers.O"])
-    assert (error.what, error.hint) == ("no layer is called 'layers.O'", "did you mean 'layers.0'?")
+    error = refused(tmp_path, source(tmp_path, "vgg"), ratio=0.2, keep=["layer.0"])
+    assert (error.what, error.hint) == ("no layer is called 'layer.0'", "did you mean 'layers.0'?")
 
 
 def test_nothing_to_prune_is_said(tmp_path: Path) -> None:
