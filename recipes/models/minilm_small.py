@@ -52,7 +52,7 @@ def build(layers: tuple[int, ...] = (1, 3, 5)) -> nn.Module:
     return Pooled(model).eval()
 
 
-def sentences(count: int = 6000, max_length: int = 64) -> Iterator[dict[str, np.ndarray]]:
+def sentences(count: int = 3000, max_length: int = 48) -> Iterator[dict[str, np.ndarray]]:
     """Sentences of Python's own manual (pydoc's topics), and rows of random words, which the manual does not use.
 
     The same ones at every call: {"input_ids": (sequence,), "attention_mask": (sequence,)}, int64.
