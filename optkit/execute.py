@@ -79,7 +79,10 @@ def cached_steps(plan: Plan, cache: Cache) -> dict[str, bool | None]:
         if parent is None or (step.data and data is None):
             found[step.id] = None if found.get(step.parent, True) is None else False
             continue
-        entry = cache.get(keys.step_key(plan, step, parent, data, made[SOURCE]))
+        reads = keys.reads_key(plan, step, cache, known_only=True)
+        if reads is None:
+            continue
+        entry = cache.get(keys.step_key(plan, step, parent, data, made[SOURCE], reads))
         found[step.id] = entry is not None
         if entry is not None:
             made[step.id] = _artifact_in(entry)
@@ -247,7 +250,8 @@ class _Run:
             return
         if not state.key:
             assert self.source is not None
-            state.key = keys.step_key(self.plan, step, made, self.data_keys.get(step.data or ""), self.source)
+            data, reads = self.data_keys.get(step.data or ""), keys.reads_key(self.plan, step, self.cache)
+            state.key = keys.step_key(self.plan, step, made, data, self.source, reads)
             entry = self.cache.get(state.key)
             if entry is not None:
                 state.cached["run"] = True

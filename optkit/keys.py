@@ -19,8 +19,9 @@ from optkit.artifact import Artifact, digest_file, digest_of
 from optkit.cache import Cache
 from optkit.dataspec import ImageData, content_key, image_classes, image_files, resolve_path, tools
 from optkit.dataspec import files as data_files
-from optkit.errors import UnavailableError
+from optkit.errors import UnavailableError, UserError
 from optkit.metricspec import Metric
+from optkit.named import named_digest, named_files
 from optkit.parity.cases import Case
 from optkit.planning import Plan, Step
 from optkit.plugin import EXTRAS, install_line
@@ -185,8 +186,22 @@ def fitted(plan: Plan) -> dict[str, list[str]]:
     return users
 
 
-def step_key(plan: Plan, step: Step, parent: Artifact, data: str | None, source: Artifact) -> str:
-    """The key of a step's output. source: the source model, on which a pass that takes it as its teacher depends."""
+def reads_key(plan: Plan, step: Step, cache: Cache, *, known_only: bool = False) -> str | None:
+    """The digest of the files that a step's options name; None as in `Cache.digest`. Raises UserError."""
+    try:
+        files = named_files(step.use, step.options, plan.recipe.base)
+    except UserError as error:
+        raise UserError(f"step {step.id}: {error.what}", hint=error.hint) from error
+    return named_digest(files, step.use.target, cache, known_only=known_only)
+
+
+def step_key(
+    plan: Plan, step: Step, parent: Artifact, data: str | None, source: Artifact, reads: str | None = None
+) -> str:
+    """The key of a step's output.
+
+    source: the source model, on which a pass that takes it as its teacher depends. reads: see `reads_key`.
+    """
     recipe, signature = plan.recipe, parent.signature
     # Only where a pass asks for it: other keys stay as they are on every machine.
     here = [list(step.use.machine(step.options))] if step.use.machine else []
@@ -204,6 +219,7 @@ def step_key(plan: Plan, step: Step, parent: Artifact, data: str | None, source:
             recipe.seed,
             versions(tools, step.python),
             *([source.digest] if step.use.wants_source(step.options) else []),
+            *([reads] if step.use.reads(step.options) else []),
             *here,
             # A torch model's output names its code by path: another checkout's cannot stand for it.
             digest_file(parent.path) if step.use.target == "torch" else None,

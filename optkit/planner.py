@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from optkit import environments
-from optkit.errors import Problem, RecipeError, did_you_mean
+from optkit.errors import Problem, RecipeError, UserError, did_you_mean
 from optkit.metricplan import check_metrics
 from optkit.metricspec import bound_table
+from optkit.named import named_files
 from optkit.parity.bounds import Bound, BoundError, parse_bound
 from optkit.parts import check_file, check_parts
 from optkit.planning import Check, Plan, Step
@@ -127,6 +128,8 @@ class Planner:
             written = check_file(
                 self.recipe, spec.python, self.note, ("steps", index, "python"), f"step {spec.id}: python"
             )
+        if use and options is not None:
+            self.files(index, spec, use, options)
         data = self.data_of(index, spec, use, options)
         stated = self.bounds(index, spec, use)
         if use and options is not None and "faster" in spec.must and not use.is_timed(options):
@@ -218,6 +221,16 @@ class Planner:
             for inner, what, hint in explain(error, spec.with_, f"step {spec.id} ({use.name}): ", use.options):
                 self.note((*key, *inner), what, hint, key)
             return None
+
+    def files(self, index: int, spec: StepSpec, use: Pass, options: Options) -> None:
+        """Note a file that the options name and that is not there."""
+        try:
+            named_files(use, options, self.recipe.base)
+        except UserError as error:
+            self.note(("steps", index, "with"), f"step {spec.id}: {error.what}", error.hint)
+        except (OSError, ValueError) as error:  # a name too long, a null byte
+            what = f"step {spec.id}: a path of its options cannot be used: {error}"
+            self.note(("steps", index, "with"), what, "paths start from the recipe's folder")
 
     def data_of(self, index: int, spec: StepSpec, use: Pass | None, options: Options | None) -> str | None:
         name, key = spec.data, ("steps", index, "data")

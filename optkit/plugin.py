@@ -37,6 +37,11 @@ class Options(BaseModel):
 class Samples(Protocol):
     """A dataset as a pass sees it: streamed, never held whole."""
 
+    @property
+    def labelled(self) -> bool:
+        """Whether samples come with labels."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Tensors]:
@@ -50,6 +55,14 @@ class Samples(Protocol):
         """
         ...
 
+    def iter_labelled(self) -> Iterator[tuple[Tensors, Any]]:
+        """One sample at a time with its label, None where there are none."""
+        ...
+
+    def stack(self, samples: Sequence[Tensors]) -> Tensors:
+        """Samples that this dataset gave, in any order and number, stacked and padded as `feeds` does it."""
+        ...
+
 
 @dataclass(frozen=True)
 class Context:
@@ -60,6 +73,8 @@ class Context:
     data: the samples the step was given with `data:`, or None.
     scratch: an empty folder that is thrown away afterwards.
     source: the source model, for a pass that asks for it with `needs_source`.
+    files: for a pass that `reads` files its options name: the absolute paths behind each text, the file itself first,
+        then, of a callable FILE.py:NAME, the files that it imports from beside it.
     kept: for a pass that `resumes`, a folder that outlives a kill, empty at first: a run of the same step, with the
         same input, options and data, finds in it what the last one wrote. It goes once the step has succeeded.
     progress: tell the user a sentence, and how much is done (0 to 1) where that is known.
@@ -76,6 +91,7 @@ class Context:
     progress: Callable[[str, float | None], None] = lambda text, fraction: None
     source: Artifact | None = None
     kept: Path | None = None
+    files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
 
 
 Run = Callable[[Artifact, Path, Any, Context], Mapping[str, Any]]
@@ -100,6 +116,8 @@ class Pass:
     machine(options) -> what else of this machine decides the output (its GPU, a compiler's version), for the cache key.
     needs_data: the step must name a dataset; a callable decides from the options.
     needs_source: the pass works with the source model too, as a teacher, so that its output depends on that.
+    reads: the texts among the options that name files: a path, or a callable FILE.py:NAME; what the files hold counts
+        in the cache key, and the pass finds them in `context.files`.
     resumes: the pass writes checkpoints to `context.kept` and goes on from them.
     modules: what an idle worker may import ahead of the pass, to save its time.
     timed: whether the output's speed on its own format's runtime says anything: not where it is made for another one.
@@ -122,6 +140,7 @@ class Pass:
     machine: Callable[[Any], Sequence[str]] | None = None
     needs_data: bool | Callable[[Any], bool] = False
     needs_source: bool | Callable[[Any], bool] = False
+    reads: Callable[[Any], Sequence[str]] = lambda options: ()
     resumes: bool = False
     modules: tuple[str, ...] = ()
     timed: bool | Callable[[Any], bool] = True

@@ -28,6 +28,8 @@ _PASSES = (
     "torch_to_onnx",
     "torch_to_openvino",
     "torch_prune",
+    "torch_distill",
+    "torch_train",
     "onnx_simplify",
     "onnx_optimize_transformer",
     "onnx_fp16",

@@ -19,6 +19,7 @@ from optkit.cache import lock_folder, unlock_folder
 from optkit.deferral import make_up, put_off
 from optkit.errors import DataError, NotHereError, StepError
 from optkit.metricspec import metric_of
+from optkit.named import named_files
 from optkit.parity.cases import Case, batch_dim, feeds, stacks
 from optkit.parity.tape import Reference, Tape
 from optkit.plugin import Context, Pass, Runner, Session
@@ -95,7 +96,7 @@ def run(step: Data, say: Say) -> Data:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="optkit-", dir=step.get("scratch")))
         kept = stack.enter_context(_held(Path(step["kept"]) if step.get("kept") else None, Path(scratch)))
         context = replace(
-            _context(step, Path(scratch), say), kept=kept,
+            _context(step, Path(scratch), say), kept=kept, files=named_files(use, options, Path(step["base"])),
             source=Artifact.from_json(step["source"]) if step.get("source") else None,
         )  # fmt: skip
         before = _stamps(parent)

@@ -33,9 +33,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ListSamples:
-    """A `Samples` over a short list: each item maps input name to array without the batch axis."""
+    """A `Samples` over a short list of input name to array without the batch axis. labels: one per item, or None."""
 
     items: Sequence[Tensors]
+    labels: Sequence[Any] | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        return self.labels is not None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -45,11 +51,18 @@ class ListSamples:
 
     def feeds(self, batch: int) -> Iterator[Tensors]:
         """Up to `batch` equally shaped samples stacked along axis 0."""
+        for start in range(0, len(self.items), batch):
+            yield self.stack(self.items[start : start + batch])
+
+    def iter_labelled(self) -> Iterator[tuple[Tensors, Any]]:
+        """Each item with its label."""
+        return zip(self.items, self.labels or [None] * len(self.items), strict=True)
+
+    def stack(self, samples: Sequence[Tensors]) -> Tensors:
+        """Equally shaped items along axis 0."""
         import numpy as np
 
-        for start in range(0, len(self.items), batch):
-            part = self.items[start : start + batch]
-            yield {name: np.stack([item[name] for item in part]) for name in part[0]}
+        return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
 def assert_pass_contract(
@@ -74,6 +87,7 @@ def assert_pass_contract(
     its own is tested there, in a child process, where `artifact` and `context` must be picklable. Raises
     AssertionError.
     """
+    from optkit.named import named_files
     from optkit.signatures import promised
     from optkit.tasks import reread
 
@@ -103,6 +117,7 @@ def assert_pass_contract(
                 "dims": {},
                 "scratch": scratch,
                 "progress": _Teller(told),
+                "files": named_files(use, given, Path.cwd()),
                 **context,
             }
         )

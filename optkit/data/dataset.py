@@ -119,6 +119,10 @@ class Dataset:
             labels = [label for _, label in part] if self.labelled else None
             yield stack(self.name, samples, self.inputs, self._check.stacked, self.source.pads), count, labels
 
+    def stack(self, samples: Sequence[Sample]) -> Sample:
+        """Samples that this dataset gave as one feed, as `batches` makes them, but of any number."""
+        return stack(self.name, samples, self.inputs, self._check.stacked, self.source.pads)
+
     def sample_digests(self) -> Iterator[str]:
         """sha256 (hex) per sample over names, dtypes, shapes and bytes of its inputs.
 

@@ -8,32 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from optkit.errors import OptkitError, SourceError, did_you_mean
-from optkit.formats.torch_files import existing
-from optkit.formats.user_code import importable, imported, raised
+from optkit.formats.user_code import raised, user_callable
 from optkit.plugin import need
 
 
 def build_module(descriptor: Mapping[str, Any]) -> tuple[Any, Path | None]:
     """The nn.Module a descriptor's factory returns, and the folder the factory's file lies in. Raises SourceError."""
     torch = need("torch")
-    where, _, attribute = str(descriptor["factory"]).rpartition(":")
-    is_file = where.endswith(".py")
-    if is_file:
-        existing(where, "model.torch")
-    folder = Path(where).resolve().parent if is_file else None
     kwargs = dict(descriptor.get("kwargs") or {})
-    with importable(folder):
-        code = imported(where, folder, "model.torch")
-        build = getattr(code, attribute, None)
-        if not callable(build):
-            callables = [
-                n for n, v in vars(code).items() if callable(v) and getattr(v, "__module__", "") == code.__name__
-            ]
-            raise SourceError(
-                f"{where} has no callable {attribute!r}",
-                subject="model.torch",
-                hint=did_you_mean(attribute, callables) or "define it there",
-            )
+    with user_callable(str(descriptor["factory"]), "model.torch") as (build, folder):
+        where, _, attribute = str(descriptor["factory"]).rpartition(":")
         _check_kwargs(build, kwargs, attribute)
         try:
             # Weights the factory draws must be the same at every load: the model is loaded once per step.

@@ -42,7 +42,11 @@ def load(descriptor_path: Path, precision: str | None = None, *, device: str = "
 
     Raises SourceError for whatever is wrong with the files, the user's code or the declared inputs.
     """
-    descriptor = read_descriptor(descriptor_path)
+    return load_described(read_descriptor(descriptor_path), precision, device=device)
+
+
+def load_described(descriptor: Mapping[str, Any], precision: str | None = None, *, device: str = "cpu") -> TorchModel:
+    """As `load`, of a descriptor that lies in no file yet; its paths are absolute."""
     source = open_source(descriptor, device)
     inputs = tuple(TensorSpec.from_json(spec) for spec in descriptor.get("inputs") or ())
     if source.exported is not None:
@@ -284,6 +288,7 @@ __all__ = [
     "exported_inputs",
     "kind_of",
     "load",
+    "load_described",
     "named_tensors",
     "read_descriptor",
     "save_live",

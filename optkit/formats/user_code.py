@@ -5,14 +5,40 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from optkit.errors import OptkitError, SourceError
-from optkit.formats.torch_files import place, user_frame
+from optkit.errors import OptkitError, SourceError, did_you_mean
+from optkit.formats.torch_files import existing, place, user_frame
+
+
+@contextmanager
+def user_callable(text: str, subject: str) -> Iterator[tuple[Callable[..., Any], Path | None]]:
+    """What FILE.py:NAME or MODULE:NAME names, and the folder its file lies in, from where it may import meanwhile.
+
+    subject: the recipe's key that names it, for messages. Raises SourceError.
+    """
+    where, _, attribute = text.rpartition(":")
+    is_file = where.endswith(".py")
+    if is_file:
+        existing(where, subject)
+    folder = Path(where).resolve().parent if is_file else None
+    with importable(folder):
+        code = imported(where, folder, subject)
+        found = getattr(code, attribute, None)
+        if not callable(found):
+            callables = [
+                n for n, v in vars(code).items() if callable(v) and getattr(v, "__module__", "") == code.__name__
+            ]
+            raise SourceError(
+                f"{where} has no callable {attribute!r}",
+                subject=subject,
+                hint=did_you_mean(attribute, callables) or "define it there",
+            )
+        yield found, folder
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optkit.errors import UnavailableError
+from optkit.formats.torch_device import check_device
 from optkit.formats.torch_model import MAIN, TorchModel, describe, kind_of, load, read_descriptor
 from optkit.plugin import Artifact, Runner, Session, checked_feeds, need
 
@@ -58,7 +58,7 @@ def open_model(
     On a GPU, TensorFloat-32 is off: the reference is float32. Raises UnavailableError for a device that is not there.
     """
     torch = need("torch")
-    _check_device(torch, device)
+    check_device(device)
     with ExitStack() as stack:
         before = torch.get_num_threads()
         stack.callback(torch.set_num_threads, before)
@@ -69,24 +69,6 @@ def open_model(
                 stack.callback(setattr, switch, "allow_tf32", switch.allow_tf32)
                 switch.allow_tf32 = False
         yield TorchSession(model, device, f"torch {device} {precision or _computes_in(model)}")
-
-
-def _check_device(torch: Any, device: str) -> None:
-    if device == "cpu":
-        return
-    kind, _, index = device.partition(":")
-    if kind != "cuda":
-        raise UnavailableError(f"the torch runner knows no device {device!r}", hint="cpu, cuda or cuda:1")
-    if torch.version.cuda is None:
-        raise UnavailableError(
-            f"device {device!r} was asked for, but torch {torch.__version__} is built for the CPU alone",
-            hint="device cpu, or install a CUDA build of torch",
-        )
-    if not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count():
-        raise UnavailableError(
-            f"device {device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices",
-            hint="device cpu, or check nvidia-smi",
-        )
 
 
 def _computes_in(model: TorchModel) -> str:

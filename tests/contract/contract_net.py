@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +42,14 @@ class Plain(nn.Module):
 def plain() -> nn.Module:
     torch.manual_seed(0)
     return Plain().eval()
+
+
+def train(module: nn.Module, data: Any, *, seed: int, source: nn.Module, **rest: Any) -> nn.Module:
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for batch in data.batches(4, seed=seed):
+        (module(**batch.feeds) - source(**batch.feeds)).square().mean().backward()
+        optimizer.step()
+    return module
 
 
 def build() -> nn.Module:

@@ -25,11 +25,15 @@ RNG = np.random.default_rng(0)
 SAMPLES = ListSamples([{"image": RNG.standard_normal((3, 8, 8)).astype(np.float32)} for _ in range(8)])
 FEEDS = {"image": RNG.standard_normal((4, 3, 8, 8)).astype(np.float32)}
 
+NETS = Path(__file__).with_name("contract_net.py")
+
 # Per built-in pass: its options, and whether it is fitted on data. A new pass needs a line here.
 PASSES: dict[str, tuple[dict[str, Any], bool]] = {
     "torch.to_onnx": ({}, False),
     "torch.to_openvino": ({}, False),
     "torch.prune": ({"remove_macs": 0.2}, False),
+    "torch.distill": ({"student": {"torch": f"{NETS}:plain"}, "epochs": 4, "lr": 0.01}, True),
+    "torch.train": ({"call": f"{NETS}:train"}, True),
     "onnx.simplify": ({}, False),
     "onnx.optimize_transformer": ({}, False),
     "onnx.fp16": ({}, False),
@@ -52,7 +56,7 @@ def source_of(factory: str, base: Path) -> Artifact:
     """A torch model at rest, as a run starts from it."""
     recipe = recipe_from({
         "version": 1,
-        "model": {"torch": f"{Path(__file__).with_name('contract_net.py')}:{factory}"},
+        "model": {"torch": f"{NETS}:{factory}"},
         "inputs": {"image": {"shape": ["batch", 3, 8, 8], "layout": "NCHW"}},
         "outputs": ["logits"],
         "dims": {"batch": {"min": 1, "opt": 4, "max": 8}},
@@ -109,8 +113,12 @@ def test_every_builtin_pass_has_its_line() -> None:
 def test_a_pass(name: str, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     options, fitted = PASSES[name]
     use = get_pass(name)
-    context = {"dims": DIMS, **({"data": SAMPLES} if fitted else {})}
     parent = artifacts["tflite, int8" if name == "tflite.to_edgetpu" else use.source]
+    context = {
+        "dims": DIMS,
+        **({"data": SAMPLES} if fitted else {}),
+        **({"source": parent} if use.needs_source else {}),
+    }
     made = assert_pass_contract(use, parent, options, context, tmp_path)
     assert made.signature is not None
     assert made.signature.inputs[0] == TensorSpec("image", "float32", ("batch", 3, 8, 8), "NCHW")

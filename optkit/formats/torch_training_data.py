@@ -1,0 +1,215 @@
+"""A fit set for training: shuffled batches of tensors, out of a copy on disk, so that memory does not grow with it.
+
+One pass over the samples writes them to a folder; batches are then read from there in any order. A part is held out,
+on which the training is judged: chosen by the samples' own digests, so that equal samples are on one side and their
+order in the set plays no part.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optkit.artifact import TensorSpec
+from optkit.errors import DataError, StepError, did_you_mean
+from optkit.formats.torch_feeds import torch_dtype
+from optkit.plugin import Samples, need
+
+LABEL = "label/"
+INDEX = "index.json"
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples to learn from.
+
+    feeds: the model's inputs, name to tensor with axis 0 the batch. labels: likewise, by their names in the recipe, ""
+        where there is one alone; empty without labels. rows: how many samples.
+    """
+
+    feeds: Mapping[str, Any]
+    labels: Mapping[str, Any]
+    rows: int
+
+
+class TrainingData:
+    """The samples of a fit set in random access. train, held_out: their numbers, in the set's order."""
+
+    def __init__(
+        self, samples: Samples, folder: Path, inputs: Sequence[TensorSpec], *, held_out: float, seed: int, device: str
+    ) -> None:
+        """Copy the samples to `folder`, unless an earlier call did. Raises DataError, OSError on a full disk."""
+        folder.mkdir(exist_ok=True)
+        if not (folder / INDEX).is_file():
+            _write(samples, folder)
+        self.samples, self.inputs, self.device = samples, tuple(inputs), device
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        self._places: dict[str, list[tuple[str, list[int], int]]] = index["places"]
+        self._bytes = {key: _mapped(folder / f"{number}.bin") for number, key in enumerate(self._places)}
+        self.train, self.held_out = _split(index["digests"], held_out, seed)
+        self.labels = tuple(key.removeprefix(LABEL) for key in self._places if key.startswith(LABEL))
+
+    def __len__(self) -> int:
+        return len(self.train) + len(self.held_out)
+
+    def _array(self, key: str, number: int) -> Array:
+        dtype, shape, start = self._places[key][number]
+        size = np.dtype(dtype).itemsize * math.prod(shape)
+        return np.frombuffer(self._bytes[key][start : start + size].tobytes(), dtype).reshape(shape)
+
+    def batch(self, numbers: Sequence[int] | NDArray[np.int64]) -> Batch:
+        """These samples as tensors on the device."""
+        torch = need("torch")
+        rows = [{s.name: self._array(s.name, int(n)) for s in self.inputs} for n in numbers]
+        stacked = self.samples.stack(rows)
+        feeds = {
+            spec.name: torch.from_numpy(np.array(stacked[spec.name], order="C")).to(self.device, torch_dtype(spec))
+            for spec in self.inputs
+        }
+        labels = {name: self._labels(name, numbers) for name in self.labels}
+        return Batch(feeds, labels, len(numbers))
+
+    def _labels(self, name: str, numbers: Sequence[int] | NDArray[np.int64]) -> Any:
+        arrays = [self._array(LABEL + name, int(n)) for n in numbers]
+        if len({a.shape for a in arrays}) > 1 or arrays[0].dtype.kind not in "biuf":
+            shown = ", ".join(sorted({f"{a.dtype} {a.shape}" for a in arrays})[:4])
+            raise DataError(
+                f"{f'label {name!r}' if name else 'labels'} cannot be learned from: {shown}",
+                subject="data",
+                hint="labels of numbers, all of one shape",
+            )
+        return need("torch").from_numpy(np.stack(arrays)).to(self.device)
+
+    def label(self, name: str | None) -> str:
+        """The key in `Batch.labels` that an option's name, or none, means. Raises DataError."""
+        if not self.labels:
+            raise DataError("the fit set has no labels", subject="data",
+                            hint="name them on the dataset (label: NAME), or leave out the loss on labels")  # fmt: skip
+        found = self.labels[0] if name is None and len(self.labels) == 1 else name
+        if found is not None and found in self.labels:
+            return found
+        what = f"the fit set has no label {name!r}" if name else f"the fit set has {len(self.labels)} labels"
+        raise DataError(what, subject="with", hint=did_you_mean(name or "", self.labels))
+
+    @property
+    def exactly(self) -> int | None:
+        """How many samples the model takes at a time, where it does not leave that open."""
+        sizes: dict[int, str] = {}
+        for spec in self.inputs:
+            whole = len(self._places[spec.name][0][1]) == len(spec.shape or ())
+            if whole or isinstance((spec.shape or ("",))[0], int):
+                sizes[1 if whole else int((spec.shape or ("",))[0])] = spec.name
+        if len(sizes) > 1:
+            shown = " and ".join(f"{size} ({name})" for size, name in sizes.items())
+            raise DataError(f"inputs take different numbers of samples at a time: {shown}", subject="inputs",
+                            hint="give every input the same batch axis")  # fmt: skip
+        return next(iter(sizes), None)
+
+    def batch_size(self, asked: int | None, default: int) -> int:
+        """The batch size to train with. Raises StepError where the one asked for cannot be."""
+        exactly = self.exactly
+        if exactly is not None and asked not in (None, exactly):
+            raise StepError(f"batches of {asked} were asked for, but the model takes exactly {exactly} at a time",
+                            subject="with.batch_size", hint=f"batch_size: {exactly}, or a named batch dim in the "
+                            "inputs' shape")  # fmt: skip
+        if exactly is None and asked is not None and asked > len(self.train):
+            raise StepError(f"batches of {asked} were asked for, but there are {len(self.train)} samples to train on",
+                            subject="with.batch_size", hint=f"batch_size: {len(self.train)} or less, or more "
+                            "samples")  # fmt: skip
+        return exactly or asked or min(default, len(self.train))
+
+    def order(self, size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+        """The numbers of an epoch's batches, every sample once, shuffled by seed and epoch."""
+        shuffled = np.random.default_rng([seed, epoch]).permutation(self.train)
+        return _parts(shuffled, size, self.exactly)
+
+    def batches(self, size: int, *, seed: int = 0, epoch: int = 0) -> Iterator[Batch]:
+        """An epoch over the samples to train on, shuffled, in batches of about `size`."""
+        return (self.batch(part) for part in self.order(size, seed, epoch))
+
+    def held_out_batches(self, size: int) -> Iterator[Batch]:
+        """The samples that were held out, in the same batches every time."""
+        return (self.batch(part) for part in _parts(self.held_out, size, self.exactly))
+
+
+def _mapped(path: Path) -> Array:
+    return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+
+
+def _parts(numbers: NDArray[np.int64], size: int, exactly: int | None) -> list[NDArray[np.int64]]:
+    """Batches as equal as can be, none larger than `size`; with `exactly`, the last is filled up from the front."""
+    count = -(-len(numbers) // size)
+    if exactly is None:
+        return list(np.array_split(numbers, count))
+    return list(np.resize(numbers, count * size).reshape(count, size))
+
+
+def _split(digests: Sequence[str], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    ranked = sorted(set(digests), key=lambda digest: sha256(f"{seed} {digest}".encode()).digest())
+    if len(ranked) < 2:
+        raise DataError(
+            f"the fit set has {len(digests)} samples, all the same" if len(digests) > 1 else "the fit set has 1 sample",
+            subject="data",
+            hint="two different ones at least: some are learned from, others are held out",
+        )
+    count = min(max(1, round(len(ranked) * share)), len(ranked) - 1)
+    held = set(ranked[:count])
+    numbers = np.arange(len(digests))
+    mask = np.array([digest in held for digest in digests])
+    return numbers[~mask], numbers[mask]
+
+
+def _write(samples: Samples, folder: Path) -> None:
+    """Per input and label one file of all its arrays, back to back, and the index of where each begins."""
+    places: dict[str, list[tuple[str, list[int], int]]] = {}
+    digests: list[str] = []
+    handles: dict[str, Any] = {}
+    try:
+        for sample, label in samples.iter_labelled():
+            named = label if isinstance(label, Mapping) else {} if label is None else {"": label}
+            digest = sha256()
+            for key, array in sorted(sample.items()):
+                whole = np.asarray(array, order="C")
+                digest.update(f"{key} {whole.dtype.str} {whole.shape} ".encode() + whole.tobytes())
+            digests.append(digest.hexdigest())
+            for key, value in {**sample, **{f"{LABEL}{name}": value for name, value in named.items()}}.items():
+                whole = _array_of(key, value)
+                if key not in handles:
+                    handles[key] = (folder / f"{len(handles)}.bin").open("wb")
+                    places[key] = []
+                places[key].append((whole.dtype.str, list(whole.shape), handles[key].tell()))
+                handles[key].write(whole.tobytes())
+    finally:
+        for handle in handles.values():
+            handle.close()
+    if not digests:
+        raise DataError("the fit set has no samples", subject="data", hint="give it some")
+    if any(len(of) != len(digests) for of in places.values()):
+        raise DataError("some samples of the fit set have labels and some have none", subject="data",
+                        hint="label all of them")  # fmt: skip
+    (folder / INDEX).write_text(json.dumps({"places": places, "digests": digests}), encoding="utf-8")
+
+
+def _array_of(key: str, value: Any) -> Array:
+    try:
+        array = np.asarray(value, order="C")
+    except ValueError as error:  # lists of unequal length
+        raise DataError(f"{key.removeprefix(LABEL) or 'a label'} is no array: {error}", subject="data",
+                        hint="labels of numbers, all of one shape") from error  # fmt: skip
+    if array.dtype.hasobject:
+        raise DataError(f"{key.removeprefix(LABEL) or 'a label'} is {type(value).__name__}, not numbers",
+                        subject="data", hint="labels of numbers, all of one shape")  # fmt: skip
+    return array
+
+
+__all__ = ["Batch", "TrainingData"]

@@ -1,0 +1,390 @@
+"""torch.distill: students learn, a killed run goes on bit for bit, and what cannot be learned is said by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import distill_kit as kit
+import numpy as np
+import pytest
+import torch
+import torch_kit
+from distill_kit import DATA, LABELLED, ZOO, Turn
+from pydantic import ValidationError
+
+from optkit.artifact import Artifact
+from optkit.errors import DataError, OptkitError, SourceError, StepError
+from optkit.formats import torch_checkpoint, torch_model, torch_structure
+from optkit.formats.torch_structure import Stage
+from optkit.passes.torch_distill import PASS
+from optkit.testing import ListSamples
+
+QUICK: dict[str, Any] = {"student": {"torch": f"{ZOO}:student"}, "epochs": 6, "lr": 0.02}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return kit.source(tmp_path_factory.mktemp("teacher"))
+
+
+def losses(*items: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {**QUICK, "losses": list(items), **more}
+
+
+# ------------------------------------------------------------------------------------------------ it learns
+
+
+def test_a_student_learns_and_says_what_it_learned_by(teacher: Artifact, tmp_path: Path) -> None:
+    turn = Turn(PASS, teacher, tmp_path, {**QUICK, "epochs": 15})
+    notes = turn.run()
+    held = notes["held_out_loss"]
+    assert held["after"] < held["before"] / 20
+    assert notes["losses"] == [{"kind": "mse", "output": "scores"}]
+    assert notes["chosen"].startswith("no losses were named")
+    assert notes["samples"] == {"learned_from": 180, "held_out": 20}
+    assert notes["steps"] == 15 * 6
+    assert notes["parameters"] == {"student": 340, "teacher": 1540}
+    assert notes["epochs"]["best"]["held_out"]["loss"] == held["after"]
+    texts = [text for text, fraction in turn.told if fraction is not None]
+    assert any("held out" in text and text.endswith(" left") for text in texts)
+    fractions = [fraction for _, fraction in turn.told if fraction is not None]
+    assert fractions == sorted(fractions)
+
+
+def test_equal_seeds_give_equal_bytes_and_others_do_not(teacher: Artifact, tmp_path: Path) -> None:
+    made = {name: Turn(PASS, teacher, tmp_path / name, QUICK, seed=seed) for name, seed in
+            (("one", 7), ("again", 7), ("other", 8))}  # fmt: skip
+    before = torch.get_rng_state()
+    for turn in made.values():
+        turn.run()
+    assert torch.equal(before, torch.get_rng_state())
+    assert made["one"].weights == made["again"].weights
+    assert made["one"].artifact.digest == made["again"].artifact.digest
+    assert made["one"].weights != made["other"].weights
+
+
+def test_a_pruned_student_keeps_its_structure_in_a_fresh_process(teacher: Artifact, tmp_path: Path) -> None:
+    folder = tmp_path / "pruned"
+    folder.mkdir()
+    model = torch_model.load(teacher.path)
+    stay = list(range(0, 32, 3))
+    stage = Stage(
+        {"first.weight": {0: stay}, "first.bias": {0: stay}, "norm.weight": {0: stay}, "norm.bias": {0: stay},
+         "norm.running_mean": {0: stay}, "norm.running_var": {0: stay}, "second.weight": {1: stay}},
+        {"first": {"out_features": len(stay)}, "norm": {"num_features": len(stay)},
+         "second": {"in_features": len(stay)}},
+    )  # fmt: skip
+    torch_structure.cut(model.source.module, stage)
+    torch_structure.save(model.source.module, torch_model.read_descriptor(teacher.path), "t", [stage], folder)
+    parent = Artifact("torch", folder / "torch.json", "p", torch_kit.describe(folder / "torch.json"))
+    turn = Turn(PASS, teacher, tmp_path / "turn", {"epochs": 6, "lr": 0.01}, parent=parent)
+    notes = turn.run()
+    assert notes["held_out_loss"]["after"] < notes["held_out_loss"]["before"] / 3
+    code = (
+        "import json, sys; from pathlib import Path; from optkit.formats import torch_model\n"
+        "m = torch_model.load(Path(sys.argv[1]))\n"
+        "print(json.dumps({n: list(p.shape) for n, p in m.source.module.named_parameters()}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(turn.out / "torch.json")], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )  # fmt: skip
+    assert json.loads(done.stdout)["second.weight"] == [32, len(stay)]
+
+
+@pytest.mark.parametrize("more", [
+    {"optimizer": "sgd", "schedule": "constant", "warmup": 0, "clip_norm": None},
+    {"precision": "bfloat16"},
+    {"steps": 40, "epochs": None},
+    {"freeze": ["norm.*"]},
+])  # fmt: skip
+def test_ways_to_train(teacher: Artifact, tmp_path: Path, more: dict[str, Any]) -> None:
+    turn = Turn(PASS, teacher, tmp_path, {**QUICK, **more})
+    notes = turn.run()
+    assert notes["held_out_loss"]["after"] < notes["held_out_loss"]["before"] / 3
+    if "steps" in more:
+        assert notes["steps"] == 40
+    if "freeze" in more:
+        first = torch_model.load_described(
+            {"kind": "factory", "factory": f"{ZOO}:student", "inputs": [torch_kit.X.to_json()]}
+        ).source.module.state_dict()
+        state = torch_model.load(turn.out / "torch.json").source.module.state_dict()
+        assert torch.equal(state["norm.weight"], first["norm.weight"])
+        assert not torch.equal(state["first.weight"], first["first.weight"])
+
+
+def test_it_stops_when_nothing_falls_any_more(teacher: Artifact, tmp_path: Path) -> None:
+    more = {"epochs": 200, "patience": 2, "schedule": "constant", "lr": 0.05}
+    notes = Turn(PASS, teacher, tmp_path, {**QUICK, **more}).run()
+    assert notes["steps"] < 200 * 6
+    assert notes["stopped"].startswith("after 2 epochs")
+    assert notes["epochs"]["best"]["epoch"] == notes["epochs"]["last"]["epoch"] - 2
+
+
+# ------------------------------------------------------------------------------------------------ losses
+
+
+@pytest.mark.parametrize("loss", [
+    {"kind": "kl", "temperature": 2},
+    {"kind": "cosine"},
+    {"kind": "mse"},
+    {"kind": "hidden", "layers": {"second": "second"}},
+    {"kind": "hidden", "layers": {"second": "second", "first": "first"}, "distance": "cosine"},
+], ids=lambda loss: f"{loss['kind']}-{loss.get('distance', '')}")  # fmt: skip
+def test_a_loss_falls(teacher: Artifact, tmp_path: Path, loss: dict[str, Any]) -> None:
+    turn = Turn(PASS, teacher, tmp_path, losses(loss))
+    notes = turn.run()
+    assert notes["held_out_loss"]["after"] < notes["held_out_loss"]["before"] / 2
+    assert "chosen" not in notes
+    state = torch_model.load(turn.out / "torch.json").source.module.state_dict()
+    assert set(state) == set(torch_model.load(teacher.path).source.module.state_dict())  # no projection is left in it
+
+
+def test_labels_are_mixed_in(teacher: Artifact, tmp_path: Path) -> None:
+    mixed = losses({"kind": "kl", "weight": 0.5}, {"kind": "labels"}, epochs=12)
+    turn = Turn(PASS, teacher, tmp_path, mixed, data=LABELLED)
+    notes = turn.run()
+    assert set(notes["epochs"]["best"]["held_out"]) == {"loss", "kl", "labels"}
+    model = torch_model.load(turn.out / "torch.json")
+    scores = model.call({"x": torch.from_numpy(np.stack([s["x"] for s in LABELLED.items]))})["scores"]
+    assert LABELLED.labels is not None
+    assert (scores.argmax(-1) == torch.tensor(LABELLED.labels)).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["dict", "tuple"])
+def test_several_outputs(tmp_path: Path, named: bool) -> None:
+    teacher = kit.source(tmp_path / "t", "several", outputs=("scores", "embedding", "best"), kwargs={"named": named})
+    small = {"torch": f"{ZOO}:several", "kwargs": {"width": 8, "named": not named}}
+    if named:  # the student gives a tuple: the recipe's outputs name its parts
+        small["kwargs"]["named"] = False
+    notes = Turn(PASS, teacher, tmp_path / "run", {**QUICK, "student": small}).run()
+    assert notes["losses"] == [{"kind": "mse", "output": "scores"}, {"kind": "cosine", "output": "embedding"}]
+    assert notes["held_out_loss"]["after"] < notes["held_out_loss"]["before"] / 2
+
+
+def test_attention_maps_and_hidden_states_under_a_mask(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    items = []
+    for _ in range(60):
+        ids, length = rng.integers(0, 20, 9), int(rng.integers(3, 10))
+        mask = (np.arange(9) < length).astype(np.int64)
+        items.append({"input_ids": ids * mask, "attention_mask": mask})
+    teacher = kit.source(tmp_path / "t", "attending", (torch_kit.IDS, torch_kit.MASK))
+    wanted = {
+        "student": {"torch": f"{ZOO}:attending", "kwargs": {"width": 8, "heads": 2}}, "epochs": 10, "lr": 0.02,
+        "mask": "attention_mask", "batch_size": 8,
+        "losses": [{"kind": "attention", "layers": {"attention": "attention"}},
+                   {"kind": "hidden", "layers": {"mix": "mix"}}, {"kind": "mse"}],
+    }  # fmt: skip
+    notes = Turn(PASS, teacher, tmp_path / "run", wanted, data=ListSamples(items)).run()
+    first, best = notes["epochs"]["first"]["held_out"], notes["epochs"]["best"]["held_out"]
+    assert best["hidden"] < first["hidden"]
+    assert best["loss"] < notes["held_out_loss"]["before"] / 1.5
+
+
+def test_channels_of_images_are_projected(tmp_path: Path) -> None:
+    from optkit.artifact import TensorSpec
+
+    rng = np.random.default_rng(2)
+    items = [{"image": rng.standard_normal((3, 8, 8)).astype(np.float32)} for _ in range(60)]
+    teacher = kit.source(tmp_path / "t", "images", (TensorSpec("image", "float32", ("batch", 3, 8, 8)),))
+    small = {"student": {"torch": f"{ZOO}:images", "kwargs": {"width": 5}}, "epochs": 8, "lr": 0.02}
+    wanted = {**small, "losses": [{"kind": "hidden", "layers": {"conv": "conv"}}, {"kind": "mse"}]}
+    notes = Turn(PASS, teacher, tmp_path / "run", wanted, data=ListSamples(items)).run()
+    assert notes["held_out_loss"]["after"] < notes["held_out_loss"]["before"] / 2
+
+
+# ------------------------------------------------------------------------------------------------ killed
+
+
+CHILD = """
+import sys
+from pathlib import Path
+import distill_kit as kit
+from optkit.passes.torch_distill import PASS
+base, name, options = Path(sys.argv[1]), sys.argv[2], eval(sys.argv[3])
+teacher = kit.source(base / f"teacher-{name}")
+kit.Turn(PASS, teacher, base / name, options, kept=base / "kept").run()
+"""
+
+
+def child(base: Path, name: str, options: dict[str, Any]) -> subprocess.Popen[bytes]:
+    paths = os.pathsep.join([str(Path(__file__).parent), *(p for p in sys.path if p)])
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(base), name, repr(options)], env={**os.environ, "PYTHONPATH": paths}
+    )
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bits(teacher: Artifact, tmp_path: Path) -> None:
+    options = losses(
+        {"kind": "kl"}, {"kind": "hidden", "layers": {"second": "second"}}, epochs=15, checkpoint_seconds=0
+    )
+    (tmp_path / "kept").mkdir()
+    whole = Turn(PASS, teacher, tmp_path / "whole", options)
+    notes = whole.run()
+    running = child(tmp_path, "killed", options)
+    until = time.monotonic() + 120
+    while time.monotonic() < until and running.poll() is None:
+        state = torch_checkpoint.load(tmp_path / "kept")
+        if state is not None and state["state"]["step"] >= 7:  # in the second epoch
+            break
+        time.sleep(0.01)
+    assert running.poll() is None, "it was to be killed while it ran"
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    state = torch_checkpoint.load(tmp_path / "kept")
+    assert state is not None
+    seen = state["state"]["step"]
+    assert 7 <= seen < notes["steps"]
+    rest = Turn(PASS, teacher, tmp_path / "rest", options, kept=tmp_path / "kept")
+    after = rest.run()
+    assert after["resumed_at_step"] == seen
+    assert rest.weights == whole.weights
+    assert after["held_out_loss"] == notes["held_out_loss"]
+    assert after["epochs"] == notes["epochs"]
+
+
+@pytest.mark.parametrize("stops", [(1, 2, 3), (6, 7), (11, 12, 13, 35, 36)], ids=str)
+def test_stopped_again_and_again(teacher: Artifact, tmp_path: Path, stops: tuple[int, ...]) -> None:
+    """At the first step, at both sides of an epoch's end, and at the last one."""
+    options = {**QUICK, "checkpoint_seconds": 0, "optimizer": "sgd"}
+    (tmp_path / "kept").mkdir()
+    whole = Turn(PASS, teacher, tmp_path / "whole", options)
+    whole.run()
+    for stop in stops:
+        turn = Turn(PASS, teacher, tmp_path / f"to-{stop}", options, kept=tmp_path / "kept")
+
+        def tell(text: str, fraction: float | None, stop: int = stop) -> None:
+            if fraction is not None and round(fraction * 36) >= stop:
+                raise KeyboardInterrupt
+
+        turn.context = replace(turn.context, progress=tell)
+        with pytest.raises(KeyboardInterrupt):
+            turn.run()
+    rest = Turn(PASS, teacher, tmp_path / "rest", options, kept=tmp_path / "kept")
+    rest.run()
+    assert rest.weights == whole.weights
+
+
+def test_what_is_finished_is_not_trained_again(teacher: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    one = Turn(PASS, teacher, tmp_path / "one", QUICK, kept=tmp_path / "kept")
+    two = Turn(PASS, teacher, tmp_path / "two", QUICK, kept=tmp_path / "kept")
+    assert one.run()["steps"] == two.run()["resumed_at_step"] == 36
+    assert one.weights == two.weights
+
+
+def test_a_damaged_checkpoint_costs_time_alone(teacher: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / torch_checkpoint.FILE).write_bytes(b"PK half a file")
+    one = Turn(PASS, teacher, tmp_path / "one", QUICK, kept=tmp_path / "kept")
+    assert "resumed_at_step" not in one.run()
+
+
+def test_a_full_disk_is_an_os_error_with_its_place(tmp_path: Path) -> None:
+    torch_checkpoint.save({"a": torch.zeros(3)}, tmp_path)
+    (tmp_path / f"{torch_checkpoint.FILE}.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        torch_checkpoint.save({"a": torch.ones(1_000_000)}, tmp_path)
+    assert caught.value.filename.startswith(str(tmp_path))
+    kept = torch_checkpoint.load(tmp_path)
+    assert kept is not None
+    assert torch.equal(kept["a"], torch.zeros(3))  # the one before is whole
+
+
+# ------------------------------------------------------------------------------------------------ what goes wrong
+
+
+@pytest.mark.parametrize(("options", "error", "what", "hint"), [
+    (losses({"kind": "hidden", "layers": {"secnd": "second"}}), StepError, r"student has no layer 'secnd'",
+     "did you mean 'second'"),
+    (losses({"kind": "hidden", "layers": {"second": "thrid"}}), StepError, r"teacher has no layer 'thrid'", ""),
+    (losses({"kind": "kl", "output": "score"}), StepError, r"no float output 'score'", "did you mean 'scores'"),
+    (losses({"kind": "attention", "layers": {"second": "second"}}), StepError, r"gives no attention map", "eager"),
+    (losses({"kind": "labels"}), DataError, r"the fit set has no labels", "label: NAME"),
+    (losses({"kind": "kl", "axis": 2}), StepError, r"axis 2 of an output of shape", ""),
+    (losses(mask="mask"), StepError, r"the model has no input 'mask'", ""),
+    (losses(mask="x"), StepError, r"nothing that is compared has the axes of x", ""),
+    ({**QUICK, "student": {"torch": f"{ZOO}:five"}}, StepError,
+     r"output 'scores' of the student is float32\[30, 5\], of the teacher float32\[30, 4\]", ""),
+    ({**QUICK, "student": {"torch": f"{ZOO}:studnt"}}, SourceError, r"no callable 'studnt'", "did you mean 'student'"),
+    ({"epochs": 1}, StepError, r"the student is the source model itself", "torch.prune"),
+    ({**QUICK, "batch_size": 500}, StepError, r"batches of 500 .* there are 180 samples", "batch_size: 180"),
+    ({**QUICK, "freeze": ["nrom.*"]}, StepError, r"no parameter is called 'nrom", ""),
+    ({**QUICK, "freeze": ["*"]}, StepError, r"no parameter of the student could learn", ""),
+    ({**QUICK, "student": {"torch": f"{ZOO}:diverges"}, "lr": 50, "clip_norm": None, "optimizer": "sgd", "warmup": 0},
+     StepError, r"is (nan|inf|not finite).* at step \d+ of 36", "a smaller lr"),
+    ({**QUICK, "student": {"torch": f"{ZOO}:teacher"}}, StepError,
+     r"nothing was learned: the held-out loss was 0 at first", "more epochs"),
+])  # fmt: skip
+def test_what_cannot_be(
+    teacher: Artifact, tmp_path: Path, options: dict[str, Any], error: type[OptkitError], what: str, hint: str
+) -> None:
+    with pytest.raises(error, match=what) as caught:
+        Turn(PASS, teacher, tmp_path, options).run()
+    assert caught.value.hint
+    assert hint in caught.value.hint
+
+
+def test_a_loss_that_leaves_the_floats_keeps_the_last_good_checkpoint(teacher: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    options = {**QUICK, "student": {"torch": f"{ZOO}:diverges"}, "lr": 50, "clip_norm": None, "optimizer": "sgd",
+               "checkpoint_seconds": 0}  # fmt: skip
+    with pytest.raises(StepError, match=r"at step \d+ of 36"):
+        Turn(PASS, teacher, tmp_path / "run", options, kept=tmp_path / "kept").run()
+    state = torch_checkpoint.load(tmp_path / "kept")
+    if state is not None:  # it may diverge in the first step
+        assert all(torch.isfinite(tensor).all() for tensor in state["learner"].values())
+
+
+@pytest.mark.parametrize(("data", "what"), [
+    (ListSamples([]), "has no samples"),
+    (ListSamples(DATA.items[:1]), "has 1 sample"),
+    (ListSamples([DATA.items[0]] * 5), "5 samples, all the same"),
+], ids=["none", "one", "equal"])  # fmt: skip
+def test_too_little_data(teacher: Artifact, tmp_path: Path, data: ListSamples, what: str) -> None:
+    with pytest.raises(DataError, match=what):
+        Turn(PASS, teacher, tmp_path, QUICK, data=data).run()
+
+
+def test_labels_that_are_no_classes(teacher: Artifact, tmp_path: Path) -> None:
+    wrong = ListSamples(DATA.items, [7] * len(DATA.items))
+    with pytest.raises(DataError, match="label 7 is none of the 4 classes of 'scores'"):
+        Turn(PASS, teacher, tmp_path / "seven", losses({"kind": "labels"}), data=wrong).run()
+    wrong = ListSamples(DATA.items, [0.5] * len(DATA.items))
+    with pytest.raises(DataError, match="labels are float64"):
+        Turn(PASS, teacher, tmp_path / "half", losses({"kind": "labels"}), data=wrong).run()
+
+
+@pytest.mark.parametrize(("options", "what"), [
+    ({"epochs": 1, "steps": 1}, "epochs or steps, not both"),
+    ({"losses": [{"kind": "hidden"}]}, "needs layers"),
+    ({"losses": [{"kind": "mse", "temperature": 2}]}, "a loss of kind mse takes no temperature"),
+    ({"losses": [{"kind": "kl", "wieght": 2}]}, "wieght"),
+    ({"held_out": "150%"}, "less than 1"),
+])  # fmt: skip
+def test_options_that_make_no_sense(options: dict[str, Any], what: str) -> None:
+    with pytest.raises(ValidationError, match=what):
+        PASS.options.model_validate(options)
+
+
+def test_a_student_written_over_is_found_out(teacher: Artifact, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    turn = Turn(PASS, teacher, tmp_path, QUICK)
+    turn.run()
+    state = load_file(turn.out / "weights.safetensors")
+    state["head.bias"] += 0.1
+    save_file(state, turn.out / "weights.safetensors")
+    assert PASS.confirm is not None
+    complaints = PASS.confirm(teacher, turn.artifact, turn.options, turn.context)
+    assert any("head.bias is not as it was learned" in text for text in complaints)
+    assert any("its held-out loss is" in text for text in complaints)

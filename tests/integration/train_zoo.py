@@ -1,0 +1,64 @@
+"""Training functions as users write them: right ones, and ones that go wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def train(
+    module: nn.Module, data: Any, *, source: nn.Module, kept: Path, seed: int, progress: Any, epochs: int = 2
+) -> Any:
+    """Learns from the source model, and keeps a checkpoint per epoch."""
+    assert module.training
+    assert not source.training
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    for epoch in range(epochs):
+        for batch in data.batches(32, seed=seed, epoch=epoch):
+            with torch.no_grad():
+                wanted = source(**batch.feeds)
+            loss = nn.functional.mse_loss(module(**batch.feeds), wanted)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        torch.save(module.state_dict(), kept / "last.pt")
+        progress(f"epoch {epoch}: loss {float(loss.detach()):.4g}", (epoch + 1) / epochs)
+    return module
+
+
+def nothing(module: nn.Module, data: Any, **rest: Any) -> None:
+    train(module, data, epochs=1, **rest)
+
+
+def idle(module: nn.Module, data: Any, **rest: Any) -> nn.Module:
+    return module
+
+
+def wrapped(module: nn.Module, data: Any, **rest: Any) -> nn.Module:
+    train(module, data, epochs=1, **rest)
+    return nn.DataParallel(module)
+
+
+def other(module: nn.Module, data: Any, **rest: Any) -> nn.Module:
+    module.head = nn.Linear(module.head.in_features, 4, bias=False)  # type: ignore[arg-type, union-attr]
+    return module
+
+
+def raises(module: nn.Module, data: Any, **rest: Any) -> nn.Module:
+    raise ValueError("no luck today")
+
+
+def not_finite(module: nn.Module, data: Any, **rest: Any) -> nn.Module:
+    with torch.no_grad():
+        next(module.parameters()).fill_(float("nan"))
+    return module
+
+
+def tricky(module: nn.Module, data: Any, **rest: Any) -> nn.Module:
+    """Changes what no state dict holds."""
+    train(module, data, epochs=1, **rest)
+    module.register_forward_hook(lambda module, args, result: result * 2)
+    return module
