@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,62 +59,64 @@ def write(results: Sequence[Data], targets: Mapping[str, Any], markdown: Path | 
     (build / "coverage.json").write_text(json.dumps({"totals": everything, "subjects": results}, indent=1) + "\n")
     for title, by_target in everything.items():
         print(f"\n{title}")
-        print(
-            f"{'target':14} {'subjects':>8} {'held':>6} {'share':>7} {'refused':>8} {'failed':>7}   dynamic: all dims, batch"
-        )
+        columns = f"{'target':14} {'subjects':>8} {'held':>6} {'share':>7} {'refused':>8} {'failed':>7}"
+        print(f"{columns}   dynamic: all dims, batch")
         for key, count in by_target.items():
             share = count["held"] / count["subjects"]
             print(f"{targets[key].title:14} {count['subjects']:8} {count['held']:6} {share:7.1%} {count['refused']:8} "
                   f"{count['failed']:7}   {count['all dims']}, {count['batch']}")  # fmt: skip
     if markdown:
-        markdown.write_text("\n".join(_document(results, targets, everything)) + "\n", encoding="utf-8")
+        markdown.write_text("\n".join(_document(results, targets, everything)).rstrip() + "\n", encoding="utf-8")
         print(f"\n{markdown}")
 
 
+INTRODUCTION = """\
+# What optkit converts
+
+Made by `python benchmarks/coverage.py`: small models of many architectures with random weights, and the ONNX files
+that the onnx package is tested with. Each is converted by optkit and compared with its source, over every declared
+size and on edge values.
+
+*held*: converted, and the check held (TensorRT-RTX: the engine was built; its check needs a GPU). *refused*: optkit
+said why not, and what to do. *failed*: anything else. Declared are a batch of 1 to 4, and for text a sequence of 4 to
+32 (in TFLite 16); "fixed sequence" says that the target took it at one size alone. ONNX files have the sizes they come
+with, and their way to ONNX is `onnx.simplify`.
+"""
+
+
 def _document(results: Sequence[Data], targets: Mapping[str, Any], everything: Data) -> Iterator[str]:
-    yield "# What optkit converts"
-    yield ""
-    yield ("Made by `python benchmarks/coverage.py`: small models of many architectures with random weights, each "
-           "converted by optkit and")  # fmt: skip
-    yield ("compared with its source over every declared size and edge values. *held*: converted, and the check held "
-           "(TensorRT-RTX: the engine was")  # fmt: skip
-    yield "built; its check needs a GPU). *refused*: optkit said why not, and what to do. *failed*: anything else."
-    yield ("Declared are a dynamic batch, and for text a dynamic sequence (in TFLite a fixed one); \"fixed batch\" says "
-           "that the target takes it at one size alone.")  # fmt: skip
+    yield INTRODUCTION
     for title, subjects in groups(results).items():
         shown = list(everything[title])
-        yield ""
-        yield f"## {title}"
-        yield ""
-        yield "| target | subjects | held | refused with a reason | failed | held with all dims dynamic |"
+        yield f"## {title}\n"
+        yield "| target | subjects | held | refused with a reason | failed | held with every dim dynamic |"
         yield "|---|---|---|---|---|---|"
-        for key, count in everything[title].items():
-            yield (f"| {targets[key].title} | {count['subjects']} | {count['held']} ({count['held'] / count['subjects']:.1%}) "
-                   f"| {count['refused']} | {count['failed']} | {count['all dims']} |")  # fmt: skip
+        for key, n in everything[title].items():
+            held = f"{n['held']} ({n['held'] / n['subjects']:.1%})"
+            row = (targets[key].title, n["subjects"], held, n["refused"], n["failed"], n["all dims"])
+            yield f"| {' | '.join(map(str, row))} |"
         yield ""
-        yield "| subject | kind | " + " | ".join(targets[key].title for key in shown) + " |"
+        yield f"| subject | kind | {' | '.join(targets[key].title for key in shown)} |"
         yield "|---|---|" + "---|" * len(shown)
         for subject in subjects:
             cells = [cell(subject["targets"].get(key), subject.get("dims", [])) for key in shown]
-            yield f"| {subject['name']} | {subject.get('family', '')} | " + " | ".join(cells) + " |"
+            yield f"| {subject['name']} | {subject.get('family', '')} | {' | '.join(cells)} |"
         reasons = list(_reasons(subjects, targets))
         if reasons:
-            yield ""
-            yield "What was not held, and why:"
-            yield ""
+            yield "\nWhat was not held, and why:\n"
             yield from reasons
+        yield ""
 
 
 def _reasons(subjects: Sequence[Data], targets: Mapping[str, Any]) -> Iterator[str]:
     for subject in subjects:
         for key, result in subject["targets"].items():
             if result["result"] != "held":
-                hint = f" *Try:* {result['hint']}" if result.get("hint") else ""
-                yield f"- **{subject['name']}, {targets[key].title}** ({result['result']}): {_plain(result['reason'])}{hint}"
+                hint = f" *Try:* {_plain(result['hint'])}" if result.get("hint") else ""
+                what = f"**{subject['name']}, {targets[key].title}** ({result['result']})"
+                yield f"- {what}: {_plain(result['reason'])}.{hint}"
 
 
 def _plain(text: str) -> str:
     """A reason on one line, without the folders of this machine."""
-    import re
-
-    return re.sub(r"/\S*/site-packages/", "", " ".join(text.split())).replace("|", "\\|")
+    return re.sub(r"/\S*/(site-packages|benchmarks)/", "", " ".join(text.split())).replace("|", "\\|").rstrip(".")

@@ -55,8 +55,8 @@ ARCHITECTURES = (
          "decoder_input_ids": {"shape": ["batch", "sequence"], "dtype": "int64", "range": [5, VOCABULARY - 1]}},
         ("logits",)),
     Architecture("encodec", "audio", lambda t: t.EncodecModel(t.EncodecConfig(
-        num_filters=4, upsampling_ratios=[4, 2], hidden_size=16, codebook_size=16, codebook_dim=16, target_bandwidths=[1.5],
-        num_lstm_layers=1, sampling_rate=16000)).encoder,
+        num_filters=4, upsampling_ratios=[4, 2], hidden_size=16, codebook_size=16, codebook_dim=16,
+        target_bandwidths=[1.5], num_lstm_layers=1, sampling_rate=16000)).encoder,
         {"hidden_states": {"shape": ["batch", 1, 320], "range": [-1.0, 1.0]}}, ("output",)),
     Architecture("univnet", "audio", lambda t: t.UnivNetModel(t.UnivNetConfig(
         model_in_channels=8, model_hidden_channels=8, num_mel_bins=16, resblock_kernel_sizes=[3],

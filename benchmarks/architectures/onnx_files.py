@@ -37,8 +37,8 @@ def family(name: str) -> str:
 def prepared(name: str, folder: Path) -> Path:
     """The file to convert. In light models, a copy with random weights where the file has constants.
 
-    The package's light models have one number in place of all weights of a layer, so that their outputs hardly depend on
-    the input. Drawn with the variance 2 / fan-in (He et al., Delving Deep into Rectifiers, 2015).
+    The package's light models have one number in place of all weights of a layer, so that their outputs hardly depend
+    on the input. Drawn with the variance 2 / fan-in (He et al., Delving Deep into Rectifiers, 2015).
     """
     path = _files()[name]
     if path.parent.name != "light":

@@ -69,8 +69,9 @@ ARCHITECTURES = (
         backbone_config=_swin(t), hidden_size=32, pool_scales=[1, 2], auxiliary_channels=16, num_labels=5))),
     _dense("beit-segmentation", lambda t: t.BeitForSemanticSegmentation(t.BeitConfig(
         hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, image_size=64, patch_size=16,
-        vocab_size=99, out_features=["stage1", "stage2", "stage3", "stage4"], use_auxiliary_head=False, pool_scales=[1, 2],
-        use_relative_position_bias=True, reshape_hidden_states=False, layer_scale_init_value=0.5, num_labels=5))),
+        vocab_size=99, out_features=["stage1", "stage2", "stage3", "stage4"], use_auxiliary_head=False,
+        pool_scales=[1, 2], use_relative_position_bias=True, reshape_hidden_states=False,
+        layer_scale_init_value=0.5, num_labels=5))),
     _dense("mobilevit-segmentation", lambda t: t.MobileViTForSemanticSegmentation(t.MobileViTConfig(
         image_size=64, hidden_sizes=[16, 24, 32], neck_hidden_sizes=[8, 16, 16, 24, 24, 32, 64], aspp_out_channels=32,
         atrous_rates=[1, 2, 3], num_labels=5))),

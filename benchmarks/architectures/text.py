@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kinds import SMALL, VOCABULARY, decoder, encoder, seq2seq
+from kinds import SMALL, VOCABULARY, Architecture, decoder, encoder, seq2seq
 
 _TEXT = {**SMALL, "vocab_size": VOCABULARY, "max_position_embeddings": 64}
 _LM = {**_TEXT, "use_cache": False, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -51,8 +51,10 @@ ARCHITECTURES = (
     encoder("convbert", lambda t: t.ConvBertModel(t.ConvBertConfig(**_TEXT, embedding_size=16))),
     encoder("funnel", lambda t: t.FunnelModel(t.FunnelConfig(
         vocab_size=VOCABULARY, block_sizes=[1, 1], num_decoder_layers=1, d_model=32, n_head=4, d_head=8, d_inner=64))),
-    encoder("nystromformer", lambda t: t.NystromformerModel(t.NystromformerConfig(
-        **_TEXT, num_landmarks=4, segment_means_seq_len=16))),
+    Architecture("nystromformer", "text encoder", lambda t: t.NystromformerModel(t.NystromformerConfig(
+        **_TEXT, num_landmarks=4, segment_means_seq_len=16)),
+        {"input_ids": {"shape": ["batch", 16], "dtype": "int64", "range": [5, VOCABULARY - 1]}},
+        ("last_hidden_state",)),
     encoder("canine", lambda t: t.CanineModel(t.CanineConfig(
         **SMALL, max_position_embeddings=64, num_hash_functions=4, num_hash_buckets=64, local_transformer_stride=32))),
     encoder("xlnet", lambda t: t.XLNetModel(t.XLNetConfig(

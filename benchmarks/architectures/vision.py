@@ -32,7 +32,8 @@ ARCHITECTURES = (
         image_size=32, patch_size=2, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4, num_labels=10))),
     vision("convnext", lambda t: t.ConvNextForImageClassification(t.ConvNextConfig(
         **_STAGES, num_labels=10, layer_scale_init_value=0.5)), 64),
-    vision("convnextv2", lambda t: t.ConvNextV2ForImageClassification(t.ConvNextV2Config(**_STAGES, num_labels=10)), 64),
+    vision("convnextv2", lambda t: t.ConvNextV2ForImageClassification(t.ConvNextV2Config(**_STAGES, num_labels=10)),
+           64),
     vision("resnet", lambda t: t.ResNetForImageClassification(t.ResNetConfig(
         embedding_size=16, hidden_sizes=[16, 24, 32], depths=[1, 1, 2], layer_type="basic", num_labels=10)), 64),
     vision("regnet", lambda t: t.RegNetForImageClassification(t.RegNetConfig(

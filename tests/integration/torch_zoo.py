@@ -100,6 +100,17 @@ class Recurrent(nn.Module):
         return self.gru(x)[0]
 
 
+class OneWindow(nn.Module):
+    """Average pooling with a window larger than the image, as EfficientNet has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(320, ceil_mode=True)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.pool(image)
+
+
 class Singular(nn.Module):
     def __init__(self) -> None:
         super().__init__()
