@@ -100,6 +100,19 @@ class Recurrent(nn.Module):
         return self.gru(x)[0]
 
 
+class SingleOnly(nn.Module):
+    """Runs in float32 alone, as models with a kernel of their own do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype != torch.float32:
+            raise RuntimeError("expected float32")
+        return self.layer(x)
+
+
 class OneWindow(nn.Module):
     """Average pooling with a window larger than the image, as EfficientNet has it."""
 
