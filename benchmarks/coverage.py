@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +37,21 @@ ZOO = HERE / "architectures" / "zoo.py"
 class Target:
     """Where subjects go. dims: those that may vary there; what is asked for first.
 
-    torch, onnx: the step that makes it from a model of that kind; {} where there is none.
+    torch, onnx: the step that makes it from a model of that kind; {} where there is none. batched: its options where
+    the batch varies.
     """
 
     title: str
     torch: Mapping[str, Any]
     onnx: Mapping[str, Any]
     dims: frozenset[str] = frozenset({"batch", "sequence"})
+    batched: Mapping[str, Any] = field(default_factory=dict)
 
 
 TARGETS: dict[str, Target] = {
     "onnx": Target("ONNX", {"to": "onnx"}, {"use": "onnx.simplify"}),
     "openvino": Target("OpenVINO", {"to": "openvino"}, {"to": "openvino"}),
-    "tflite": Target("TFLite", {"to": "tflite", "with": {"dynamic": "sizes"}}, {}, frozenset({"batch"})),
+    "tflite": Target("TFLite", {"to": "tflite"}, {}, frozenset({"batch"}), {"sizes": {"batch": [1]}}),
     "tensorrt": Target("TensorRT-RTX", {"to": "tensorrt", "on_target": True}, {"to": "tensorrt", "on_target": True}),
 }
 """One line per target."""
@@ -85,6 +87,12 @@ def of_error(error: Mapping[str, Any]) -> dict[str, str]:
     return {"result": "refused" if refused else "failed", "reason": what, "hint": str(error["hint"])}
 
 
+def step(target: str, kind: str, vary: frozenset[str]) -> dict[str, Any]:
+    """A recipe's step to a target, from a source of that kind."""
+    options = TARGETS[target].batched if "batch" in vary else {}
+    return {"id": target, "timeout": 600.0, **getattr(TARGETS[target], kind), **({"with": options} if options else {})}
+
+
 def recipe(name: str, targets: Sequence[str], vary: frozenset[str]) -> dict[str, Any]:
     """The recipe that sends one subject to targets, with these dims dynamic."""
     sys.path.insert(0, str(ZOO.parent))
@@ -109,7 +117,7 @@ def recipe(name: str, targets: Sequence[str], vary: frozenset[str]) -> dict[str,
     return {
         "version": 1, "name": name, **source, "data": {"judge": {"random": 4}}, "check_on": "judge", "threads": 1,
         **({"dims": used} if used else {}),
-        "steps": [{"id": target, **getattr(TARGETS[target], kind), "timeout": 600.0} for target in targets],
+        "steps": [step(target, kind, vary) for target in targets],
         "deliver": list(targets),
     }  # fmt: skip
 

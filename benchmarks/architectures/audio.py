@@ -28,14 +28,8 @@ def _wave(name: str, build: Any, output: str = "last_hidden_state") -> Architect
 
 ARCHITECTURES = (
     _wave("wav2vec2", lambda t: t.Wav2Vec2ForCTC(t.Wav2Vec2Config(**SMALL, **_CONV)), "logits"),
-    _wave("wav2vec2-conformer", lambda t: t.Wav2Vec2ConformerModel(t.Wav2Vec2ConformerConfig(
-        **SMALL, **_CONV, position_embeddings_type="relative"))),
     _wave("hubert", lambda t: t.HubertModel(t.HubertConfig(**SMALL, **_CONV))),
     _wave("wavlm", lambda t: t.WavLMModel(t.WavLMConfig(**SMALL, **_CONV))),
-    _wave("unispeech", lambda t: t.UniSpeechModel(t.UniSpeechConfig(**SMALL, **_CONV))),
-    _wave("data2vec-audio", lambda t: t.Data2VecAudioModel(t.Data2VecAudioConfig(
-        **SMALL, **{k: v for k, v in _CONV.items() if k != "num_conv_pos_embedding_groups"},
-        num_conv_pos_embedding_groups=4, conv_pos_kernel_size=5))),
     _wave("sew", lambda t: t.SEWModel(t.SEWConfig(**SMALL, **_CONV, squeeze_factor=2))),
     _wave("sew-d", lambda t: t.SEWDModel(t.SEWDConfig(**SMALL, **_CONV, squeeze_factor=2, max_position_embeddings=64,
         position_buckets=16))),

@@ -12,10 +12,6 @@ ARCHITECTURES = (
     Architecture("clip", "multimodal", lambda t: t.CLIPModel(t.CLIPConfig(
         text_config={**_TEXT, "bos_token_id": 1, "eos_token_id": VOCABULARY - 1}, vision_config=_IMAGE,
         projection_dim=16)), tokens() | pixels(32) | mask(), ("text_embeds", "image_embeds")),
-    Architecture("clip-text", "text encoder", lambda t: t.CLIPTextModel(t.CLIPTextConfig(
-        **_TEXT, bos_token_id=1, eos_token_id=VOCABULARY - 1)), tokens() | mask(), ("last_hidden_state",)),
-    Architecture("clip-vision", "vision", lambda t: t.CLIPVisionModel(t.CLIPVisionConfig(**_IMAGE)), pixels(32),
-        ("pooler_output",)),
     Architecture("siglip", "multimodal", lambda t: t.SiglipModel(t.SiglipConfig(
         text_config=_TEXT, vision_config=_IMAGE)), tokens() | pixels(32), ("text_embeds", "image_embeds")),
     Architecture("blip", "multimodal", lambda t: t.BlipForImageTextRetrieval(t.BlipConfig(
@@ -43,15 +39,8 @@ ARCHITECTURES = (
     decoder("rwkv", lambda t: t.RwkvForCausalLM(t.RwkvConfig(
         vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32, intermediate_size=64,
         context_length=64, use_cache=False, bos_token_id=1, eos_token_id=2))),
-    decoder("recurrent-gemma", lambda t: t.RecurrentGemmaForCausalLM(t.RecurrentGemmaConfig(
-        **{k: v for k, v in _TEXT.items() if k != "max_position_embeddings"}, lru_width=32, num_key_value_heads=2,
-        attention_window_size=32, use_cache=False, block_types=["recurrent", "attention"], bos_token_id=1,
-        eos_token_id=2))),
     Architecture("patchtst", "time series", lambda t: t.PatchTSTForPrediction(t.PatchTSTConfig(
         num_input_channels=3, context_length=32, patch_length=8, patch_stride=8, num_hidden_layers=2, d_model=32,
         num_attention_heads=4, ffn_dim=64, prediction_length=8, loss="mse")), {"past_values": _CHANNELS},
         ("prediction_outputs",)),
-    Architecture("patchtsmixer", "time series", lambda t: t.PatchTSMixerForPrediction(t.PatchTSMixerConfig(
-        num_input_channels=3, context_length=32, patch_length=8, patch_stride=8, num_layers=2, d_model=16,
-        prediction_length=8, loss="mse")), {"past_values": _CHANNELS}, ("prediction_outputs",)),
 )  # fmt: skip

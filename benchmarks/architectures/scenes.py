@@ -43,10 +43,6 @@ def _dense(name: str, build: Any, side: int = 64, output: str = "logits", family
 ARCHITECTURES = (
     _detector("detr", lambda t: t.DetrForObjectDetection(t.DetrConfig(
         **_DETR, backbone_config=_resnet(t, "stage4")))),
-    _detector("conditional-detr", lambda t: t.ConditionalDetrForObjectDetection(t.ConditionalDetrConfig(
-        **_DETR, backbone_config=_resnet(t, "stage4")))),
-    _detector("table-transformer", lambda t: t.TableTransformerForObjectDetection(t.TableTransformerConfig(
-        **_DETR, backbone_config=_resnet(t, "stage4")))),
     _detector("deformable-detr", lambda t: t.DeformableDetrForObjectDetection(t.DeformableDetrConfig(
         **{**_DETR, "decoder_layers": 2}, backbone_config=_resnet(t, "stage2", "stage3", "stage4"),
         num_feature_levels=4, encoder_n_points=2, decoder_n_points=2))),
@@ -65,8 +61,6 @@ ARCHITECTURES = (
         num_labels=5))),
     _dense("upernet", lambda t: t.UperNetForSemanticSegmentation(t.UperNetConfig(
         backbone_config=_convnext(t), hidden_size=32, pool_scales=[1, 2], auxiliary_channels=16, num_labels=5))),
-    _dense("upernet-swin", lambda t: t.UperNetForSemanticSegmentation(t.UperNetConfig(
-        backbone_config=_swin(t), hidden_size=32, pool_scales=[1, 2], auxiliary_channels=16, num_labels=5))),
     _dense("beit-segmentation", lambda t: t.BeitForSemanticSegmentation(t.BeitConfig(
         hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, image_size=64, patch_size=16,
         vocab_size=99, out_features=["stage1", "stage2", "stage3", "stage4"], use_auxiliary_head=False,

@@ -22,7 +22,6 @@ ARCHITECTURES = (
     encoder("roberta", lambda t: t.RobertaModel(t.RobertaConfig(**_TEXT))),
     encoder("xlm-roberta", lambda t: t.XLMRobertaForSequenceClassification(t.XLMRobertaConfig(**_TEXT, num_labels=5)),
             output="logits"),
-    encoder("camembert", lambda t: t.CamembertForMaskedLM(t.CamembertConfig(**_TEXT)), output="logits"),
     encoder("distilbert", lambda t: t.DistilBertModel(t.DistilBertConfig(
         vocab_size=VOCABULARY, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=64))),
     encoder("albert", lambda t: t.AlbertModel(t.AlbertConfig(**_TEXT, embedding_size=16))),
@@ -42,13 +41,6 @@ ARCHITECTURES = (
     encoder("fnet", lambda t: t.FNetModel(t.FNetConfig(
         vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, intermediate_size=64, max_position_embeddings=64)),
         masked=False),
-    encoder("squeezebert", lambda t: t.SqueezeBertModel(t.SqueezeBertConfig(**_TEXT, embedding_size=32))),
-    encoder("rembert", lambda t: t.RemBertModel(t.RemBertConfig(**_TEXT, input_embedding_size=16))),
-    encoder("ernie", lambda t: t.ErnieModel(t.ErnieConfig(**_TEXT))),
-    encoder("esm", lambda t: t.EsmModel(t.EsmConfig(
-        **_TEXT, pad_token_id=0, mask_token_id=3, position_embedding_type="rotary"))),
-    encoder("roformer", lambda t: t.RoFormerModel(t.RoFormerConfig(**_TEXT, embedding_size=32))),
-    encoder("convbert", lambda t: t.ConvBertModel(t.ConvBertConfig(**_TEXT, embedding_size=16))),
     encoder("funnel", lambda t: t.FunnelModel(t.FunnelConfig(
         vocab_size=VOCABULARY, block_sizes=[1, 1], num_decoder_layers=1, d_model=32, n_head=4, d_head=8, d_inner=64))),
     Architecture("nystromformer", "text encoder", lambda t: t.NystromformerModel(t.NystromformerConfig(
@@ -63,23 +55,15 @@ ARCHITECTURES = (
     decoder("gpt2", lambda t: t.GPT2LMHeadModel(t.GPT2Config(
         vocab_size=VOCABULARY, n_positions=64, n_embd=32, n_layer=2, n_head=4, use_cache=False, bos_token_id=1,
         eos_token_id=2))),
-    decoder("gpt-neo", lambda t: t.GPTNeoForCausalLM(t.GPTNeoConfig(
-        vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=4, max_position_embeddings=64,
-        attention_types=[[["global", "local"], 1]], window_size=8, use_cache=False, bos_token_id=1, eos_token_id=2))),
     decoder("gpt-neox", lambda t: t.GPTNeoXForCausalLM(t.GPTNeoXConfig(**_LM))),
-    decoder("gptj", lambda t: t.GPTJForCausalLM(t.GPTJConfig(
-        vocab_size=VOCABULARY, n_positions=64, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, use_cache=False,
-        bos_token_id=1, eos_token_id=2))),
     decoder("llama", lambda t: t.LlamaForCausalLM(t.LlamaConfig(**_GROUPED))),
     decoder("qwen2", lambda t: t.Qwen2ForCausalLM(t.Qwen2Config(**_LM, num_key_value_heads=2))),
     decoder("qwen3", lambda t: t.Qwen3ForCausalLM(t.Qwen3Config(**_GROUPED))),
     decoder("gemma", lambda t: t.GemmaForCausalLM(t.GemmaConfig(**_GROUPED))),
-    decoder("gemma2", lambda t: t.Gemma2ForCausalLM(t.Gemma2Config(**_GROUPED, sliding_window=8))),
     decoder("mistral", lambda t: t.MistralForCausalLM(t.MistralConfig(**_GROUPED, sliding_window=8))),
     decoder("mixtral", lambda t: t.MixtralForCausalLM(t.MixtralConfig(
         **_LM, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2))),
     decoder("phi", lambda t: t.PhiForCausalLM(t.PhiConfig(**_LM))),
-    decoder("phi3", lambda t: t.Phi3ForCausalLM(t.Phi3Config(**_LM, num_key_value_heads=2))),
     decoder("opt", lambda t: t.OPTForCausalLM(t.OPTConfig(
         vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64,
         word_embed_proj_dim=32, max_position_embeddings=64, use_cache=False, pad_token_id=0, bos_token_id=1,
@@ -89,20 +73,8 @@ ARCHITECTURES = (
     decoder("falcon", lambda t: t.FalconForCausalLM(t.FalconConfig(
         vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, use_cache=False,
         bos_token_id=1, eos_token_id=2))),
-    decoder("olmo2", lambda t: t.Olmo2ForCausalLM(t.Olmo2Config(**_LM))),
-    decoder("stablelm", lambda t: t.StableLmForCausalLM(t.StableLmConfig(**_LM, num_key_value_heads=2))),
-    decoder("starcoder2", lambda t: t.Starcoder2ForCausalLM(t.Starcoder2Config(**_LM, num_key_value_heads=2))),
-    decoder("cohere", lambda t: t.CohereForCausalLM(t.CohereConfig(**_LM, num_key_value_heads=2))),
-    decoder("granite", lambda t: t.GraniteForCausalLM(t.GraniteConfig(**_LM, num_key_value_heads=2))),
-    decoder("smollm3", lambda t: t.SmolLM3ForCausalLM(t.SmolLM3Config(**_LM, num_key_value_heads=2))),
-
     seq2seq("t5", lambda t: t.T5ForConditionalGeneration(t.T5Config(**_T5))),
-    seq2seq("mt5", lambda t: t.MT5ForConditionalGeneration(t.MT5Config(**_T5))),
     seq2seq("bart", lambda t: t.BartForConditionalGeneration(t.BartConfig(**_BART, forced_eos_token_id=2))),
-    seq2seq("mbart", lambda t: t.MBartForConditionalGeneration(t.MBartConfig(**_BART, forced_eos_token_id=2))),
     seq2seq("marian", lambda t: t.MarianMTModel(t.MarianConfig(**_BART, forced_eos_token_id=2))),
     seq2seq("pegasus", lambda t: t.PegasusForConditionalGeneration(t.PegasusConfig(**_BART, forced_eos_token_id=2))),
-    seq2seq("m2m-100", lambda t: t.M2M100ForConditionalGeneration(t.M2M100Config(**_BART))),
-    seq2seq("blenderbot", lambda t: t.BlenderbotForConditionalGeneration(t.BlenderbotConfig(
-        **_BART, forced_eos_token_id=2))),
 )  # fmt: skip

@@ -12,23 +12,13 @@ ARCHITECTURES = (
     vision("deit", lambda t: t.DeiTForImageClassification(t.DeiTConfig(**_VIT, num_labels=10))),
     vision("beit", lambda t: t.BeitForImageClassification(t.BeitConfig(
         **_VIT, num_labels=10, use_relative_position_bias=True, vocab_size=99, layer_scale_init_value=0.5))),
-    vision("data2vec-vision", lambda t: t.Data2VecVisionForImageClassification(t.Data2VecVisionConfig(
-        **_VIT, num_labels=10, layer_scale_init_value=0.5))),
     vision("dinov2", lambda t: t.Dinov2ForImageClassification(t.Dinov2Config(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8, num_labels=10))),
-    vision("dinov2-registers", lambda t: t.Dinov2WithRegistersForImageClassification(t.Dinov2WithRegistersConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8, num_labels=10))),
-    vision("dinov3-vit", lambda t: t.DINOv3ViTModel(t.DINOv3ViTConfig(**_VIT, num_register_tokens=2)),
-           output="pooler_output"),
-    vision("ijepa", lambda t: t.IJepaForImageClassification(t.IJepaConfig(**_VIT, num_labels=10))),
-    vision("vit-msn", lambda t: t.ViTMSNForImageClassification(t.ViTMSNConfig(**_VIT, num_labels=10))),
     vision("hiera", lambda t: t.HieraForImageClassification(t.HieraConfig(
         embed_dim=16, image_size=[32, 32], patch_size=[3, 3], patch_stride=[2, 2], patch_padding=[1, 1],
         mlp_ratio=2.0, depths=[1, 1, 1], num_heads=[1, 2, 4], masked_unit_size=[4, 4], query_stride=[2, 2],
         num_query_pool=2, num_labels=10))),
     vision("swin", lambda t: t.SwinForImageClassification(t.SwinConfig(
-        image_size=32, patch_size=2, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4, num_labels=10))),
-    vision("swinv2", lambda t: t.Swinv2ForImageClassification(t.Swinv2Config(
         image_size=32, patch_size=2, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4, num_labels=10))),
     vision("convnext", lambda t: t.ConvNextForImageClassification(t.ConvNextConfig(
         **_STAGES, num_labels=10, layer_scale_init_value=0.5)), 64),
@@ -39,8 +29,6 @@ ARCHITECTURES = (
     vision("regnet", lambda t: t.RegNetForImageClassification(t.RegNetConfig(
         embedding_size=16, hidden_sizes=[16, 24, 32], depths=[1, 1, 2], groups_width=8, layer_type="y",
         num_labels=10)), 64),
-    vision("bit", lambda t: t.BitForImageClassification(t.BitConfig(
-        embedding_size=16, hidden_sizes=[32, 64], depths=[1, 1], num_groups=4, num_labels=10)), 64),
     vision("mobilenet-v1", lambda t: t.MobileNetV1ForImageClassification(t.MobileNetV1Config(
         depth_multiplier=0.25, min_depth=8, image_size=64, num_labels=10)), 64),
     vision("mobilenet-v2", lambda t: t.MobileNetV2ForImageClassification(t.MobileNetV2Config(
@@ -53,12 +41,6 @@ ARCHITECTURES = (
         image_size=64, width_coefficient=0.25, depth_coefficient=0.3, hidden_dim=320, num_labels=10)), 64),
     vision("poolformer", lambda t: t.PoolFormerForImageClassification(t.PoolFormerConfig(
         **_STAGES, num_labels=10, layer_scale_init_value=0.5)), 64),
-    vision("swiftformer", lambda t: t.SwiftFormerForImageClassification(t.SwiftFormerConfig(
-        image_size=64, depths=[1, 1, 1, 1], embed_dims=[8, 16, 24, 32], num_labels=10, layer_scale_init_value=0.5)),
-        64),
-    vision("pvt", lambda t: t.PvtForImageClassification(t.PvtConfig(
-        image_size=64, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 2, 4],
-        num_labels=10)), 64),
     vision("pvt-v2", lambda t: t.PvtV2ForImageClassification(t.PvtV2Config(
         image_size=64, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 2, 4],
         num_labels=10)), 64),
@@ -70,15 +52,6 @@ ARCHITECTURES = (
     vision("focalnet", lambda t: t.FocalNetForImageClassification(t.FocalNetConfig(
         image_size=32, patch_size=2, embed_dim=16, depths=[1, 1], focal_levels=[2, 2], focal_windows=[3, 3],
         num_labels=10))),
-    vision("hgnet-v2", lambda t: t.HGNetV2ForImageClassification(t.HGNetV2Config(
-        embedding_size=16, depths=[1, 1], hidden_sizes=[32, 64], stem_channels=[3, 8, 16],
-        stage_in_channels=[16, 32], stage_mid_channels=[8, 16], stage_out_channels=[32, 64], stage_num_blocks=[1, 1],
-        stage_downsample=[False, True], stage_light_block=[False, True], stage_kernel_size=[3, 5],
-        stage_numb_of_layers=[2, 2], out_features=["stage2"], num_labels=10)), 64),
-    video("vivit", lambda t: t.VivitForVideoClassification(t.VivitConfig(
-        **SMALL, image_size=32, num_frames=4, tubelet_size=[2, 8, 8], num_labels=10))),
-    video("timesformer", lambda t: t.TimesformerForVideoClassification(t.TimesformerConfig(
-        **SMALL, image_size=32, patch_size=8, num_frames=4, num_labels=10))),
     video("videomae", lambda t: t.VideoMAEForVideoClassification(t.VideoMAEConfig(
         **SMALL, image_size=32, patch_size=8, num_frames=4, tubelet_size=2, num_labels=10))),
 )  # fmt: skip
