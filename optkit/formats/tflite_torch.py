@@ -195,6 +195,7 @@ def failure(error: Exception, program: Any, said: str = "") -> StepError:
     target = re.search(r"target=torch\.ops\.([\w.]+)\]", text)
     operator = missing[1] if missing else illegal[1] if illegal else target[1] if target else ""
     spot = re.search(r"([^\s:\"]+\.py):(\d+):\d+: error", text)
+    built = re.search(r"error: '([\w.]+)' op (.+)", text)
     place = node_place(error) or (program_places(program, [operator]).get(operator, "") if program is not None else "")
     place = place or (f"at {spot[1]}:{spot[2]}" if spot else "")
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
@@ -204,11 +205,18 @@ def failure(error: Exception, program: Any, said: str = "") -> StepError:
     elif illegal:
         types = re.findall(r"tensor<[^>]*?(\w+)>", text.split("error:", 1)[-1])
         what = f"TFLite cannot compute {operator}" + (f" on {', '.join(dict.fromkeys(types))}" if types else "")
+    elif "complex" in first:
+        what = f"TFLite has no complex numbers, which {operator or 'an operator'} gives"
+    elif built:
+        what = f"litert-torch makes an invalid {built[1]} out of the model: {built[2].strip()}"
     else:
         what = f"litert-torch failed{f' at {operator}' if operator else ''}: {type(error).__name__}: {first}"
     if node:
         what += f" (node {node[1]})"
     hint = "replace the operator in the model, or deliver ONNX or OpenVINO instead"
+    if built and not (missing or illegal) and place:
+        other = "without expand or repeat" if "broadcast" in built[2] else "with other operators"
+        hint = f"write that line {other}, or deliver ONNX or OpenVINO instead"
     if missing and operator in ("cond", "while_loop", "scan", "map"):
         hint = "compute both branches and choose with torch.where, or deliver ONNX or OpenVINO instead"
     return StepError(

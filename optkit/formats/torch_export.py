@@ -13,6 +13,7 @@ from optkit.errors import SourceError, StepError
 from optkit.formats.torch_feeds import choose_sizes, dynamic_dims, example_feeds, static_shape
 from optkit.formats.torch_files import quiet
 from optkit.formats.torch_guards import Guard, Traced, explain, fails_somewhere, quiet_failure, recorded_guards, refusal
+from optkit.formats.torch_rewrite import rewrite
 from optkit.plugin import need
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def export(model: TorchModel, inputs: Sequence[TensorSpec], dims: Mapping[str, D
             program = torch.export.export(model.module, tuple(feeds.values()), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch raises many kinds, most of them private
         raise explain(error, guards, traced) from error
+    rewrite(program)
     _check_symbols(program, traced)
     _check_smallest(model, program, traced)
     return program

@@ -148,7 +148,8 @@ def _failure(error: Exception, program: Any) -> StepError:
         )
     kinds = [word for word in dict.fromkeys(named) if not word.startswith("<built-in") or len(named) == 1]
     places = program_places(program, kinds) if program is not None else {}
-    where = "; ".join(f"{kind}, used {places[kind]}" if kind in places else kind for kind in kinds)
+    said = {kind: re.sub(r"<(?:built-in )?function (\w+)(?: at 0x\w+)?>", r"\1", kind) for kind in kinds}
+    where = "; ".join(f"{said[kind]}, used {places[kind]}" if kind in places else said[kind] for kind in kinds)
     return StepError(
         f"OpenVINO {'has no conversion for' if unknown else 'failed to convert'} {where}",
         subject="model",

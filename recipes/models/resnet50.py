@@ -24,30 +24,22 @@ Different images then get different classes, and an error in the weights or the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from sklearn.datasets import load_sample_images
+from photographs import BOTTOM, TOP, WHOLE, Image, crops
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import ResNetConfig, ResNetForImageClassification
 from transformers.models.resnet.modeling_resnet import ResNetBottleNeckLayer
 
-Sample = dict[str, NDArray[np.float32]]
+Sample = dict[str, Image]
 
 SEED = 0
 SIDE = 224  # pixels
-SMALLEST_CROP = 80  # pixels of the photograph
 CLASSES = 1000
 LOGIT_STD = 2.0
 BRANCH_SCALE = 0.3
 SETTLING_IMAGES = 16
-MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB
-STD = (0.229, 0.224, 0.225)
-WHOLE, TOP, BOTTOM = (0.0, 1.0), (0.0, 0.5), (0.5, 1.0)  # row ranges, as fractions of a photograph's height
 
 
 class ResNet50(nn.Module):
@@ -99,35 +91,9 @@ def _settle(model: ResNet50) -> None:
         head.weight.mul_(scale)
 
 
-@cache
-def _photographs() -> Tensor:
-    """china.jpg and flower.jpg: float32 (photograph=2, channel=3, row=427, column=640), range [0, 1]."""
-    pixels: NDArray[Any] = np.stack(load_sample_images().images)  # uint8 (2, row, column, channel)
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-
-
 def samples(count: int = 16, seed: int = 0, rows: tuple[float, float] = WHOLE) -> Iterator[Sample]:
-    """Yield `count` samples {"pixel_values": float32 (channel=3, row=224, column=224)}, normalised.
-
-    Each is a square of at least 80 pixels, and at most the height of the given range of rows, cut at a random
-    place of one photograph (they take turns), resized to 224 with antialiasing and mirrored half the time.
-    `rows` is a range of fractions of the height, at least a quarter wide. Equal arguments give equal samples.
-    With the default rows the content overlaps that of both `fit_samples` and `judge_samples`.
-    """
-    photographs = _photographs()
-    height, width = photographs.shape[2:]
-    first, last = round(rows[0] * height), round(rows[1] * height)
-    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
-    generator = np.random.default_rng(seed)
-    for index in range(count):
-        side = int(generator.integers(SMALLEST_CROP, last - first, endpoint=True))
-        top = int(generator.integers(first, last - side, endpoint=True))
-        left = int(generator.integers(0, width - side, endpoint=True))
-        crop = photographs[index % len(photographs), :, top : top + side, left : left + side]
-        image = F.interpolate(crop[None], (SIDE, SIDE), mode="bilinear", antialias=True)[0]
-        if generator.random() < 0.5:
-            image = image.flip(2)
-        yield {"pixel_values": ((image - mean) / std).numpy()}
+    """Yield `count` samples {"pixel_values": float32 (channel=3, row=224, column=224)}, as `photographs.crops`."""
+    return ({"pixel_values": image} for image in crops(count, SIDE, seed, rows))
 
 
 def fit_samples(count: int = 16) -> Iterator[Sample]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch_zoo
 import toy_kit
 from torch import nn
 
@@ -656,3 +657,14 @@ def test_a_delivery_goes_on_with_what_its_record_knows(toy: Path) -> None:
     told = optkit.compare(first.path("toybin"), report.path("toypack"))
     assert told["held"]
     assert told["dims"] == {"batch": {"min": 2, "opt": 3, "max": 5}}
+
+
+def test_a_source_without_float64_is_judged_by_the_bound_for_unmeasured_noise(tmp_path: Path) -> None:
+    inputs = {"x": {"shape": ["batch", 8]}}
+    model, out = f"{torch_zoo.__file__}:SingleOnly", tmp_path / "out"
+    report = optkit.convert(model, to="onnx", inputs=inputs, dims=DIMS, out=out, cache=tmp_path / "cache", jobs=1)
+    assert report.ok
+    assert report.data["source"]["noise"] is None
+    verdicts = [v for case in report.step("onnx")["check"]["cases"] for v in case["verdicts"]]
+    assert {v["bound"] for v in verdicts} == {"output.rel_l2 <= 0.0001"}
+    assert all("not measured" in v["reason"] for v in verdicts)

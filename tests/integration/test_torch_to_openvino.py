@@ -62,6 +62,11 @@ def test_a_cnn(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_window_larger_than_the_image(tmp_path: Path) -> None:
+    _, made, _, _ = convert(tmp_path, descriptor(tmp_path, (IMAGE,), "OneWindow"))
+    assert operators(made.path)["ReduceMean"] == 1
+
+
 def test_shared_dims_dict_outputs_and_int64(tmp_path: Path) -> None:
     source, made, _, notes = convert(tmp_path, descriptor(tmp_path, ENCODER, "Encoder"))
     assert made.signature is not None

@@ -161,6 +161,15 @@ def test_an_unsupported_operator_is_named_with_its_place(tmp_path: Path) -> None
     assert "tflite_kit.py" in error.what
 
 
+def test_what_the_converter_stumbles_over_is_named_with_its_line(tmp_path: Path) -> None:
+    error = refused(tmp_path, "Expands", TensorSpec("x", "float32", (1, 8, 4, 16)))
+    assert "litert-torch makes an invalid tfl.mul out of the model: operands don't have broadcast" in error.what
+    assert "tflite_kit.py:" in error.what
+    assert "without expand" in error.hint
+    error = refused(tmp_path / "b", "Spectrum", TensorSpec("x", "float32", (1, 8)))
+    assert "TFLite has no complex numbers" in error.what
+
+
 def test_options_that_cannot_go_together(tmp_path: Path) -> None:
     for options in ({"pad": ["sequence"]}, {"sizes": {"batch": []}}, {"dynamic": "resize", "sizes": {"batch": [1]}}):
         with pytest.raises(ValidationError):

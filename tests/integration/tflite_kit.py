@@ -84,6 +84,24 @@ class Maps(nn.Module):
         return found, found.mean((2, 3)).argmax(-1)
 
 
+class Expands(nn.Module):
+    """Separable attention as MobileViTV2 writes it, which litert-torch's layout passes turn into an invalid product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts, self.join = nn.Conv2d(8, 17, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = torch.split(self.parts(x), [1, 8, 8], dim=1)
+        context = (key * torch.softmax(query, -1)).sum(-1, keepdim=True)
+        return self.join(torch.relu(value) * context.expand_as(value))
+
+
+class Spectrum(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.fft(x).real
+
+
 class Chooses(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cond(x.sum() > 0, lambda t: t + 1, lambda t: t - 1, (x,))

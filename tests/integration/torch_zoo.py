@@ -115,6 +115,30 @@ class Recurrent(nn.Module):
         return self.gru(x)[0]
 
 
+class SingleOnly(nn.Module):
+    """Runs in float32 alone, as models with a kernel of their own do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype != torch.float32:
+            raise RuntimeError("expected float32")
+        return self.layer(x)
+
+
+class OneWindow(nn.Module):
+    """Average pooling with a window larger than the image, as EfficientNet has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(320, ceil_mode=True)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.pool(image)
+
+
 class Singular(nn.Module):
     def __init__(self) -> None:
         super().__init__()
