@@ -167,7 +167,8 @@ def test_a_frozen_graph_runs(graph: Path) -> None:
     made = tf_kit.source(graph, **ENDS)
     assert made.signature is not None
     assert [str(spec) for spec in (*made.signature.inputs, *made.signature.outputs)] == [
-        "image: float32[image_0, 6, 5, 3]", "scores: float32[scores_0, 4]", "head/best: int64[head/best_0]"]  # fmt: skip
+        "image: float32[image_0, 6, 5, 3]", "scores: float32[scores_0, 4]", "head/best: int64[head/best_0]",
+    ]  # fmt: skip
     with GRAPHS.open(made) as session:
         answer = session.infer({"image": np.ones((2, 6, 5, 3), np.float32)})
     np.testing.assert_allclose(answer["scores"].sum(1), 1, rtol=1e-6)
