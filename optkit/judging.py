@@ -55,7 +55,7 @@ def judge_case(
     accuracy, as its ranges were fitted on real data: there it must be finite, of the right shape and not dead.
     """
     result = case["source"]
-    stated = _stated(case, check, whole, [*derived(case["name"], check.precision, noise, signature, result)])
+    stated = _stated(case, check, whole, [*derived(case, check.precision, noise, signature, result)])
     scores = case.get("scores")
     if stated:
         judged = judge(result, stated, scores)
@@ -109,11 +109,12 @@ def _as_near(whole: Result | None, covered: Collection[str]) -> list[Bound]:
 
 
 def derived(
-    case: str, precision: str, noise: Noise | None, signature: Signature | None, result: Result
+    case: Mapping[str, Any], precision: str, noise: Noise | None, signature: Signature | None, result: Result
 ) -> Sequence[Bound]:
     """The bounds of a faithful step: from the precision on the way, and the source's noise on this case's kind."""
     names = list(result["outputs"])
     floats = {t.name for t in signature.outputs if t.dtype.startswith(("float", "bfloat"))} if signature else set(names)
-    measured = (noise or {}).get(case) or (noise or {}).get("samples") or {}
+    measured = (noise or {}).get(case["name"]) or (noise or {}).get("samples") or {}
     levels = {name: measured.get(name) for name in names if name in floats}
-    return default_bounds(precision, levels, integers=[n for n in names if n not in floats])
+    integers = [n for n in names if n not in floats]
+    return default_bounds(precision, levels, integers=integers, edge=case["kind"] == "edge")

@@ -240,6 +240,11 @@ def test_default_bounds_with_nothing_measured_apply_to_every_output():
     assert "not measured" in bound.reason
 
 
+def test_default_bounds_on_edge_values_are_capped_where_nothing_is_left():
+    values = [default_bounds("float32", {"y": noise}, edge=True)[0].value for noise in (1e-6, 7e-3, 0.5)]
+    assert values == [3.2e-05, 0.23, 1.0]
+
+
 def test_default_bounds_of_integer_outputs():
     bounds = default_bounds("float32", {"logits": 1e-6, "ids": 0.0}, integers=["ids"])
     assert [str(bound) for bound in bounds] == ["logits.rel_l2 <= 3.2e-05", "ids.mismatch <= 3.2e-05"]

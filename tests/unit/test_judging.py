@@ -69,8 +69,18 @@ def test_noise_is_that_of_the_case_else_that_of_the_samples_else_unknown() -> No
         ({}, "samples", "not measured"),
         (None, "samples", "not measured"),
     ]:
-        (bound,) = derived(name, "float32", noise, FLOATS, result)
+        (bound,) = derived({"name": name, "kind": "samples"}, "float32", noise, FLOATS, result)
         assert words in bound.reason
+
+
+def test_edge_values_that_the_source_itself_answers_by_rounding_alone_are_not_capped() -> None:
+    noise = {"lowest": {"y": 7e-3}}
+    lowest = {**case(y=off(64, 0.05)), "name": "lowest"}
+    assert not judge_case({**lowest, "kind": "samples"}, check(), noise, FLOATS)["held"]
+    assert judge_case({**lowest, "kind": "edge"}, check(), noise, FLOATS)["held"]
+    assert not judge_case({**lowest, **case(y=off(64, 0.5)), "name": "lowest", "kind": "edge"}, check(), noise, FLOATS)[
+        "held"
+    ]
 
 
 def test_whole_numbers_are_judged_as_decisions() -> None:
