@@ -15,6 +15,7 @@ from optkit.formats import tflite_model, tflite_session, torch_model
 from optkit.formats.tflite_model import Contract
 from optkit.formats.tflite_noise import captured, quiet
 from optkit.formats.tflite_sizes import disproved
+from optkit.formats.torch_experts import batched_experts
 from optkit.formats.torch_files import quiet as quiet_torch
 from optkit.formats.torch_guards import node_place, program_places, quiet_failure
 from optkit.plugin import need
@@ -53,7 +54,7 @@ class Conversion:
             feeds = self.feeds({**sizes, **fixed}, seed=0)
             converter = converter.signature(self.agreed.key(fixed), module, sample_kwargs=feeds, dynamic_shapes=shapes)
         raw = path.with_suffix(".raw")
-        with captured() as said, quiet(), quiet_torch(), quiet_failure():
+        with captured() as said, quiet(), quiet_torch(), quiet_failure(), batched_experts(self.model.module):
             try:
                 converter.convert(enable_x64=self.keep_int64).export(str(raw))
             except OptkitError:

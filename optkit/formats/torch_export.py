@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from optkit.artifact import Dim, TensorSpec
 from optkit.errors import SourceError, StepError
+from optkit.formats.torch_experts import batched_experts
 from optkit.formats.torch_feeds import choose_sizes, dynamic_dims, example_feeds, static_shape
 from optkit.formats.torch_files import quiet
 from optkit.formats.torch_guards import Guard, Traced, explain, fails_somewhere, quiet_failure, recorded_guards, refusal
@@ -85,7 +86,7 @@ def export(model: TorchModel, inputs: Sequence[TensorSpec], dims: Mapping[str, D
     shapes = dynamic_shapes(inputs, dims)
     guards: list[Guard] = []
     try:
-        with recorded_guards(guards), quiet(), quiet_failure(), torch.no_grad():
+        with recorded_guards(guards), quiet(), quiet_failure(), torch.no_grad(), batched_experts(model.module):
             program = torch.export.export(model.module, tuple(feeds.values()), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch raises many kinds, most of them private
         raise explain(error, guards, traced) from error
@@ -280,7 +281,7 @@ def trace(
     torch = need("torch")
     _, feeds = runnable_feeds(model, inputs, dims)
     try:
-        with baked_in(warned), torch.no_grad():
+        with baked_in(warned), torch.no_grad(), batched_experts(model.module):
             return torch.jit.trace(model.module, tuple(feeds.values()), check_trace=False), feeds
     except RuntimeError as error:
         raise StepError(

@@ -2,7 +2,7 @@
 
 A runtime may know an operator in its usual form alone: an average over a window larger than the image (OpenVINO and
 TensorRT refuse it), patches that do not overlap cut out and put back with im2col and col2im (TensorRT has neither), a
-float minus integers (the ONNX exporter stumbles over its types).
+float minus integers (the ONNX exporter stumbles over its types), sliding windows with `Tensor.unfold` (OpenVINO fails).
 """
 
 from __future__ import annotations
@@ -74,6 +74,18 @@ def _put_back(torch: Any, graph: Any, node: Any) -> Any:
     return _call(graph, node, aten.reshape.default, turned, [-1, channels, *size])
 
 
+def _windows(torch: Any, graph: Any, node: Any) -> Any:
+    """Tensor.unfold of an axis of known length: one strided slice per place in the window, stacked."""
+    tensor, axis, size, step = (_argument(node, i) for i in range(4))
+    length = tensor.meta["val"].shape[axis]
+    if not isinstance(length, int) or not 0 < size <= _WIDEST:
+        return None
+    span = (length - size) // step * step + 1
+    aten = torch.ops.aten
+    slices = [_call(graph, node, aten.slice.Tensor, tensor, axis, at, at + span, step) for at in range(size)]
+    return _call(graph, node, aten.stack.default, slices, -1)
+
+
 def _from_float(torch: Any, graph: Any, node: Any) -> Any:
     """rsub of integers from a float, as in `1.0 - mask`: of their floats."""
     tensor, other, alpha = (_argument(node, i) for i in range(3))
@@ -89,7 +101,10 @@ _RULES: dict[str, Callable[[Any, Any, Any], Any]] = {
     "aten.rsub.Scalar": _from_float,
     "aten.im2col.default": _cut,
     "aten.col2im.default": _put_back,
+    "aten.unfold.default": _windows,
 }
+_WIDEST = 64
+"""The widest window that is written as that many slices."""
 
 
 def _tiles(size: Any, kernel: Any, dilation: Any, padding: Any, stride: Any) -> bool:
@@ -116,10 +131,18 @@ def _call(graph: Any, old: Any, target: Any, *arguments: Any) -> Any:
     """A new node with the fake tensor it gives, otherwise told to be from where `old` is: errors name that place."""
     made = graph.call_function(target, arguments)
     made.meta.update({key: value for key, value in old.meta.items() if key not in ("val", "tensor_meta")})
-    tensors = [a.meta["val"] if hasattr(a, "meta") else a for a in arguments]
-    with tensors[0].fake_mode:
+    tensors = [_value(argument) for argument in arguments]
+    first = tensors[0][0] if isinstance(tensors[0], list) else tensors[0]
+    with first.fake_mode:
         made.meta["val"] = target(*tensors)
     return made
+
+
+def _value(argument: Any) -> Any:
+    """What a node is known to give; other arguments as they are."""
+    if isinstance(argument, list):
+        return [_value(item) for item in argument]
+    return argument.meta["val"] if hasattr(argument, "meta") else argument
 
 
 def _rename_outputs(program: Any) -> None:

@@ -25,6 +25,15 @@ class Overlapping(nn.Module):
         return F.fold(F.unfold(image, 3, padding=1), (8, 12), 3, padding=1)
 
 
+class Windows(nn.Module):
+    def __init__(self, axis: int, size: int, step: int) -> None:
+        super().__init__()
+        self.window = (axis, size, step)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image.unfold(*self.window) * 2
+
+
 class OneWindow(nn.Module):
     def __init__(self, kernel: int = 320, **options: Any) -> None:
         super().__init__()
@@ -53,6 +62,20 @@ def test_patches_that_do_not_overlap() -> None:
     assert difference == 0
     assert operators["aten.permute.default"] == 2
     assert not {"aten.im2col.default", "aten.col2im.default"} & set(operators)
+
+
+@pytest.mark.parametrize("window", [(-1, 4, 2), (3, 5, 3), (2, 8, 1), (1, 1, 1)])
+def test_windows_along_an_axis(window: tuple[int, int, int]) -> None:
+    difference, operators = rewritten(Windows(*window))
+    assert difference == 0
+    assert operators["aten.slice.Tensor"] == window[1]
+    assert "aten.unfold.default" not in operators
+
+
+def test_windows_along_an_open_axis_are_left_alone() -> None:
+    difference, operators = rewritten(Windows(0, 1, 1))
+    assert difference == 0
+    assert operators["aten.unfold.default"] == 1
 
 
 def test_patches_that_overlap_are_left_alone() -> None:
