@@ -15,7 +15,7 @@ from optkit.formats.torch_files import quiet
 @pytest.fixture(scope="module")
 def mixture() -> Any:
     torch.manual_seed(0)
-    config = MixtralConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+    config = MixtralConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, use_cache=False,
                            num_attention_heads=2, num_key_value_heads=2, num_local_experts=4)  # fmt: skip
     return MixtralModel(config).eval()
 
