@@ -72,8 +72,9 @@ def _converted(graph: Frozen, opset: int) -> Any:
             with tf.Graph().as_default() as tf_graph:
                 tf.import_graph_def(definition, name="")
                 mapped = mapper.process_tf_graph(
-                    tf_graph, opset=opset, input_names=graph.inputs, output_names=graph.outputs
-                )
+                    tf_graph, opset=opset, input_names=graph.inputs, output_names=graph.outputs,
+                    custom_op_handlers={"Erfc": (_erfc, [])},
+                )  # fmt: skip
                 proto = optimizer.optimize_graph(mapped, optimizers=optimizers).make_model("model")
     except Exception as error:  # its handlers raise whatever they meet
         first = next((line for line in said if line.startswith("Failed to convert")), "").splitlines()
@@ -84,6 +85,18 @@ def _converted(graph: Frozen, opset: int) -> Any:
             hint="try another opset, or convert the SavedModel to OpenVINO or TFLite directly",
         ) from error
     return proto
+
+
+def _erfc(graph: Any, node: Any, name: str, _: Any) -> None:
+    """Erfc, which exact GELUs are made of and tf2onnx does not know, as 1 - Erf."""
+    numpy = need("numpy")
+    dtypes, shapes = [graph.get_dtype(node.output[0])], [graph.get_shape(node.output[0])]
+    mapping = need("tf2onnx.utils", "tf2onnx")
+    erf = graph.make_node("Erf", [node.input[0]], name=f"{name}/erf", dtypes=dtypes, shapes=shapes)
+    one = graph.make_const(f"{name}/one", numpy.array(1, mapping.map_onnx_to_numpy_type(dtypes[0])))
+    outputs = list(node.output)
+    graph.remove_node(name)
+    graph.make_node("Sub", [one.output[0], erf.output[0]], outputs=outputs, name=name, dtypes=dtypes, shapes=shapes)
 
 
 @contextmanager

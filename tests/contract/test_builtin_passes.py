@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from optkit.artifact import Artifact, Dim, TensorSpec
+from optkit.artifact import Artifact, Dim, Signature, TensorSpec
 from optkit.cache import Cache
 from optkit.errors import NotHereError
+from optkit.formats import tf_core
 from optkit.plugin import Context
-from optkit.recipe import recipe_from
+from optkit.recipe import Recipe, recipe_from
 from optkit.registry import get_pass, get_runner, passes, runners
 from optkit.sources import source_artifact
 from optkit.testing import ListSamples, assert_pass_contract, assert_runner_contract
@@ -49,14 +50,41 @@ PASSES: dict[str, tuple[dict[str, Any], bool]] = {
     "tflite.to_edgetpu": ({}, False),
     "onnx.to_tflite": ({}, False),
     "onnx.to_savedmodel": ({}, False),
+    "keras.to_savedmodel": ({}, False),
+    "keras.to_tflite": ({}, False),
+    "keras.to_openvino": ({}, False),
+    "savedmodel.to_tflite": ({}, False),
+    "savedmodel.to_onnx": ({}, False),
+    "savedmodel.to_openvino": ({}, False),
+    "tf_graph.to_savedmodel": ({}, False),
+    "tf_graph.to_onnx": ({}, False),
+    "tf_graph.to_tflite": ({}, False),
+    "tf_graph.to_openvino": ({}, False),
 }
 
 
 def source_of(factory: str, base: Path) -> Artifact:
     """A torch model at rest, as a run starts from it."""
-    recipe = recipe_from({
+    artifact = source_artifact(recipe_of({"torch": f"{NETS}:{factory}"}, base), Cache(base / "cache"))
+    assert artifact is not None
+    meta = {"dims": {"batch": DIMS["batch"].to_json()}}
+    return replace(artifact, meta=meta, signature=get_runner("torch").describe(artifact.path, meta))
+
+
+def tensorflow_source(model: dict[str, Any], base: Path) -> Artifact:
+    """A Keras model or a frozen graph at rest."""
+    recipe = recipe_of(model, base)
+    artifact = source_artifact(recipe, Cache(base / "cache"))
+    assert artifact is not None
+    outputs = get_runner(artifact.format).describe(artifact.path, artifact.meta).outputs
+    return replace(artifact, signature=Signature(recipe.inputs, tuple(replace(t, shape=("batch", 4)) for t in outputs)))
+
+
+def recipe_of(model: dict[str, Any], base: Path) -> Recipe:
+    """A recipe whose source takes an image and gives logits."""
+    return recipe_from({
         "version": 1,
-        "model": {"torch": f"{NETS}:{factory}"},
+        "model": model,
         "inputs": {"image": {"shape": ["batch", 3, 8, 8], "layout": "NCHW"}},
         "outputs": ["logits"],
         "dims": {"batch": {"min": 1, "opt": 4, "max": 8}},
@@ -64,10 +92,29 @@ def source_of(factory: str, base: Path) -> Artifact:
         "check_on": "judge",
         "steps": [{"id": "onnx", "to": "onnx"}],
     }, base)  # fmt: skip
-    artifact = source_artifact(recipe, Cache(base / "cache"))
-    assert artifact is not None
-    meta = {"dims": {"batch": DIMS["batch"].to_json()}}
-    return replace(artifact, meta=meta, signature=get_runner("torch").describe(artifact.path, meta))
+
+
+def keras_file(path: Path) -> Path:
+    keras = tf_core.keras()
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    with tf_core.quiet():
+        keras.Sequential([
+            keras.Input((3, 8, 8), name="image"), layers.Permute((2, 3, 1)), layers.Conv2D(4, 3, activation="relu"),
+            layers.GlobalAveragePooling2D(), layers.Dense(4, name="logits"),
+        ]).save(path)  # fmt: skip
+    return path
+
+
+def frozen_graph(path: Path) -> Path:
+    tf = tf_core.load()
+    weight = np.random.default_rng(0).standard_normal((192, 4)).astype(np.float32)
+    graph = tf.Graph()
+    with graph.as_default():
+        image = tf.compat.v1.placeholder(tf.float32, (None, 3, 8, 8), name="image")
+        tf.identity(tf.nn.relu(tf.matmul(tf.reshape(image, (-1, 192)), tf.constant(weight))), name="logits")
+    path.write_bytes(graph.as_graph_def().SerializeToString())
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +126,12 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
         use = get_pass(name)
         parent = plain if use.target == "tflite" else made[use.source]
         made[use.target] = step_made(name, parent, {}, tmp_path_factory.mktemp(name) / "made")
+    base = tmp_path_factory.mktemp("tensorflow")
+    made["savedmodel"] = step_made("onnx.to_savedmodel", made["onnx"], {}, base / "saved")
+    made["keras"] = tensorflow_source({"keras": str(keras_file(base / "m.keras"))}, base / "keras")
+    ends = {"inputs": ["image"], "outputs": ["logits"]}
+    graph = {"tf_graph": str(frozen_graph(base / "m.pb")), **ends}
+    made["tf_graph"] = tensorflow_source(graph, base / "graph")
     base = tmp_path_factory.mktemp("int8")
     fixed = step_made("torch.to_tflite", plain, {"sizes": {"batch": [1]}}, base / "fixed")
     made["tflite, int8"] = step_made("tflite.quantize", fixed, {"mode": "static", "io": "int8"}, base / "int8", SAMPLES)
@@ -124,7 +177,7 @@ def test_a_pass(name: str, artifacts: dict[str, Artifact], tmp_path: Path) -> No
     assert made.signature.inputs[0] == TensorSpec("image", "float32", ("batch", 3, 8, 8), "NCHW")
 
 
-@pytest.mark.parametrize("name", ["torch", "onnx", "openvino", "tflite"])
+@pytest.mark.parametrize("name", ["torch", "onnx", "openvino", "tflite", "savedmodel", "keras", "tf_graph"])
 def test_a_runner(name: str, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     # A copy of its own: a backend's converter may keep the file it read mapped, which is not the runner's doing.
     shutil.copytree(artifacts[name].path.parent, tmp_path / "copy")
@@ -133,7 +186,17 @@ def test_a_runner(name: str, artifacts: dict[str, Artifact], tmp_path: Path) -> 
 
 
 def test_every_builtin_runner_is_tested() -> None:
-    assert set(runners()) == {"torch", "onnx", "openvino", "tflite", "tensorrt", "edgetpu"}
+    assert set(runners()) == {
+        "torch",
+        "onnx",
+        "openvino",
+        "tflite",
+        "tensorrt",
+        "edgetpu",
+        "savedmodel",
+        "keras",
+        "tf_graph",
+    }
 
 
 def test_an_engine_runs_or_says_which_machine_is_missing(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
