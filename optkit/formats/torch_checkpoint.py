@@ -12,8 +12,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from optkit.plugin import need
 
 FILE = "checkpoint.pt"
@@ -25,7 +23,7 @@ def reproducible(seed: int, threads: int, device: str) -> Iterator[None]:
 
     Another number of threads sums in another order, and so gives other last bits. What was set before comes back.
     """
-    torch = need("torch")
+    torch, np = need("torch"), need("numpy")
     with ExitStack() as stack:
         drawn = random_states()
         stack.callback(set_random_states, drawn)
@@ -48,7 +46,7 @@ def reproducible(seed: int, threads: int, device: str) -> Iterator[None]:
 
 def random_states() -> dict[str, Any]:
     """The states of Python's, NumPy's and torch's global generators, of tensors and plain values alone."""
-    torch = need("torch")
+    torch, np = need("torch"), need("numpy")
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     version, words, gauss = random.getstate()
     return {
@@ -61,7 +59,7 @@ def random_states() -> dict[str, Any]:
 
 def set_random_states(states: Mapping[str, Any]) -> None:
     """Put back what `random_states` gave."""
-    torch = need("torch")
+    torch, np = need("torch"), need("numpy")
     torch.set_rng_state(states["torch"])
     if states["cuda"]:
         torch.cuda.set_rng_state_all(states["cuda"])

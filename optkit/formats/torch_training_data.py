@@ -13,20 +13,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from optkit.artifact import TensorSpec
 from optkit.errors import DataError, StepError, did_you_mean
 from optkit.formats.torch_feeds import torch_dtype
 from optkit.plugin import Samples, need
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
 LABEL = "label/"
 INDEX = "index.json"
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,16 @@ class TrainingData:
         return len(self.train) + len(self.held_out)
 
     def _array(self, key: str, number: int) -> Array:
+        import numpy as np
+
         dtype, shape, start = self._places[key][number]
         size = np.dtype(dtype).itemsize * math.prod(shape)
         return np.frombuffer(self._bytes[key][start : start + size].tobytes(), dtype).reshape(shape)
 
     def batch(self, numbers: Sequence[int] | NDArray[np.int64]) -> Batch:
         """These samples as tensors on the device."""
+        import numpy as np
+
         torch = need("torch")
         rows = [{s.name: self._array(s.name, int(n)) for s in self.inputs} for n in numbers]
         stacked = self.samples.stack(rows)
@@ -80,6 +85,8 @@ class TrainingData:
         return Batch(feeds, labels, len(numbers))
 
     def _labels(self, name: str, numbers: Sequence[int] | NDArray[np.int64]) -> Any:
+        import numpy as np
+
         arrays = [self._array(LABEL + name, int(n)) for n in numbers]
         if len({a.shape for a in arrays}) > 1 or arrays[0].dtype.kind not in "biuf":
             shown = ", ".join(sorted({f"{a.dtype} {a.shape}" for a in arrays})[:4])
@@ -130,6 +137,8 @@ class TrainingData:
 
     def order(self, size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
         """The numbers of an epoch's batches, every sample once, shuffled by seed and epoch."""
+        import numpy as np
+
         shuffled = np.random.default_rng([seed, epoch]).permutation(self.train)
         return _parts(shuffled, size, self.exactly)
 
@@ -143,11 +152,15 @@ class TrainingData:
 
 
 def _mapped(path: Path) -> Array:
+    import numpy as np
+
     return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
 
 
 def _parts(numbers: NDArray[np.int64], size: int, exactly: int | None) -> list[NDArray[np.int64]]:
     """Batches as equal as can be, none larger than `size`; with `exactly`, the last is filled up from the front."""
+    import numpy as np
+
     count = -(-len(numbers) // size)
     if exactly is None:
         return list(np.array_split(numbers, count))
@@ -155,6 +168,8 @@ def _parts(numbers: NDArray[np.int64], size: int, exactly: int | None) -> list[N
 
 
 def _split(digests: Sequence[str], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    import numpy as np
+
     ranked = sorted(set(digests), key=lambda digest: sha256(f"{seed} {digest}".encode()).digest())
     if len(ranked) < 2:
         raise DataError(
@@ -171,6 +186,8 @@ def _split(digests: Sequence[str], share: float, seed: int) -> tuple[NDArray[np.
 
 def _write(samples: Samples, folder: Path) -> None:
     """Per input and label one file of all its arrays, back to back, and the index of where each begins."""
+    import numpy as np
+
     places: dict[str, list[tuple[str, list[int], int]]] = {}
     digests: list[str] = []
     handles: dict[str, Any] = {}
@@ -201,6 +218,8 @@ def _write(samples: Samples, folder: Path) -> None:
 
 
 def _array_of(key: str, value: Any) -> Array:
+    import numpy as np
+
     try:
         array = np.asarray(value, order="C")
     except ValueError as error:  # lists of unequal length

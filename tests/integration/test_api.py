@@ -638,7 +638,7 @@ def test_deliveries_that_are_not_what_they_were(toy: Path, tmp_path: Path) -> No
     for edit, what in (
         (lambda f: (f / "optkit.json").unlink(), r"has no optkit\.json"),
         (lambda f: (f / "optkit.json").write_text("{"), r"optkit\.json is damaged"),
-        (lambda f: (f / "optkit.json").write_text('{"schema": 1}'), "is damaged: it lacks 'files'"),
+        (lambda f: (f / "optkit.json").write_text('{"schema": 1}'), "is damaged: it lacks 'main'"),
         (lambda f: edited(f, schema=99), "has schema 99; this optkit reads 1"),
         (shutil.rmtree, "there is no folder"),
     ):

@@ -79,7 +79,7 @@ def test_an_onnx_file() -> None:
     assert recipe.name == "my-net"
     assert str(recipe.inputs[0]) == "x: float32[batch, 3, x_2]"
     assert set(recipe.dims) == {"batch", "x_2"}
-    assert [s.to for s in recipe.steps] == ["openvino"]
+    assert [s.to for s in recipe.steps] == ["openvino", "savedmodel", "tflite"]
     text = Path("recipe.yaml").read_text()
     assert "# the file has no names for its dynamic dims" in text
     assert "#   judge: {npz: judge.npz}   # an array named x" in text

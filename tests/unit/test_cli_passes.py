@@ -78,11 +78,16 @@ def test_examples_are_recipes_that_plan(tmp_path: Path) -> None:
     from optkit.recipe import recipe_from
 
     models = {"onnx": {"onnx": "m.onnx"}, "openvino": {"openvino": "m.xml"}, "torch": {"pt2": "m.pt2"},
-              "tflite": {"file": "m.tflite"}}  # fmt: skip
-    for file in ("m.onnx", "m.xml", "m.bin", "m.pt2", "m.tflite"):
+              "tflite": {"file": "m.tflite"}, "savedmodel": {"savedmodel": "saved"}, "keras": {"keras": "m.keras"},
+              "tf_graph": {"tf_graph": "m.pb", "inputs": ["x"], "outputs": ["y"]}}  # fmt: skip
+    (tmp_path / "saved").mkdir()
+    for file in ("m.onnx", "m.xml", "m.bin", "m.pt2", "m.tflite", "m.keras", "m.pb", "saved/saved_model.pb",
+                 "train.py"):  # fmt: skip
         (tmp_path / file).touch()
     for use in passes().values():
         steps = yaml.safe_load(example(use))["steps"]
+        if use.name == "torch.train":  # its example cannot know what the user's function is called
+            steps[0]["with"] = {"call": "train.py:train"}
         steps[0]["from"] = "source"
         if not use.wants_data(use.options.model_validate(steps[0].get("with", {}))):
             steps[0].pop("data", None)

@@ -122,7 +122,7 @@ SWAPS = [
     ("to: openvino", "use: opnvino.fp16", 19, "there is no pass 'opnvino.fp16'", "did you mean 'openvino.fp16'?"),
     ("to: openvino", "to: opnvino", 19, "there is no format 'opnvino'", "did you mean 'openvino'?"),
     ("to: openvino", "to: onnx", 19, "'slim' is onnx already", "with `use:`"),
-    ("to: openvino", "to: torch", 19, "no conversion leads from onnx to torch", "you can reach: openvino"),
+    ("to: openvino", "to: torch", 19, "no conversion leads from onnx to torch", "you can reach: edgetpu,"),
     ("from: slim, to: openvino", "use: onnx.simplify", 19, "takes onnx, but 'source' gives torch", "to: onnx"),
     ("to: openvino", "use: openvino.fp16", 19, "openvino.fp16 takes openvino, but 'slim' gives onnx", "to: openvino"),
     (", to: openvino", "", 19, "needs either `to: FORMAT` or `use: PASS`", "to: onnx"),
@@ -229,7 +229,7 @@ def test_mistakes_with_a_plugin(model: str, step: str, what: str, hint: str, fol
 def test_five_mistakes_are_five_problems_in_the_files_order(folder: Path) -> None:
     text = GOOD.replace("net.safetensors", "nte.safetensors").replace("npz: fit.npz", "npz: fti.npz")
     text = (
-        text.replace("version: 1", "version: 3").replace("cosine >=", "cosin >=").replace("to: openvino", "to: tflite")
+        text.replace("version: 1", "version: 3").replace("cosine >=", "cosin >=").replace("to: openvino", "to: torch")
     )
     assert [line for line, _, _ in problems_of(text, folder)] == [1, 5, 12, 18, 19]
 

@@ -109,13 +109,13 @@ def test_models() -> None:
         ("net.py", None, "does not say which callable", "net.py:build"),
         ("w.safetensors", None, "holds weights", "--weights w.safetensors"),
         ("w.pt", None, "holds weights", "--weights w.pt"),
-        ("m.h5", None, "no kind optkit reads", ".onnx"),
+        ("m.pickle", None, "no kind optkit reads", ".onnx"),
         ("empty", None, "holds no model", "config.json"),
         ("m.onnx", "w.pt", "weights of its own", "leave"),
     ],
 )
 def test_wrong_models(model: str, weights: str | None, what: str, hint: str) -> None:
-    for name in ("m.onnx", "net.py", "w.safetensors", "w.pt", "m.h5"):
+    for name in ("m.onnx", "net.py", "w.safetensors", "w.pt", "m.pickle"):
         Path(name).touch()
     Path("empty").mkdir()
     with pytest.raises(UserError, match=what) as caught:
