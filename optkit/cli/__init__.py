@@ -12,6 +12,7 @@ import click
 _COMMANDS = {
     "convert": "Make every artifact of a recipe, and prove each one.",
     "plan": "Draw what a recipe would do; runs nothing.",
+    "lock": "Write down the versions a recipe is made with, for --frozen.",
     "init": "Look at a model and write a recipe for it.",
     "check": "Compare two artifacts on data.",
     "verify": "Prove delivered folders again, on this machine.",
