@@ -140,9 +140,9 @@ def read_lock(path: Path, recipe: str | Path) -> Lock:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"there is no lock {path}", hint=again) from None
+        raise UserError(f"there is no lock {path}", hint=again, code="OPK-241") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the lock {path} cannot be read: {error}", hint=again) from error
+        raise UserError(f"the lock {path} cannot be read: {error}", hint=again, code="OPK-242") from error
     try:
         data = json.loads(text)
         schema, seal = data["schema"], data.pop("digest")
@@ -155,8 +155,8 @@ def read_lock(path: Path, recipe: str | Path) -> Lock:
             )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise UserError(f"the lock {path} is damaged: {reason}", hint=again) from error
-    raise UserError(f"the lock {path} has schema {schema}; this optkit reads {SCHEMA}", hint=again)
+        raise UserError(f"the lock {path} is damaged: {reason}", hint=again, code="OPK-242") from error
+    raise UserError(f"the lock {path} has schema {schema}; this optkit reads {SCHEMA}", hint=again, code="OPK-242")
 
 
 def require_lock(plan: Plan, recipe: str | Path, path: Path | None = None) -> None:
@@ -174,13 +174,15 @@ def require_lock(plan: Plan, recipe: str | Path, path: Path | None = None) -> No
     )
     if changes := _changes(locked, now, cut=bool(plan.chosen)):
         raise UserError(
-            f"the recipe is not the one that {path} locked: {', '.join(changes)}", hint=f"look at that, then {again}"
+            f"the recipe is not the one that {path} locked: {', '.join(changes)}",
+            hint=f"look at that, then {again}",
+            code="OPK-243",
         )
     if problems := list(_differences(locked, now, plan)):
         whats = "; ".join(what for what, _ in problems)
         remedies = list(dict.fromkeys(remedy for _, remedy in problems if remedy))
         hint = "\n".join(remedies) if remedies else f"run it where the lock was made, or lock it here: {again}"
-        raise UnavailableError(f"this is not what {path} locked: {whats}", hint=hint)
+        raise UnavailableError(f"this is not what {path} locked: {whats}", hint=hint, code="OPK-406")
 
 
 def _changes(locked: Lock, now: Lock, *, cut: bool) -> list[str]:

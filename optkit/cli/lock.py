@@ -25,8 +25,8 @@ def command(recipe: str, sets: tuple[str, ...], to: Path | None, quiet: bool) ->
     r"""Write down the versions that a recipe is converted with here.
 
     \b
-    optkit lock recipe.yaml                 # writes recipe.lock.json; commit it
-    optkit convert --frozen recipe.yaml     # refuses to run with any other version, or another recipe
+    optkit lock recipe.yaml               # writes recipe.lock.json; commit it
+    optkit convert --frozen recipe.yaml   # refuses other versions, and changes
 
     The lock holds the version of every tool of every step, of environments that steps run in, of Python and optkit, the
     platform, and a digest of what the recipe means. Files that the recipe names are no part of it.
