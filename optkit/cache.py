@@ -9,9 +9,9 @@ A damaged entry is a miss and is deleted. Several processes may share one root: 
 others take what is there. Each holds a lock on its own staging folder, so that others know it is alive, in whatever
 container it runs.
 
-A folder's mtime says when it was last used: that of an entry and of a `partial` folder is set at each use, that of
-`born` in a staging folder is the process's beginning. Both are set under a shared lock on `entries`, so that
-`optkit.cache_trim`, which holds that lock alone, never takes away what a living process has used.
+A folder's mtime says when it was last used: that of an entry and of a `partial` folder is set at each use, and
+the number in a staging folder's name is the same clock when its process began. Both are set under a shared lock on
+`entries`, so that `optkit.cache_trim`, which holds that lock alone, never takes away what a living process has used.
 """
 
 from __future__ import annotations
@@ -110,9 +110,10 @@ class Cache:
     def stage(self) -> Path:
         """A new empty folder to make a result in; give it to `put`, or remove it."""
         if self._own is None or not self._own.is_dir():
-            self._own = self.root / "staging" / uuid.uuid4().hex[:16]
+            unborn = self.root / "staging" / uuid.uuid4().hex[:16]
             with guard(self.root, exclusive=False):
-                (self._own / "born").mkdir(parents=True)
+                unborn.mkdir()
+                self._own = unborn.rename(f"{unborn}-{unborn.stat().st_mtime_ns}")
             weakref.finalize(self, _close, self._own, lock_folder(self._own), os.getpid())
         folder = self._own / uuid.uuid4().hex[:16]
         folder.mkdir()

@@ -16,6 +16,8 @@ from optkit.errors import UserError
 
 _UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
+_TICK_SECONDS = 0.01  # file systems take their time from a clock that moves every few milliseconds
+
 
 @dataclass(frozen=True)
 class Held:
@@ -129,7 +131,8 @@ def _born(root: Path, own: Path | None = None) -> list[float]:
         if folder == own:
             continue
         with contextlib.suppress(OSError):  # it ends right now
-            began = (folder / "born").stat().st_mtime if (folder / "born").is_dir() else folder.stat().st_mtime
+            number = folder.name.partition("-")[2]
+            began = int(number) / 1e9 - _TICK_SECONDS if number.isdecimal() else 0.0
             age = time.time() - folder.stat().st_mtime
             lock = lock_folder(folder) if age > NEW_SECONDS else None
             if lock is None or (lock == UNKNOWN and age < ABANDONED_SECONDS):
