@@ -2,11 +2,16 @@
 
     ROOT/entries/ab/abcd.../entry.json + files/    one result under its key; appears whole, by a rename
     ROOT/staging/XXXX/YYYY/                        what process XXXX is making; a dead one's leftovers are swept
+    ROOT/partial/abcd..../                         checkpoints of an unfinished result, beyond the run
     ROOT/digests/ab/abcd....json                   sha256 of a user's file, valid while size, mtime and inode stand
 
 A damaged entry is a miss and is deleted. Several processes may share one root: whoever renames first wins, and the
 others take what is there. Each holds a lock on its own staging folder, so that others know it is alive, in whatever
 container it runs.
+
+A folder's mtime says when it was last used: that of an entry and of a `partial` folder is set at each use, and
+the number in a staging folder's name is the same clock when its process began. Both are set under a shared lock on
+`entries`, so that `optkit.cache_trim`, which holds that lock alone, never takes away what a living process has used.
 """
 
 from __future__ import annotations
@@ -30,8 +35,8 @@ from optkit.errors import UnavailableError
 # A file written within this time of being read may change again without its mtime telling (coarse clocks).
 _RACY_NS = 2_000_000_000
 
-_NEW_SECONDS = 60.0  # a folder this young may be about to be locked
-_ABANDONED_SECONDS = 7 * 24 * 3600.0  # where locks do not work: whoever made a folder this old is surely gone
+NEW_SECONDS = 60.0  # a folder this young may be about to be locked
+ABANDONED_SECONDS = 7 * 24 * 3600.0  # where locks do not work: whoever made a folder this old is surely gone
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Cache:
             raise UnavailableError(
                 f"the cache folder {self.root} cannot be used: {error.strerror or error}",
                 hint="name another with --cache DIR or OPTKIT_CACHE",
+                code="OPK-405",
             ) from error
 
     def _sweep(self) -> None:
@@ -65,8 +71,8 @@ class Cache:
         for folder in (self.root / "staging").iterdir():
             with contextlib.suppress(OSError):  # somebody else sweeps it, or it is not ours to delete
                 age = time.time() - folder.stat().st_mtime
-                lock = lock_folder(folder) if age > _NEW_SECONDS else None
-                if lock is not None and (lock != UNKNOWN or age > _ABANDONED_SECONDS):
+                lock = lock_folder(folder) if age > NEW_SECONDS else None
+                if lock is not None and (lock != UNKNOWN or age > ABANDONED_SECONDS):
                     shutil.rmtree(folder, ignore_errors=True)
                 unlock_folder(lock)
 
@@ -76,10 +82,16 @@ class Cache:
     def get(self, key: str) -> Entry | None:
         """The entry under `key`, or None. An entry whose files do not match their record is deleted."""
         folder = self._folder(key)
+        with guard(self.root, exclusive=False):
+            return self._get(key, folder)
+
+    def _get(self, key: str, folder: Path) -> Entry | None:
         try:
             record = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
             files, data = record["files"], record["data"]
             if record["key"] == key and all(_matches(folder / "files" / n, was) for n, was in files.items()):
+                with contextlib.suppress(OSError):  # another's entry: whoever may delete it sees to its age
+                    os.utime(folder)
                 return Entry(key, folder / "files", data)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             if not folder.exists():
@@ -98,8 +110,10 @@ class Cache:
     def stage(self) -> Path:
         """A new empty folder to make a result in; give it to `put`, or remove it."""
         if self._own is None or not self._own.is_dir():
-            self._own = self.root / "staging" / uuid.uuid4().hex[:16]
-            self._own.mkdir()
+            unborn = self.root / "staging" / uuid.uuid4().hex[:16]
+            with guard(self.root, exclusive=False):
+                unborn.mkdir()
+                self._own = unborn.rename(f"{unborn}-{unborn.stat().st_mtime_ns}")
             weakref.finalize(self, _close, self._own, lock_folder(self._own), os.getpid())
         folder = self._own / uuid.uuid4().hex[:16]
         folder.mkdir()
@@ -108,7 +122,9 @@ class Cache:
     def partial(self, key: str) -> Path:
         """The folder, made where it is missing, in which an unfinished result keeps its checkpoints beyond the run."""
         folder = self.root / "partial" / key
-        folder.mkdir(parents=True, exist_ok=True)
+        with guard(self.root, exclusive=False):
+            folder.mkdir(parents=True, exist_ok=True)
+            os.utime(folder)
         return folder
 
     def drop_partial(self, key: str) -> None:
@@ -212,7 +228,23 @@ def default_root() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "optkit"
     except RuntimeError as error:
         hint = "name one with --cache DIR or OPTKIT_CACHE"
-        raise UnavailableError(f"there is no place for the cache: {error}", hint=hint) from error
+        raise UnavailableError(f"there is no place for the cache: {error}", hint=hint, code="OPK-405") from error
+
+
+@contextlib.contextmanager
+def guard(root: Path, *, exclusive: bool) -> Iterator[None]:
+    """Hold the lock between uses of entries and their removal; without it where the file system has no locks."""
+    handle: int | None = None
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        handle = os.open(root / "entries", os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 UNKNOWN = -1

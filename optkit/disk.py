@@ -35,6 +35,7 @@ def disk_error(error: OSError, places: Sequence[Place]) -> UnavailableError | No
     return UnavailableError(
         "no space left on the disk" + (f" of {where}" if full else f" (writing {where})" if where else ""),
         hint=f"free some space, or use another disk with {remedies}; finished steps are kept",
+        code="OPK-405",
     )
 
 

@@ -96,7 +96,7 @@ def require(name: str) -> Environment:
     """The environment of that name, usable. Raises UserError for an unknown one, UnavailableError with the remedy."""
     environment = find(name)
     if problem := environment.problem:
-        raise UnavailableError(f"the environment {name} {problem}", hint=environment.remedy)
+        raise UnavailableError(f"the environment {name} {problem}", hint=environment.remedy, code="OPK-403")
     return environment
 
 

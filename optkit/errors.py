@@ -13,6 +13,9 @@
         └── NotHereError        sound, but made for another machine than this one
 
 Anything else that escapes is a bug in optkit, and the command line says so.
+
+Every error has a code, that of its class unless it names a narrower one, which `optkit explain CODE` and
+`explanations.toml` explain: its first digit is the exit code, its meaning never changes, and it is never used again.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ class Problem:
     what: str
     where: Location | None = None
     hint: str = ""
+    code: str = "OPK-210"
 
     def __str__(self) -> str:
         prefix = f"{self.where}: " if self.where else ""
@@ -62,11 +66,20 @@ class OptkitError(Exception):
     """
 
     exit_code: ClassVar[int] = 3
+    code = "OPK-300"
 
     def __init__(
-        self, what: str, *, hint: str = "", where: Location | None = None, subject: str = "", details: str = ""
+        self,
+        what: str,
+        *,
+        hint: str = "",
+        where: Location | None = None,
+        subject: str = "",
+        details: str = "",
+        code: str = "",
     ) -> None:
         super().__init__(what)
+        self.code = code or type(self).code
         self.what = what
         self.hint = hint
         self.where = where
@@ -80,6 +93,7 @@ class OptkitError(Exception):
         """The error as JSON data, for the worker protocol and the report."""
         return {
             "class": type(self).__name__,
+            "code": self.code,
             "what": self.what,
             "hint": self.hint,
             "subject": self.subject,
@@ -92,10 +106,13 @@ class UserError(OptkitError):
     """The recipe, the command or the input is wrong."""
 
     exit_code = 2
+    code = "OPK-200"
 
 
 class RecipeError(UserError):
     """Planning found mistakes; `problems` holds all of them, in file order."""
+
+    code = "OPK-210"
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         def place(problem: Problem) -> tuple[bool, str, int, int]:
@@ -108,7 +125,8 @@ class RecipeError(UserError):
 
         ordered = sorted(problems, key=place)
         self.problems: tuple[Problem, ...] = tuple(ordered)
-        super().__init__("\n".join(str(p) for p in self.problems))
+        codes = {p.code for p in self.problems}
+        super().__init__("\n".join(str(p) for p in self.problems), code=codes.pop() if len(codes) == 1 else "")
 
     def __str__(self) -> str:
         return self.what
@@ -117,15 +135,20 @@ class RecipeError(UserError):
 class SourceError(UserError):
     """The source model cannot be loaded or does not have the inputs the recipe declares."""
 
+    code = "OPK-220"
+
 
 class DataError(UserError):
     """A dataset is missing, empty, or does not fit the model's inputs."""
+
+    code = "OPK-230"
 
 
 class CheckError(OptkitError):
     """A parity check did not hold. `report` is the whole `optkit.report.Report`."""
 
     exit_code = 1
+    code = "OPK-100"
     report: Any = None
 
 
@@ -138,15 +161,20 @@ class StepError(OptkitError):
 class StepCrashed(StepError):
     """The process that ran the pass died; the message names the signal."""
 
+    code = "OPK-301"
+
 
 class StepTimeout(StepError):
     """The pass ran past its time limit and was stopped."""
+
+    code = "OPK-302"
 
 
 class UnavailableError(OptkitError):
     """Something is not installed, is broken, or is not available on this machine."""
 
     exit_code = 4
+    code = "OPK-400"
 
 
 class NotHereError(UnavailableError):
@@ -154,6 +182,8 @@ class NotHereError(UnavailableError):
 
     A check that meets it while opening the artifact is `deferred`: the verdict is given on a machine that can.
     """
+
+    code = "OPK-404"
 
 
 _CLASSES: dict[str, type[OptkitError]] = {
@@ -177,7 +207,11 @@ def from_json(data: dict[str, Any]) -> OptkitError:
     """The error that `OptkitError.to_json` described; an unknown class becomes `StepError`."""
     cls = _CLASSES.get(data.get("class", ""), StepError)
     return cls(
-        data["what"], hint=data.get("hint", ""), subject=data.get("subject", ""), details=data.get("details", "")
+        data["what"],
+        hint=data.get("hint", ""),
+        subject=data.get("subject", ""),
+        details=data.get("details", ""),
+        code=data.get("code", ""),
     )
 
 

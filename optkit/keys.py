@@ -93,7 +93,7 @@ def require_tools(plan: Plan) -> None:
     if missing:
         what = ", ".join(f"{tool} (for {needed[tool]})" for tool in missing)
         remedies = [install_lines(missing), *(environments.find(name).remedy for name in unusable(plan))]
-        raise UnavailableError(f"not installed: {what}", hint=" && ".join(remedies))
+        raise UnavailableError(f"not installed: {what}", hint=" && ".join(remedies), code="OPK-401")
     require_environments(plan)
 
 
@@ -112,7 +112,9 @@ def require_environments(plan: Plan) -> None:
     if wanting:
         whats = [f"the environment {name} {environments.find(name).problem}, and {', '.join(steps)} "
                  f"need{'s' if len(steps) == 1 else ''} it" for name, steps in wanting.items()]  # fmt: skip
-        raise UnavailableError("; ".join(whats), hint=" && ".join(environments.find(name).remedy for name in wanting))
+        raise UnavailableError(
+            "; ".join(whats), hint=" && ".join(environments.find(name).remedy for name in wanting), code="OPK-403"
+        )
 
 
 def install_lines(missing: Iterable[str]) -> str:

@@ -37,7 +37,7 @@ def check_file(recipe: Recipe, text: str, note: Note, key: Key, what: str, *, fo
         if path.is_dir() if folder else path.is_file():
             return path
         hint = f"it is a {'file' if folder else 'folder'}" if path.exists() else _near(path)
-        note(key, f"{what}: there is no {kind} {path}", hint, key)
+        note(key, f"{what}: there is no {kind} {path}", hint, key, code="OPK-214")
     except UserError as error:
         note(key, f"{what}: {error.what}", error.hint, key)
     except (OSError, ValueError) as error:  # a name too long, a null byte
@@ -67,7 +67,7 @@ def _check_model(recipe: Recipe, note: Note) -> None:
     if isinstance(model, PickleSource) and not model.trust_pickle:
         hint = "add `trust_pickle: true` if you trust it, or save a state dict and name its factory"
         what = "model.pickle: a pickled module runs code from its file when it is loaded"
-        note(("model", "pickle"), what, hint, ("model", "trust_pickle"))
+        note(("model", "pickle"), what, hint, ("model", "trust_pickle"), code="OPK-221")
     if isinstance(model, FileSource):
         _check_plugin_file(recipe, model, note)
     if isinstance(model, KerasSource):

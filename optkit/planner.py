@@ -35,12 +35,12 @@ class Planner:
     gives: dict[str, str] = field(default_factory=dict)
     steps: dict[str, Step] = field(default_factory=dict)
 
-    def note(self, key: Key, what: str, hint: str, *about: Key) -> None:
+    def note(self, key: Key, what: str, hint: str, *about: Key, code: str = Problem.code) -> None:
         """Note a mistake at `key`, unless one in any key of `about` is told already."""
         told = self.recipe.faults
         if any(fault[: len(k)] == k or k[: len(fault)] == fault for k in about for fault in told):
             return
-        problem = Problem(what, self.recipe.place(*key), hint)
+        problem = Problem(what, self.recipe.place(*key), hint, code)
         if problem not in self.problems:
             self.problems.append(problem)
 
@@ -210,7 +210,7 @@ class Planner:
             try:
                 return route(start, target)
             except NoRouteError as error:
-                self.note(key, f"step {spec.id}: {error.what}", error.hint)
+                self.note(key, f"step {spec.id}: {error.what}", error.hint, code=error.code)
         return ()
 
     def options(self, index: int, spec: StepSpec, use: Pass) -> Options | None:
@@ -248,7 +248,7 @@ class Planner:
             self.note(key, what, did_you_mean(name, known) or "add it under data:", ("data", name))
         elif name == self.recipe.check_on or known[name] == known.get(self.recipe.check_on):
             what = f"step {spec.id} would be fitted on {name!r}, the data it is judged on"
-            self.note(key, what, "give it a dataset of its own; check_on: must name other samples")
+            self.note(key, what, "give it a dataset of its own; check_on: must name other samples", code="OPK-231")
         return name
 
     def bounds(self, index: int, spec: StepSpec, use: Pass | None) -> tuple[Bound, ...]:
@@ -280,7 +280,9 @@ class Planner:
         if use and use.fidelity == "lossy" and not spec.check and spec.waive is None:
             what = f"step {spec.id}: {use.name} loses accuracy, so it must state its bounds"
             hint = 'add check: ["cosine >= 0.99"], or waive: with the reason'
-            self.note(("steps", index), what, hint, ("steps", index, "check"), ("steps", index, "waive"))
+            self.note(
+                ("steps", index), what, hint, ("steps", index, "check"), ("steps", index, "waive"), code="OPK-213"
+            )
         return tuple(stated)
 
 

@@ -225,14 +225,17 @@ def need(module: str, tool: str | None = None) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and module.split(".")[0] == error.name.split(".")[0]:
-            raise UnavailableError(f"{tool} is not installed", hint=install_line(tool)) from error
+            raise UnavailableError(f"{tool} is not installed", hint=install_line(tool), code="OPK-401") from error
         raise UnavailableError(
-            f"{tool} is installed but broken: it needs {error.name!r}, which is missing", hint=install_line(tool)
+            f"{tool} is installed but broken: it needs {error.name!r}, which is missing",
+            hint=install_line(tool),
+            code="OPK-402",
         ) from error
     except Exception as error:  # a backend's import runs its own code and can fail in any way
         raise UnavailableError(
             f"{tool} is installed but broken: import {module} failed with {type(error).__name__}: {error}",
             hint=f"pip install --force-reinstall {tool}, then optkit doctor",
+            code="OPK-402",
         ) from error
 
 

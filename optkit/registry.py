@@ -112,7 +112,7 @@ def _plugged(group: str, kind: type[T]) -> Iterable[tuple[str, T]]:
 
 
 def _broken(place: str, what: str, hint: str) -> UnavailableError:
-    return UnavailableError(f"the plug-in {place} is broken: {what}", hint=hint)
+    return UnavailableError(f"the plug-in {place} is broken: {what}", hint=hint, code="OPK-402")
 
 
 def _pass_problem(item: Pass) -> str:
@@ -184,6 +184,7 @@ def route(source: str, target: str) -> tuple[Pass, ...]:
             raise NoRouteError(
                 f"there are {len(arrived)} equally short ways from {source} to {target}: {ways}",
                 hint="name the one you mean with `use:`",
+                code="OPK-212",
             )
         if arrived:
             return arrived[0]
@@ -195,6 +196,7 @@ def route(source: str, target: str) -> tuple[Pass, ...]:
         hint=f"from {source} you can reach: {', '.join(reachable)}"
         if reachable
         else f"nothing converts from {source}: take this step from an earlier one, or from the source",
+        code="OPK-211",
     )
 
 

@@ -82,6 +82,7 @@ def data(step: Data, say: Say) -> Data:
                 f"({', '.join(users)}); the first is number {mine}, number {theirs} there",
                 subject=f"data.{name}",
                 hint="take the shared samples out of one of them",
+                code="OPK-231",
             )
     return {"datasets": found}
 
@@ -116,6 +117,7 @@ def run(step: Data, say: Say) -> Data:
             + (f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""),
             details="\n".join(complaints),
             hint=f"optkit passes {use.name} lists the options",
+            code="OPK-303",
         )
     return {
         "artifact": artifact.to_json(),

@@ -12,15 +12,18 @@ import click
 _COMMANDS = {
     "convert": "Make every artifact of a recipe, and prove each one.",
     "plan": "Draw what a recipe would do; runs nothing.",
+    "lock": "Write down the versions a recipe is made with, for --frozen.",
     "init": "Look at a model and write a recipe for it.",
     "check": "Compare two artifacts on data.",
     "verify": "Prove delivered folders again, on this machine.",
     "lint": "Say what a runtime refuses of a model, before any long build.",
     "inspect": "Say what is in a model file.",
     "passes": "List the passes, or explain one.",
+    "explain": "Say what an error's code means, and what to do.",
     "schema": "Print the JSON Schema of a recipe.",
     "doctor": "Say what is installed here, and what is broken.",
     "env": "Make environments for backends that cannot share this one.",
+    "cache": "Say what the cache holds, or trim it.",
     "replay": "Run one recorded step again.",
     "completion": "Print a shell completion script.",
 }
@@ -59,7 +62,7 @@ class Commands(click.Group):
         if args[0] not in _COMMANDS and not args[0].startswith("-"):
             from optkit.errors import UserError, did_you_mean
 
-            raise UserError(f"there is no command {args[0]!r}", hint=did_you_mean(args[0], _COMMANDS))
+            raise UserError(f"there is no command {args[0]!r}", hint=did_you_mean(args[0], _COMMANDS), code="OPK-201")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -89,7 +89,7 @@ def command(a: str, b: str, data: str | None, bounds: tuple[str, ...], inputs: t
     if not result["held"]:
         first = next(iter(broken({"check": result})), "nothing was compared")
         hint = "" if bounds else 'state what must hold, where B may be coarser than float32: --bound "cosine >= 0.999"'
-        tell(lines("error", f"{b} does not hold against {a}: {first}", "", hint))
+        tell(lines("error", f"{b} does not hold against {a}: {first}", "", hint, code="OPK-101"))
         raise click.exceptions.Exit(1)
 
 

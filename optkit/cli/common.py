@@ -27,12 +27,31 @@ def overrides(command: F) -> F:
         shell_complete=completing.step_ids,
         help="Only this step and what it needs; repeatable.",
     )(command)
+    return overrides_only(command)
+
+
+def overrides_only(command: F) -> F:
+    """The option that changes a value of a recipe."""
     return click.option(
         "--set",
         "sets",
         multiple=True,
         metavar="KEY=VALUE",
         help="Override a value, such as steps.int8.with.per_channel=false; repeatable.",
+    )(command)
+
+
+def frozen_options(command: F) -> F:
+    """Whether only what a lock says may run."""
+    command = click.option(
+        "--lock",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        shell_complete=completing.files,
+        help="With --frozen: the lock; default: RECIPE's name with .lock.json, beside it.",
+    )(command)
+    return click.option(
+        "--frozen", is_flag=True, help="Refuse a recipe or versions other than those that `optkit lock` wrote down."
     )(command)
 
 
@@ -63,6 +82,19 @@ def read_plan(path: str, sets: Sequence[str], only: Sequence[str]) -> Plan:
 
     plan = make_plan(load_recipe(path, sets))
     return plan.only(only) if only else plan
+
+
+def frozen_plan(plan: Plan, recipe: str, frozen: bool, lock: Path | None) -> Plan:
+    """The plan, held to its lock if `frozen`. Raises UserError and UnavailableError as `optkit.lock.require_lock`."""
+    from optkit.errors import UserError
+
+    if frozen:
+        from optkit.lock import require_lock
+
+        require_lock(plan, recipe, lock)
+    elif lock is not None:
+        raise UserError("--lock says which lock --frozen holds to, and --frozen is not there", hint="add --frozen")
+    return plan
 
 
 def placed(error: OptkitError, recipe: Recipe) -> OptkitError:

@@ -37,6 +37,13 @@ def pass_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> l
     return []
 
 
+def codes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The codes of errors."""
+    from optkit.explaining import explanations
+
+    return _starting(explanations(), incomplete.upper())
+
+
 def step_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The steps of the recipe that stands on the command line already."""
     from pathlib import Path

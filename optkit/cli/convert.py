@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from optkit.cli import completing
-from optkit.cli.common import cache_option, json_option, overrides, placed, quiet_option, relative
+from optkit.cli.common import (
+    cache_option,
+    frozen_options,
+    frozen_plan,
+    json_option,
+    overrides,
+    placed,
+    quiet_option,
+    relative,
+)
 from optkit.cli.text import tell
 
 if TYPE_CHECKING:
@@ -52,6 +61,7 @@ if TYPE_CHECKING:
     "--weights", metavar="FILE", shell_complete=completing.files, help="Without a recipe: the weights of FILE.py:NAME."
 )
 @overrides
+@frozen_options
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -66,8 +76,8 @@ if TYPE_CHECKING:
 @quiet_option
 def command(
     model: str, to: tuple[str, ...], inputs: tuple[str, ...], dims: tuple[str, ...], data: str | None,
-    weights: str | None, sets: tuple[str, ...], only: tuple[str, ...], out: Path | None, cache: Path | None,
-    jobs: int | None, as_json: bool, quiet: bool,
+    weights: str | None, sets: tuple[str, ...], only: tuple[str, ...], frozen: bool, lock: Path | None,
+    out: Path | None, cache: Path | None, jobs: int | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     r"""Make every artifact of a recipe, prove each against the source model, and deliver those that hold.
 
@@ -80,7 +90,7 @@ def command(
     Writes DIR/STEP for each delivery, DIR/report.json and DIR/report.md. With --json the report goes to stdout.
     """
     flags = {"to": to, "inputs": inputs, "dims": dims, "data": data, "weights": weights}
-    plan = make(model, flags, sets, only)
+    plan = held(make(model, flags, sets, only), model, frozen, lock)
     out = out or Path("build") / plan.recipe.name
     report = run(plan, out, cache, jobs, quiet)
     if as_json:
@@ -88,6 +98,16 @@ def command(
     summarise(report, out, quiet)
     if report.exit_code:
         raise click.exceptions.Exit(report.exit_code)
+
+
+def held(plan: Plan, model: str, frozen: bool, lock: Path | None) -> Plan:
+    """The plan, held to its lock if `frozen`. Raises UserError without a recipe: there is nothing to lock."""
+    from optkit.errors import UserError
+    from optkit.shorthand import is_recipe
+
+    if frozen and not is_recipe(model):
+        raise UserError("--frozen holds a recipe to its lock, and this is a model", hint=f"optkit init {model}")
+    return frozen_plan(plan, model, frozen, lock)
 
 
 def make(model: str, flags: Mapping[str, Any], sets: tuple[str, ...], only: tuple[str, ...]) -> Plan:

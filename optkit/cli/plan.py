@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from optkit.cli import completing
-from optkit.cli.common import cache_option, json_option, overrides, read_plan
+from optkit.cli.common import cache_option, frozen_options, frozen_plan, json_option, overrides, read_plan
 from optkit.cli.text import Cell, can_draw, clean, count, table
 
 if TYPE_CHECKING:
@@ -23,9 +23,13 @@ _LINES, _ASCII = ("├─ ", "└─ ", "│  ", "   "), ("|- ", "`- ", "|  ", "
 @click.command("plan")
 @click.argument("recipe", metavar="RECIPE", shell_complete=completing.files)
 @overrides
+@frozen_options
 @cache_option
 @json_option
-def command(recipe: str, sets: tuple[str, ...], only: tuple[str, ...], cache: Path | None, as_json: bool) -> None:
+def command(
+    recipe: str, sets: tuple[str, ...], only: tuple[str, ...], frozen: bool, lock: Path | None, cache: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Draw what a recipe would do: its steps, what each is judged by, and what the cache has.
 
     Finds every mistake that can be found without opening the model. Runs nothing. Exits 4, the plan drawn, where a step
@@ -35,7 +39,7 @@ def command(recipe: str, sets: tuple[str, ...], only: tuple[str, ...], cache: Pa
 
     from optkit.keys import require_environments
 
-    plan = read_plan(recipe, sets, only)
+    plan = frozen_plan(read_plan(recipe, sets, only), recipe, frozen, lock)
     known = cached(plan, cache)
     click.echo(json.dumps(as_data(plan, known), indent=1, ensure_ascii=False) if as_json else draw(plan, known))
     require_environments(plan)

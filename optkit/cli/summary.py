@@ -10,6 +10,7 @@ from typing import IO, Any
 from optkit.cli.common import relative
 from optkit.cli.console import STYLES
 from optkit.cli.failure import remedy as remedy_lines
+from optkit.cli.failure import why
 from optkit.cli.text import Cell, clean, has_colour, paint, table
 from optkit.reports.rows import (
     broken,
@@ -136,14 +137,15 @@ def error_text(step: Data, colour: bool) -> str:
     lines += [f"  {line}" for line in remedy_lines(error.get("hint", ""))]
     if step.get("replay"):
         lines.append(f"  again, alone: optkit replay {clean(shlex.quote(relative(Path(step['replay']))))}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"  {why(error['code'])}"] if error.get("code") else lines)
 
 
 def deferred_text(step: Data, colour: bool) -> str:
     """Why a step's check is left to another machine, and what speaks for it meanwhile."""
     lines = [head(step, "deferred, this machine cannot run its check", colour)]
     lines += [f"  {clean(text)}" for text in ((step.get("error") or {}).get("what"), stands_on(step)) if text]
-    return "\n".join([*lines, "  try: on_target: true on the step if that is meant, then optkit verify on the target"])
+    return "\n".join([*lines, "  try: on_target: true on the step if that is meant, then optkit verify on the target",
+                      f"  {why('OPK-102')}"])  # fmt: skip
 
 
 def failed_text(step: Data, report: Data, colour: bool) -> str:
@@ -158,4 +160,4 @@ def failed_text(step: Data, report: Data, colour: bool) -> str:
         lines.append(f"  and {len(reasons) - MOST_REASONS} more, in the report")
     if lost := cost(step, report):
         lines.append(f"  {clean(lost)}")
-    return "\n".join([*lines, f"  try: {clean(remedy(step))}"])
+    return "\n".join([*lines, f"  try: {clean(remedy(step))}", f"  {why('OPK-103' if said else 'OPK-101')}"])

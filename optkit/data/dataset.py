@@ -50,7 +50,8 @@ class Dataset:
         return count if self.limit is None else min(count, self.limit)
 
     def _empty(self) -> UserError:
-        return fault(self.name, "it has no samples", "a check or a calibration without samples would prove nothing")
+        hint = "a check or a calibration without samples would prove nothing"
+        return fault(self.name, "it has no samples", hint, code="OPK-232")
 
     @property
     def synthetic(self) -> bool:

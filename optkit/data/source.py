@@ -51,9 +51,9 @@ def label_of(named: str | tuple[str, ...] | None, found: Mapping[str, Any]) -> A
     return found[named] if isinstance(named, str) else dict(found) or None
 
 
-def fault(name: str, what: str, hint: str = "", details: str = "") -> DataError:
+def fault(name: str, what: str, hint: str = "", details: str = "", code: str = "") -> DataError:
     """The error of a dataset: its message starts with `data.<name>`, which is its subject too."""
-    return DataError(f"data.{name}: {what}", hint=hint, subject=f"data.{name}", details=details)
+    return DataError(f"data.{name}: {what}", hint=hint, subject=f"data.{name}", details=details, code=code)
 
 
 def pad_to(name: str, array: Array, shape: tuple[int, ...], pad: Pad) -> Array:

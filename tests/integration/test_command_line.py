@@ -258,12 +258,13 @@ def test_a_mistake_in_a_recipe_is_one_clear_error(name: str, plugins: Path) -> N
     done = run("convert", "recipe.yaml", "--out", "out", cwd=plugins)
     assert done.returncode == 2
     assert done.stdout == ""
-    first, where, remedy, *more = done.stderr.splitlines()
+    first, where, remedy, why = done.stderr.splitlines()
     assert first.startswith("error: ")
     assert what in first
     assert re.fullmatch(r"  at recipe\.yaml:\d+(:\d+)?", where)
     assert hint in remedy
-    assert more == []
+    code = {"no route": "OPK-211", "no bounds": "OPK-213", "no file": "OPK-214"}.get(name, "OPK-210")
+    assert why == f"  why: optkit explain {code}"
     assert not (plugins / "out").exists()
 
 

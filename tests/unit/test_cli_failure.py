@@ -46,28 +46,30 @@ def run(error: BaseException) -> tuple[int, str]:
     ],
 )
 def test_every_deliberate_error_has_its_exit_code_and_no_traceback(error: OptkitError, code: int) -> None:
-    assert run(error) == (code, "error: x\n")
+    assert run(error) == (code, f"error: x\n  why: optkit explain {error.code}\n")
 
 
 def test_an_error_says_what_where_and_one_thing_to_try() -> None:
     error = UserError("there is no dataset 'fti'", hint="did you mean 'fit'?", where=Location(Path("r.yaml"), 3, 5))
-    assert run(error)[1] == "error: there is no dataset 'fti'\n  at r.yaml:3:5\n  did you mean 'fit'?\n"
-    assert run(UserError("no", hint="this\nor that"))[1] == "error: no\n  try: this\n  or that\n"
+    why = "  why: optkit explain OPK-200\n"
+    assert run(error)[1] == f"error: there is no dataset 'fti'\n  at r.yaml:3:5\n  did you mean 'fit'?\n{why}"
+    assert run(UserError("no", hint="this\nor that"))[1] == f"error: no\n  try: this\n  or that\n{why}"
 
 
 def test_a_recipe_error_lists_all_its_problems_with_a_count() -> None:
     first = Problem("no step 'a'", Location(Path("r.yaml"), 3), "did you mean 'b'?")
-    second = Problem("no data", Location(Path("r.yaml"), 9))
+    second = Problem("no data", Location(Path("r.yaml"), 9), code="OPK-213")
     assert run(RecipeError([first, second])) == (
         2,
-        "error: 2 problems\n  r.yaml:3: no step 'a'\n    did you mean 'b'?\n  r.yaml:9: no data\n",
+        "error: 2 problems\n  r.yaml:3: no step 'a'\n    did you mean 'b'?\n  r.yaml:9: no data\n"
+        "  why: optkit explain OPK-210 OPK-213\n",
     )
-    assert run(RecipeError([second]))[1] == "error: no data\n  at r.yaml:9\n"
+    assert run(RecipeError([second]))[1] == "error: no data\n  at r.yaml:9\n  why: optkit explain OPK-213\n"
 
 
 def test_names_in_errors_cannot_steer_the_terminal() -> None:
     _, said = run(UserError("no \x1b[2Jfile", hint="\x07", where=Location(Path("a\x1bb.yaml"))))
-    assert said == "error: no \\x1b[2Jfile\n  at a\\x1bb.yaml\n  try: \\x07\n"
+    assert said == "error: no \\x1b[2Jfile\n  at a\\x1bb.yaml\n  try: \\x07\n  why: optkit explain OPK-200\n"
 
 
 def test_a_bug_is_called_one_and_its_traceback_goes_to_a_file() -> None:
@@ -92,7 +94,7 @@ def test_an_interrupt_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["pln"], "error: there is no command 'pln'\n  did you mean 'plan'?\n"),
+        (["pln"], "error: there is no command 'pln'\n  did you mean 'plan'?\n  why: optkit explain OPK-201\n"),
         (["plan"], "error: Missing argument 'RECIPE'.\n  try: optkit plan --help\n"),
         (["completion", "ksh"], "error: Invalid value for '{bash|zsh|fish}': 'ksh' is not one of"),
     ],
@@ -120,7 +122,8 @@ def test_a_reader_that_stops_reading_is_no_error() -> None:
 def test_a_full_disk_is_no_bug_of_ours() -> None:
     assert run(OSError(errno.ENOSPC, "No space left on device")) == (
         4,
-        "error: no space left on device (writing the output)\n  try: free some space, or check the permissions there\n",
+        "error: no space left on device (writing the output)\n  try: free some space, or check the permissions there\n"
+        "  why: optkit explain OPK-405\n",
     )
     assert run(PermissionError(errno.EACCES, "Permission denied", "/a/b"))[1].startswith(
         "error: permission denied: /a/b\n"

@@ -50,7 +50,8 @@ def test_one_pass_is_explained(name: str) -> None:
 def test_an_unknown_pass() -> None:
     result = CliRunner().invoke(cli, ["passes", "openvino.quantise"])
     assert result.exit_code == 2
-    assert result.stderr == "error: unknown pass 'openvino.quantise'\n  did you mean 'openvino.quantize'?\n"
+    said = "error: unknown pass 'openvino.quantise'\n  did you mean 'openvino.quantize'?\n"
+    assert result.stderr == f"{said}  why: optkit explain OPK-200\n"
 
 
 def test_json() -> None:

@@ -34,6 +34,7 @@ def test_a_failed_check_an_error_and_what_they_block() -> None:
         "  samples: y: cosine 0.9 at sample 3, needs >= 0.99; also at batch=1",
         "  this step cost 100.0 dB: its parent onnx has 120.5 dB",
         "  try: other options (optkit passes onnx.quantize), more or better data to fit on, or a looser bound",
+        "  why: optkit explain OPK-101",
     ]
     assert error.splitlines() == [
         "ov failed in onnx.quantize",
