@@ -14,6 +14,7 @@ _COMMANDS = {
     "plan": "Draw what a recipe would do; runs nothing.",
     "init": "Look at a model and write a recipe for it.",
     "check": "Compare two artifacts on data.",
+    "bench": "Measure how fast artifacts are beside one another.",
     "verify": "Prove delivered folders again, on this machine.",
     "lint": "Say what a runtime refuses of a model, before any long build.",
     "inspect": "Say what is in a model file.",
