@@ -11,14 +11,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from optkit.api import Model, compare, convert, open_artifact, plan, verify
+    from optkit.benching import bench
     from optkit.errors import CheckError, OptkitError
     from optkit.linting import lint
     from optkit.recipe import load_recipe
     from optkit.report import Report
 
 _HOMES = {
-    "Model": "api", "compare": "api", "convert": "api", "lint": "linting", "open_artifact": "api", "plan": "api",
-    "verify": "api",
+    "Model": "api", "bench": "benching", "compare": "api", "convert": "api", "lint": "linting",
+    "open_artifact": "api", "plan": "api", "verify": "api",
     "CheckError": "errors", "OptkitError": "errors", "load_recipe": "recipe", "Report": "report",
 }  # fmt: skip
 
@@ -41,6 +42,7 @@ __all__ = [
     "OptkitError",
     "Report",
     "__version__",
+    "bench",
     "compare",
     "convert",
     "lint",

@@ -17,6 +17,7 @@ from optkit.deliver import clear, deliver, output_folder
 from optkit.disk import disk_error, temporary_files
 from optkit.errors import OptkitError, SourceError, StepError, UnavailableError, did_you_mean, from_json
 from optkit.events import Listener, RunFinished, RunStarted, StepFinished, StepProgress, StepStarted, ignore
+from optkit.gating import Measured, judged
 from optkit.judging import judge_cases, with_scores
 from optkit.parity.cases import Case, make_cases
 from optkit.planning import Plan, Step
@@ -25,6 +26,7 @@ from optkit.racing import SECONDS, heats, musts, speed_of
 from optkit.recipe import SOURCE, HuggingFaceSource
 from optkit.registry import get_runner
 from optkit.report import SCHEMA, Report, exit_code_of
+from optkit.sizes import model_bytes
 from optkit.sources import source_artifact
 from optkit.stepstate import StepState
 
@@ -144,7 +146,7 @@ class _Run:
                 message = self.pool.wait(0.1)
                 if message is not None:
                     self.take(message)
-            self.judge_musts()
+            self.judge_limits()
         except KeyboardInterrupt:
             code = 130
         finally:
@@ -270,6 +272,7 @@ class _Run:
         state.artifact = _artifact_in(entry)
         state.notes = entry.data["notes"]
         state.peak_bytes = entry.data.get("peak_bytes")
+        state.made_seconds = entry.data.get("seconds")
         state.phase = "made"
 
     def start_check(self, state: StepState) -> None:
@@ -399,8 +402,11 @@ class _Run:
 
     def set_raced(self, parent_id: str, race: Mapping[str, Any]) -> None:
         for step in self.heats.pop(parent_id):
-            if self.states[step.id].proven:
-                self.states[step.id].speed = speed_of(parent_id, step.id, race)
+            state = self.states[step.id]
+            if state.proven:
+                speed = speed_of(parent_id, step.id, race)
+                state.speed = speed if step.parent == parent_id else state.speed
+                state.source_speed = speed if parent_id == SOURCE else state.source_speed
 
     def take_race(self, parent_id: str, result: Mapping[str, Any]) -> None:
         there = [s for s in (self.states[step.id] for step in self.heats[parent_id]) if s.proven]
@@ -412,15 +418,35 @@ class _Run:
         for state in there:  # what was proven stays proven; a step that must be faster fails by it
             state.untimed = f"its speed could not be measured: {result['error']['what']}"
 
-    def judge_musts(self) -> None:
-        """Hold each step against what it must be beside its parent."""
+    def judge_limits(self) -> None:
+        """Hold each step against what it must be beside its parent, and against the gates on it."""
         for state in self.states.values():
             parent = self.artifact_of(state.step.parent)
             if state.step.must and state.proven and state.artifact and parent:
                 sizes = state.artifact.size_bytes, parent.size_bytes
                 state.musts = musts(state.step, *sizes, state.speed, state.untimed)
-                if not all(m["held"] for m in state.musts):
-                    self.finish(state, "failed")
+            state.gates = judged(self.plan.gates_of(state.step), self.measured(state))
+            failed = any(not m["held"] for m in state.musts) or any(g["status"] == "failed" for g in state.gates)
+            if failed:
+                self.finish(state, "failed")
+
+    def measured(self, state: StepState) -> Measured | None:
+        """What the gates on a step are held against; None where it does not hold."""
+        if state.artifact is None or not state.usable:
+            return None
+        parent = self.artifact_of(state.step.parent)
+        made = [self.states[step_id].made_seconds for step_id in self.plan.ancestors(state.step.id)]
+        known = [seconds for seconds in made if seconds is not None]
+        return Measured(
+            size_bytes=model_bytes(state.artifact) or state.artifact.size_bytes,
+            source_bytes=model_bytes(self.source) if self.source else None,
+            parent_bytes=model_bytes(parent) if parent else None,
+            seconds=sum(known) if len(known) == len(made) else None,
+            speeds={"source": state.source_speed, "parent": state.speed},
+            scores=next((c.get("scores") or {} for c in (state.check or {}).get("cases", ())), {}),
+            untimed=state.untimed,
+            here=state.proven,
+        )
 
     def source_modules(self) -> set[str]:
         extra = {"optkit.formats.warm_transformers"} if isinstance(self.recipe.model, HuggingFaceSource) else set()

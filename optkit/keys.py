@@ -317,11 +317,14 @@ def environment(plan: Plan) -> dict[str, Any]:
         "optkit": optkit.__version__,
         "python": platform.python_version(),
         "os": f"{platform.system()} {platform.release()}",
-        "machine": platform.machine(),
-        "cpu": _cpu(),
-        "cores": cores(),
+        **hardware(),
         "tools": {k: v for k, v in versions(tools).items() if v},
     }
+
+
+def hardware() -> dict[str, Any]:
+    """What times in milliseconds hold for: the kind of machine, its processor, and the cores this process may use."""
+    return {"machine": platform.machine(), "cpu": _cpu(), "cores": cores()}
 
 
 def cores() -> int:

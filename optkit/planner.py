@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from optkit import environments
 from optkit.errors import Problem, RecipeError, UserError, did_you_mean
+from optkit.gateplan import check_gates, read_gates
 from optkit.metricplan import check_metrics
 from optkit.metricspec import bound_table
 from optkit.named import named_files
@@ -53,9 +54,11 @@ class Planner:
             if ("steps", index) not in self.recipe.faults:
                 self.build(index, spec)
         deliver = self.deliver()
+        overall = read_gates(self.recipe.gate, ("gate",), "gate: ", bound_table(self.recipe.metrics), self.note)
+        check_gates(self.recipe, overall, self.steps, deliver, self.note)
         if self.problems:
             raise RecipeError(self.problems)
-        return Plan(self.recipe, tuple(self.steps.values()), deliver)
+        return Plan(self.recipe, tuple(self.steps.values()), deliver, gates=overall)
 
     @property
     def nameless(self) -> list[Key]:
@@ -132,6 +135,8 @@ class Planner:
             self.files(index, spec, use, options)
         data = self.data_of(index, spec, use, options)
         stated = self.bounds(index, spec, use)
+        table = bound_table(self.recipe.metrics)
+        gates = read_gates(spec.gate, ("steps", index, "gate"), f"step {spec.id}: ", table, self.note)
         if use and options is not None and "faster" in spec.must and not use.is_timed(options):
             what = f"step {spec.id}: how fast it is cannot be seen here: {use.name} makes it for another runtime"
             self.note(("steps", index, "must"), what, "put must: [faster] on a step that this machine runs")
@@ -154,7 +159,7 @@ class Planner:
             at, before = step.id, step.check
         self.steps[spec.id] = Step(
             id=spec.id, use=chain[-1], options=options, parent=at, data=data, on_target=spec.on_target,
-            check=check_of(chain[-1], stated, spec.id, before, spec.waive), must=tuple(spec.must),
+            check=check_of(chain[-1], stated, spec.id, before, spec.waive), must=tuple(spec.must), gates=gates,
             timeout_seconds=spec.timeout or chain[-1].timeout_seconds, python=interpreter(chain[-1], written),
             environment=None if written else chain[-1].environment,
             where=self.recipe.place("steps", index),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from optkit.errors import Location, UserError, did_you_mean
+from optkit.gates import Gate
 from optkit.parity.bounds import Bound
 from optkit.plugin import Options, Pass
 from optkit.recipe import SOURCE, Recipe
@@ -40,7 +41,7 @@ class Step:
 
     python: the interpreter of another environment, an absolute path. environment: the name of that environment where it
         is the one the pass wants, None where the recipe names an interpreter.
-    must: what the output has to be beside its parent: "faster", "smaller".
+    must: what the output has to be beside its parent: "faster", "smaller". gates: what it may take or must gain.
     implied: the plan put it there on the way to a `to:` target; the recipe does not name it.
     """
 
@@ -55,6 +56,7 @@ class Step:
     environment: str | None = None
     on_target: bool = False
     must: tuple[str, ...] = ()
+    gates: tuple[Gate, ...] = ()
     implied: bool = False
     where: Location | None = None
 
@@ -72,6 +74,8 @@ class Plan:
     deliver: tuple[str, ...]
     chosen: tuple[str, ...] = ()
     """The steps the plan was cut to, if it was."""
+    gates: tuple[Gate, ...] = ()
+    """The gates on every delivery."""
 
     def step(self, step_id: str) -> Step:
         """The step of that id. Raises KeyError."""
@@ -92,6 +96,11 @@ class Plan:
             chain.append(step_id)
             step_id = self.step(step_id).parent
         return tuple(reversed(chain))
+
+    def gates_of(self, step: Step) -> list[tuple[Gate, str]]:
+        """The gates on a step, its own and, where it is delivered, those on all; each with "step" or "recipe"."""
+        own = [(gate, "step") for gate in step.gates]
+        return [*own, *((gate, "recipe") for gate in self.gates if step.id in self.deliver)]
 
     def only(self, step_ids: Sequence[str]) -> Plan:
         """The plan cut to these steps and what they need. Raises UserError for an unknown id."""

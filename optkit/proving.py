@@ -8,22 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from optkit import keys
-from optkit.artifact import Artifact, Dim, Signature, digest_file, digest_of
+from optkit.artifact import Artifact, digest_file, digest_of
+from optkit.asking import ask, side_at
 from optkit.cache import Cache
-from optkit.common_inputs import common_inputs
+from optkit.common_inputs import Side, common_inputs
 from optkit.deferral import first_verdicts
 from optkit.errors import UserError
 from optkit.judging import judge_case, judge_cases
 from optkit.livedata import Data, dataset_entry
 from optkit.metricspec import bound_table, metrics_of
-from optkit.opened import Ranges, artifact_at, delivered, dims_at, ranges_of, read_record, sizes_to_try, specs_of
+from optkit.opened import Ranges, delivered, ranges_of, read_record, sizes_to_try
 from optkit.parity.bounds import Bound, BoundError, parse_bound
 from optkit.parity.cases import make_cases
 from optkit.planning import Check
 from optkit.pool import Pool
-from optkit.worker import raise_if_failed
-
-_LIMIT_SECONDS = 3600.0
 
 
 def compare(
@@ -51,31 +49,21 @@ def compare(
     tried = sizes_to_try(inputs, asked)
     with tempfile.TemporaryDirectory(prefix="optkit-check-") as temporary:
         work = Path(temporary)
-        sides: list[tuple[Artifact, Mapping[str, Dim]]] = []
+        sides: list[Side] = []
         section: dict[str, Any] = {}
         common: dict[str, Any] = {
             "base": str(Path.cwd()), "seed": 0, "device": device, "threads": threads or keys.cores(), "outputs": [],
         }  # fmt: skip
         with Pool(1, work / "logs") as pool:
-            for number, ref in enumerate((str(a), str(b))):
-                (folder := work / str(number)).mkdir()
-                artifact, model = artifact_at(ref, inputs, tried, folder)
+            for ref in (str(a), str(b)):
+                side, model = side_at(ref, inputs, tried, pool, work, common)
                 section = section or model
-                ranges: Mapping[str, Dim] = {}
-                if artifact.signature is not None:
-                    ranges = dims_at(Path(ref))
-                else:
-                    told = _ask(pool, {
-                        **common, "task": "source", "artifact": artifact.to_json(), "dims": keys.dims_json(tried),
-                        "inputs": [t.to_json() for t in specs_of(inputs)],
-                    }, work)  # fmt: skip
-                    artifact = artifact.with_signature(Signature.from_json(told["signature"]))
-                sides.append((artifact, ranges))
+                sides.append(side)
             first, second = (artifact for artifact, _ in sides)
             chosen, sizes, fixed = common_inputs(sides[0], sides[1], asked)
             entry = dataset_entry(data, "judge", Cache(work / "cache"), section, lambda: chosen)
             (out := work / "out").mkdir()
-            done = _ask(pool, {
+            done = ask(pool, {
                 **common, "task": "check", "artifact": second.to_json(),
                 "cases": [c.to_json() for c in make_cases(chosen, sizes)],
                 "inputs": [t.to_json() for t in chosen], "dims": keys.dims_json(sizes),
@@ -104,15 +92,6 @@ def _bound(text: str) -> Bound:
         raise UserError(f"bounds: {error}", hint=error.hint) from None
 
 
-def _ask(pool: Pool, step: dict[str, Any], work: Path) -> dict[str, Any]:
-    """The result of a task. Raises the error of one that failed."""
-    pool.submit("task", step, Path(tempfile.mkdtemp(dir=work)), _LIMIT_SECONDS)
-    while True:
-        message = pool.wait(0.2)
-        if message is not None and message.kind == "result":
-            return raise_if_failed(message.data)
-
-
 # ------------------------------------------------------------------------------------------------ deliveries
 
 
@@ -138,7 +117,7 @@ def verify(folder: str | Path, *, device: str = "cpu", threads: int | None = Non
     elif not problems:
         deferred = record.get("deferred") or {}
         with tempfile.TemporaryDirectory(prefix="optkit-verify-") as work, Pool(1, Path(work) / "logs") as pool:
-            done = _ask(pool, {
+            done = ask(pool, {
                 "task": "verify", "artifact": artifact.to_json(),
                 "vectors": str((folder / record["vectors"]).absolute()), "device": device,
                 "threads": threads or keys.cores(), "deferred": deferred.get("cases"),

@@ -20,7 +20,7 @@ def heats(plan: Plan) -> dict[str, list[Step]]:
     """The steps to race, by the id of the step they come from.
 
     Those that must be faster, and, unless the recipe turns it off, each lossy delivery whose parent runs on the same
-    runtime.
+    runtime. A gate on speed or latency adds a race against the source, or the parent, whatever they run on.
     """
     found: dict[str, list[Step]] = {}
     for step in plan.steps:
@@ -30,7 +30,11 @@ def heats(plan: Plan) -> dict[str, list[Step]]:
         )
         if "faster" in step.must or (usual and step.use.is_timed(step.options)):
             found.setdefault(step.parent, []).append(step)
-    return found
+        for gate, _ in plan.gates_of(step):
+            against = step.parent if gate.relative == "parent" else SOURCE
+            if gate.timed and step not in found.setdefault(against, []):
+                found[against].append(step)
+    return {against: steps for against, steps in found.items() if steps}
 
 
 def speed_of(parent: str, step: str, race: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,15 +44,18 @@ def speed_of(parent: str, step: str, race: Mapping[str, Any]) -> dict[str, Any]:
     """
     mine, base = race["entrants"][step], race["entrants"][parent]
     ratio = mine["ratio"]
-    verdict = "same"
-    if ratio["low"] > 1 and ratio["value"] >= 1 + SAME:
-        verdict = "faster"
-    elif ratio["high"] < 1 and ratio["value"] <= 1 - SAME:
-        verdict = "slower"
     return {
-        "against": parent, "ratio": ratio, "verdict": verdict, "sizes": race["sizes"], "threads": race["threads"],
-        "provider": mine["provider"], "latency_ms": mine["latency_ms"], "parent_latency_ms": base["latency_ms"],
+        "against": parent, "ratio": ratio, "verdict": verdict(ratio), "sizes": race["sizes"],
+        "threads": race["threads"], "provider": mine["provider"], "latency_ms": mine["latency_ms"],
+        "parent_latency_ms": base["latency_ms"],
     }  # fmt: skip
+
+
+def verdict(ratio: Mapping[str, float]) -> str:
+    """What a ratio with its interval says: faster, slower or same."""
+    if ratio["low"] > 1 and ratio["value"] >= 1 + SAME:
+        return "faster"
+    return "slower" if ratio["high"] < 1 and ratio["value"] <= 1 - SAME else "same"
 
 
 def told(speed: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from optkit.sections import MODEL_KINDS, ModelSource, StepSpec
 from optkit.yamlread import Document, Key
 
 TOP_KEYS = ("version", "name", "model", "inputs", "outputs", "dims", "data", "check_on", "metric", "steps", "deliver",
-            "seed", "device", "threads", "speed")  # fmt: skip
+            "seed", "device", "threads", "speed", "gate")  # fmt: skip
 
 _SEED_LIMIT = 1 << 32  # NumPy's older generators and several backends take no larger seed
 
@@ -90,10 +90,10 @@ class Reader:
     def seed(self) -> int:
         return self.number("seed", 0, 0, _SEED_LIMIT - 1) or 0
 
-    def names(self, key: str) -> list[str]:
+    def names(self, key: str, what: str = "names", example: str = "[first, second]") -> list[str]:
         value = self.document.data.get(key, [])
         if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
-            self.problem((key,), f"{key}: should be a list of names, got {value!r:.80}", f"{key}: [first, second]")
+            self.problem((key,), f"{key}: should be a list of {what}, got {value!r:.80}", f"{key}: {example}")
             return []
         for index, item in enumerate(value):
             if item in value[:index]:

@@ -51,6 +51,7 @@ class Recipe:
     outputs: names for the model's outputs, in its order; empty to use the model's own.
     dims: the range of each named dim. check_on: the dataset every check runs on.
     speed: whether quantised and otherwise lossy deliveries are raced against the step they come from.
+    gate: what every delivery may take at most, or must gain.
     metrics: the task metrics that are measured on it.
     base: the folder its relative paths start from.
     faults: keys whose mistakes are told already; empty in every recipe that was loaded.
@@ -70,6 +71,7 @@ class Recipe:
     device: str = "cpu"
     threads: int | None = None
     speed: bool = True
+    gate: tuple[str, ...] = ()
     metrics: tuple[Metric, ...] = ()
     document: Document = field(default_factory=lambda: Document({}, None), compare=False, repr=False)
     faults: frozenset[Key] = frozenset()
@@ -167,6 +169,7 @@ def recipe_of(document: Document, base: Path, problems: Sequence[Problem] = ()) 
         device=reader.word("device", "cpu"),
         threads=reader.number("threads", None, 1, 4096),
         speed=reader.flag("speed", True),
+        gate=tuple(reader.names("gate", "gates", '["size <= 10 MB", "speedup >= 2"]')),
         metrics=read_metrics(reader),
         document=document,
         faults=frozenset(reader.faults),

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from optkit.artifact import canonical
 from optkit.errors import StepError, UserError, from_json
@@ -18,17 +18,37 @@ SCHEMA = 1
 _EXIT_CODES = {"blocked": 1, "failed": 1, "deferred": 1}
 
 
+class GateRow(TypedDict):
+    """One gate on one delivery.
+
+    gate: as the recipe states it. scope: "recipe" for one on all deliveries, "step" for one of this step.
+    status: held, failed, deferred (the target measures it), not judged (the step did not hold).
+    measured, limit: in `unit`, which is "B", "ms", "s", "ratio", "fraction" or a task metric's own; measured is None
+    where there was nothing to measure. text: what was measured, in one line.
+    """
+
+    gate: str
+    scope: str
+    status: str
+    measured: float | None
+    limit: float
+    unit: str
+    text: str
+
+
 @dataclass(frozen=True)
 class Report:
     """The canonical JSON document of one run (`data`), and what a program asks of it.
 
     Keys: schema, optkit, name, recipe, started, seconds, environment, source, data, steps, deliver, exit_code.
     A step has: id, pass, options, parent, implied, fidelity, target, status, seconds {run, check}, cached {run, check},
-    artifact, notes, error, blocked_by, check, speed, must, deferred, replay. A check has: against, data, precision,
-    lossy, bounds, stated_by, metrics (those declared), waived, provider, held, cases; a case: name, kind, sizes,
+    artifact, notes, error, blocked_by, check, speed, source_speed, must, gates (`GateRow`s), made_seconds (of its pass,
+    when that ran), deferred, replay. A check has: against, data, precision, lossy, bounds, stated_by, metrics (those
+    declared), waived, provider, held, cases; a case: name, kind, sizes,
     samples, source, parent (metric results), scores (of the judging set, by declared metric; see
     `optkit.parity.scores`), verdicts, held. A speed, where it was measured: against, ratio (value, low, high, rounds),
-    verdict, sizes, threads, provider, latency_ms, parent_latency_ms. Each `must`: must, held, text. Where this machine
+    verdict, sizes, threads, provider, latency_ms, parent_latency_ms; `speed` is against the parent, `source_speed`
+    against the source, measured where a gate asks for it. Each `must`: must, held, text. Where this machine
     cannot make the check, `error` says why, and `deferred` holds the nearest ancestor's verdict (`beside`) and the
     cases that the target has to check.
     """

@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 from optkit.artifact import DTYPES
 from optkit.data.preprocess import Preprocess
 from optkit.dataspec import KINDS
+from optkit.gates import pattern as gate_pattern
 from optkit.metricspec import KINDS as METRIC_KINDS
 from optkit.metricspec import NAME
 from optkit.parity.bounds import METRICS
@@ -82,6 +83,8 @@ def recipe_schema() -> Schema:
             "seed": {"type": "integer", "minimum": 0, "default": 0},
             "device": {"type": "string", "default": "cpu"},
             "threads": {"type": ["integer", "null"], "minimum": 1, "description": "threads per running model"},
+            "gate": {**names, "items": {"type": "string", "pattern": gate_pattern([NAME])},
+                     "description": 'what every delivery may take or must gain, such as "size <= 10 MB"'},
             "speed": {"type": "boolean", "default": True,
                       "description": "race lossy deliveries against the step they come from"},
         },
@@ -127,6 +130,7 @@ def _complete_step(step: Schema, known: dict[str, Pass], ref: Any) -> None:
     properties["use"] = {**_texts(properties["use"]), "enum": [*known, None]}
     properties["to"] = {**_texts(properties["to"]), "enum": [*formats(), None]}
     properties["check"]["items"] = {"type": "string", "pattern": bound_pattern(declared=True)}
+    properties["gate"]["items"] = {"type": "string", "pattern": gate_pattern([NAME])}
     step["oneOf"] = [{"required": ["to"]}, {"required": ["use"]}]
     step["not"] = {"required": ["waive", "check"]}
     step["allOf"] = []

@@ -227,6 +227,7 @@ class StepSpec(Section):
     must: list[Literal["faster", "smaller"]] = Field(
         [], description="what it must be beside the step it comes from, measured here: faster, smaller"
     )
+    gate: list[str] = Field([], description='what it may take or must gain, such as "size <= 10 MB" or "speedup >= 2"')
     waive: str | None = Field(None, description="the reason why this step's check may be skipped")
     on_target: bool = Field(
         False, strict=True, description="a check this machine cannot run is meant to run on the target"

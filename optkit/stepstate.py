@@ -9,6 +9,7 @@ from typing import Any
 
 from optkit.artifact import Artifact
 from optkit.planning import Step
+from optkit.report import GateRow
 
 
 @dataclass
@@ -31,8 +32,12 @@ class StepState:
     replay: str | None = None
     deferred: dict[str, Any] | None = None
     speed: dict[str, Any] | None = None
+    source_speed: dict[str, Any] | None = None
+    made_seconds: float | None = None
+    """What its pass took when it ran, though that may have been in an earlier run."""
     untimed: str = ""
     musts: list[dict[str, Any]] = field(default_factory=list)
+    gates: list[GateRow] = field(default_factory=list)
     metric_keys: Mapping[str, str] = field(default_factory=dict)
     """Under which keys the task metrics that are being measured may be kept."""
 
@@ -58,5 +63,6 @@ class StepState:
                          "signature": artifact.signature.to_json() if artifact.signature else None}
             if artifact else None,
             "notes": self.notes, "error": self.error, "blocked_by": self.blocked_by, "check": self.check,
-            "speed": self.speed, "must": self.musts, "deferred": self.deferred, "replay": self.replay,
+            "speed": self.speed, "source_speed": self.source_speed, "must": self.musts, "gates": self.gates,
+            "made_seconds": self.made_seconds, "deferred": self.deferred, "replay": self.replay,
         }  # fmt: skip

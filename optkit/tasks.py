@@ -351,7 +351,10 @@ RACE_FEEDS = 4
 
 
 def race(step: Data, say: Say) -> Data:
-    """The speed of artifacts beside the first one, on real samples at the dims' opt sizes, each in its own process."""
+    """The speed of artifacts beside the first one, on real samples at the case's sizes, each in its own process.
+
+    starts: in how many processes each is opened, to tell how long that takes.
+    """
     from optkit.speed.race import race as run_race
 
     dataset = _dataset(step, step["check_on"])
@@ -365,10 +368,12 @@ def race(step: Data, say: Say) -> Data:
         name: {"artifact": artifact, "feeds": str(tape.folder), "device": step["device"], "threads": step["threads"]}
         for name, artifact in step["artifacts"].items()
     }
-    found = run_race(orders, folder, step["seconds"], step["seed"], say)
+    found = run_race(orders, folder, step["seconds"], step["seed"], say, step.get("starts", 1))
     entrants = {
         name: {"provider": e.provider, "latency_ms": e.latency_ms(), "open_seconds": e.open_seconds,
-               "first_seconds": e.first_seconds, "ratio": ratio.to_json() if ratio else None}
+               "first_seconds": e.first_seconds, "ratio": ratio.to_json() if ratio else None,
+               "peak_bytes": e.peak_bytes, "bare_bytes": e.bare_bytes, "wobble": e.wobble,
+               "inferences": len(e.every), "mean_ms": sum(e.every) / len(e.every) * 1e3}
         for name, (e, ratio) in found.items()
     }  # fmt: skip
     return {"entrants": entrants, "sizes": dict(case.sizes), "threads": step["threads"]}

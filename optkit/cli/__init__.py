@@ -15,6 +15,7 @@ _COMMANDS = {
     "lock": "Write down the versions a recipe is made with, for --frozen.",
     "init": "Look at a model and write a recipe for it.",
     "check": "Compare two artifacts on data.",
+    "bench": "Measure how fast artifacts are beside one another.",
     "verify": "Prove delivered folders again, on this machine.",
     "lint": "Say what a runtime refuses of a model, before any long build.",
     "inspect": "Say what is in a model file.",

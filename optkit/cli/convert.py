@@ -165,6 +165,7 @@ def summarise(report: Report, out: Path, quiet: bool) -> None:
     """Print on standard error what was delivered, what went wrong and where the reports are; errors only if `quiet`."""
     from optkit.cli.summary import (
         deliveries_table,
+        gate_lines,
         metric_lines,
         slower_notes,
         synthetic_note,
@@ -174,7 +175,9 @@ def summarise(report: Report, out: Path, quiet: bool) -> None:
 
     if not quiet:
         tell("\n" + verdict_line(report.data, sys.stderr))
-        for drawn in filter(None, (draw(report.data, sys.stderr) for draw in (deliveries_table, metric_lines))):
+        for drawn in filter(
+            None, (draw(report.data, sys.stderr) for draw in (deliveries_table, metric_lines, gate_lines))
+        ):
             tell("\n" + drawn)
     for text in wrongs(report.data, sys.stderr):
         tell("\n" + text if not quiet else text)

@@ -79,7 +79,9 @@ def draw(plan: Plan, known: Mapping[str, bool | None]) -> str:
         f"checks run on {clean(recipe.check_on)}"
     )
     head = ("step", "pass", "fidelity", "fit on", "", "", "check")
-    return f"{table(head, rows, sys.stdout)}\n\n{foot}"
+    gates = [(step.id, gate.text) for step in plan.steps for gate, _ in plan.gates_of(step)]
+    gated = f"\n\n{table(('delivery', 'gate'), gates, sys.stdout)}" if gates else ""
+    return f"{table(head, rows, sys.stdout)}{gated}\n\n{foot}"
 
 
 def walk(plan: Plan, parent: str, prefix: str, marks: tuple[str, ...]) -> Iterator[tuple[Step, str]]:
@@ -131,6 +133,7 @@ def as_data(plan: Plan, known: Mapping[str, bool | None]) -> dict[str, Any]:
                 "timeout_seconds": s.timeout_seconds, "python": s.python,
                 "environment": s.environment, "cached": known.get(s.id),
                 "where": str(s.where) if s.where else None,
+                "gates": [gate.text for gate, _ in plan.gates_of(s)],
                 "check": {"bounds": [str(b) for b in s.check.bounds], "stated_by": list(s.check.stated_by),
                           "precision": s.check.precision, "lossy": s.check.lossy, "waived": s.check.waived},
             }

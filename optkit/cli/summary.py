@@ -17,6 +17,7 @@ from optkit.reports.rows import (
     cost,
     deliveries,
     duration,
+    gates,
     margin,
     nearest,
     remedy,
@@ -68,6 +69,16 @@ def metric_lines(report: Data, stream: IO[str]) -> str:
         for d in deliveries(report) for name, score in scores(steps.get(d.step, {})).items()
     ]  # fmt: skip
     return table(("delivery", "metric", "value [interval]"), rows, stream) if rows else ""
+
+
+def gate_lines(report: Data, stream: IO[str]) -> str:
+    """The gates, one per line."""
+    styles = {"held": "good", "failed": "bad"}
+    rows = [
+        (step_id, gate["gate"], Cell(gate["status"], styles.get(gate["status"], "warn")), gate["text"])
+        for step_id, gate in gates(report)
+    ]
+    return table(("delivery", "gate", "", "measured"), rows, stream) if rows else ""
 
 
 def synthetic_note(report: Data) -> str:
@@ -152,6 +163,7 @@ def failed_text(step: Data, report: Data, colour: bool) -> str:
     """Why a step's check does not hold."""
     reasons = [clean(reason) for reason in broken(step)]
     said = any(not m["held"] for m in step.get("must") or ())
+    said |= any(gate["status"] == "failed" for gate in step.get("gates") or ())
     lines = [
         head(step, "is not what it must be" if said else "failed its check", colour),
         *(f"  {r}" for r in reasons[:MOST_REASONS]),

@@ -16,6 +16,7 @@ from optkit.reports.rows import (
     cost,
     deliveries,
     duration,
+    gates,
     judged,
     lost_db,
     margin,
@@ -54,6 +55,8 @@ def render(report: Data) -> str:
         parts += ["## Deferred checks", _list(_deferred(s) for s in deferred)]
     if any(map(scores, steps)):
         parts += ["## Task metrics", _scores(steps)]
+    if gates(report):
+        parts += ["## Gates", _gates(report)]
     parts += ["## Steps", _steps(steps, report)]
     if measured := [s for s in steps if cases(s)]:
         parts += ["## Checks", _KEY, *(_check(s, report) for s in measured)]
@@ -221,6 +224,15 @@ def _steps(steps: Sequence[Data], report: Data) -> str:
 
 def _decibels(value: float | None) -> str:
     return "-" if value is None else spelt("sqnr_db", value)
+
+
+def _gates(report: Data) -> str:
+    rows = [
+        [_bold(step_id), escape(gate["gate"]), gate["status"] if gate["status"] == "held" else _bold(gate["status"]),
+         escape(gate["text"]), "all deliveries" if gate["scope"] == "recipe" else "this step"]
+        for step_id, gate in gates(report)
+    ]  # fmt: skip
+    return table(("Delivery", "Gate", "", "Measured", "On"), rows)
 
 
 def _wrong(step: Data, report: Data) -> str:

@@ -239,6 +239,11 @@ def speed(step: Data) -> str:
     return text if found["verdict"] == "faster" else f"{text}, {'slower' if found['verdict'] == 'slower' else 'same'}"
 
 
+def gates(report: Data) -> list[tuple[str, Data]]:
+    """Every gate of a report, with the step it is on."""
+    return [(step["id"], gate) for step in report.get("steps", []) for gate in step.get("gates") or ()]
+
+
 def broken(step: Data) -> list[str]:
     """Every reason why a step does not hold, one line each: the first case in full, the others by name."""
     found: dict[str, list[str]] = {}
@@ -247,6 +252,9 @@ def broken(step: Data) -> list[str]:
         if not demand["held"]:
             key = f"must {demand['must']}"
             first[key], found[key] = f"must be {demand['must']}: {demand['text']}", [""]
+    for gate in step.get("gates") or ():
+        if gate["status"] == "failed":
+            first[gate["gate"]], found[gate["gate"]] = f"gate {gate['gate']}: {gate['text']}", [""]
     for case in cases(step):
         for key, text in reasons(case):
             first.setdefault(key, f"{case['name']}: {text}")
@@ -334,6 +342,10 @@ def remedy(step: Data) -> str:
         return (
             f"other options (optkit passes {step.get('pass')}) or another runtime; without must: [{', '.join(missed)}] "
             "it ships as it is"
+        )
+    if any(g["status"] == "failed" for g in step.get("gates") or ()):
+        return (
+            f"other options (optkit passes {step.get('pass')}) or another runtime, or a gate that fits what is measured"
         )
     if kinds == {"dims"}:
         return "the model takes another way at that size: export it without size-dependent control flow"

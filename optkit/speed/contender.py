@@ -1,11 +1,12 @@
 """The child process that runs one artifact in a race: it opens the model, then runs it when it is told to.
 
 It reads JSON lines from standard input and answers each with one on its original standard output: first what to open,
-answered when the model is open; then how many inferences to run, answered with the seconds of each.
+answered when the model is open; then how many inferences to run, answered with the seconds of each and the peak memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -41,6 +42,7 @@ def _serve(order: dict[str, Any], answer: Any) -> None:
     artifact = Artifact.from_json(order["artifact"])
     assert artifact.signature is not None
     tape = Tape(Path(order["feeds"]))
+    bare = resident_peak()
     feeds: list[Any] = []
     while (tensors := tape.read(0, len(feeds))) is not None:
         feeds.append(adapted(tensors, artifact.signature))
@@ -49,7 +51,8 @@ def _serve(order: dict[str, Any], answer: Any) -> None:
         opened = time.perf_counter()
         session.infer(feeds[0])
         answer({"provider": session.provider, "open_seconds": opened - began,
-                "first_seconds": time.perf_counter() - opened})  # fmt: skip
+                "first_seconds": time.perf_counter() - opened, "bare_bytes": bare,
+                "peak_bytes": resident_peak()})  # fmt: skip
         turn = 0
         for line in sys.stdin:
             seconds = []
@@ -59,7 +62,16 @@ def _serve(order: dict[str, Any], answer: Any) -> None:
                 since = time.perf_counter()
                 session.infer(tensors)
                 seconds.append(time.perf_counter() - since)
-            answer({"seconds": seconds})
+            answer({"seconds": seconds, "peak_bytes": resident_peak()})
+
+
+def resident_peak() -> int | None:
+    """The most resident bytes that this process has had; None where that cannot be told."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import time
@@ -41,12 +42,16 @@ class Entrant:
     """One artifact in a race. `rounds` holds seconds for one inference, the lower quartile of each round's burst.
 
     Whatever else the machine does only adds time, so the quicker inferences of a burst say most about the model.
+    open_seconds: to import its runtime and open it, in a fresh process; first_seconds: its first inference after that.
+    bare_bytes: what the process had taken before that; peak_bytes: the most it had resident, at any time.
     """
 
     name: str
     provider: str
     open_seconds: float
     first_seconds: float
+    bare_bytes: int | None = None
+    peak_bytes: int | None = None
     rounds: list[float] = field(default_factory=list)
     every: list[float] = field(default_factory=list)
 
@@ -57,12 +62,22 @@ class Entrant:
         p50, p90, p99 = np.quantile(self.every, [0.5, 0.9, 0.99])
         return {"p50": float(p50) * 1e3, "p90": float(p90) * 1e3, "p99": float(p99) * 1e3}
 
+    @property
+    def wobble(self) -> float:
+        """How far its rounds lie apart: half the range between their quartiles, as a share of their median."""
+        import numpy as np
+
+        low, middle, high = np.quantile(self.rounds, [0.25, 0.5, 0.75])
+        return float((high - low) / 2 / middle)
+
 
 class _Child:
     """The process of one entrant."""
 
     def __init__(self, name: str, order: Mapping[str, Any], log: Path) -> None:
         self.name = name
+        self.peak_bytes: int | None = None
+        self.log = log
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(p).absolute()) for p in sys.path),
                "PYTHONSAFEPATH": "1"}  # fmt: skip
         with log.open("w", encoding="utf-8") as stderr:
@@ -96,17 +111,23 @@ class _Child:
             raise self._died()
         data: dict[str, Any] = json.loads(line)
         if "error" in data:
-            raise from_json(data["error"])
+            error = from_json(data["error"])
+            error.what = f"{self.name}: {error.what}"
+            raise error
         return data
 
     def run(self, times: int) -> list[float]:
         self._say(times)
-        return list(self.hear()["seconds"])
+        heard = self.hear()
+        self.peak_bytes = heard["peak_bytes"]
+        return list(heard["seconds"])
 
     def _died(self) -> OptkitError:
         code = self.process.wait()
+        last = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
         return StepCrashed(f"{self.name} stopped while its speed was measured (exit code {code})",
-                           hint="run it alone: optkit verify")  # fmt: skip
+                           hint="run it alone: optkit bench, or optkit verify where it was delivered",
+                           details="\n".join(last))  # fmt: skip
 
 
 def race(
@@ -115,17 +136,29 @@ def race(
     seconds: float,
     seed: int = 0,
     say: Callable[[str, float | None], None] = lambda text, fraction: None,
+    starts: int = 1,
 ) -> dict[str, tuple[Entrant, Ratio | None]]:
     """Each entrant's times, and how many times as fast it is as the first (None for the first itself).
 
     orders: what each is to open: artifact, feeds (a tape's folder), device, threads. seconds: after so long no further
-    round is begun, once there are `LEAST_ROUNDS`. Raises an entrant's own error, and StepCrashed when one ends.
+    round is begun, once there are `LEAST_ROUNDS`. starts: how many processes each is opened in, one after the other and
+    nothing beside; the medians of what that took are told, and the last one runs. Raises an entrant's own error, and
+    StepCrashed when one ends.
     """
     order = random.Random(seed)
     with ExitStack() as stack:
-        children = [stack.enter_context(_Child(name, what, folder / f"{number}.log"))
-                    for number, (name, what) in enumerate(orders.items())]  # fmt: skip
-        entrants = [Entrant(child.name, **child.hear()) for child in children]
+        children: list[_Child] = []
+        entrants: list[Entrant] = []
+        for number, (name, what) in enumerate(orders.items()):
+            say("measuring speed", None)
+            log, heard = folder / f"{number}.log", []
+            for _ in range(starts - 1):
+                with _Child(name, what, log) as trial:
+                    heard.append(trial.hear())
+            children.append(stack.enter_context(_Child(name, what, log)))
+            heard.append(children[-1].hear())
+            typical = {key: statistics.median(h[key] for h in heard) for key in ("open_seconds", "first_seconds")}
+            entrants.append(Entrant(name, **{**heard[-1], **typical}))
         bursts = _warm_up(children)
         deadline = time.monotonic() + seconds
         while len(entrants[0].rounds) < MOST_ROUNDS:
@@ -137,6 +170,8 @@ def race(
             say("measuring speed", None)
             if done >= LEAST_ROUNDS and (time.monotonic() > deadline or _settled(entrants, seed)):
                 break
+        for child, entrant in zip(children, entrants, strict=True):
+            entrant.peak_bytes = child.peak_bytes
     first, others = entrants[0], entrants[1:]
     return {first.name: (first, None), **{e.name: (e, ratio(first.rounds, e.rounds, seed)) for e in others}}
 
