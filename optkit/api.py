@@ -18,8 +18,8 @@ from optkit.opened import Model, Ranges, described, open_artifact, ranges_of, sp
 from optkit.planning import Plan, make_plan
 from optkit.proving import compare, verify
 from optkit.recipe import Recipe, load_recipe, recipe_of
-from optkit.report import Report, write_atomically
-from optkit.reports.markdown import render
+from optkit.report import Report
+from optkit.reports.files import write_reports
 from optkit.reports.rows import broken
 from optkit.shorthand import is_recipe, model_name, model_section, of_delivery, safe_name
 from optkit.yamlread import plain_document, set_value
@@ -125,7 +125,7 @@ def convert(
         if error.where is None and error.subject:
             error.where = made.recipe.place_of(error.subject)
         raise
-    write_atomically(folder / "report.md", render(report.data))
+    write_reports(report, folder)
     if raise_on_failure and not report.ok:
         if report.exit_code == 130:
             raise KeyboardInterrupt

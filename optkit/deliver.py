@@ -14,6 +14,7 @@ from optkit.artifact import Artifact, digest_file, digest_of
 from optkit.errors import UserError
 from optkit.registry import get_runner
 from optkit.report import write_atomically
+from optkit.reports import DRAWN
 
 RECORD = "optkit.json"
 VECTORS = "test-vectors.npz"
@@ -38,7 +39,8 @@ def output_folder(out: Path, deliveries: Iterable[str]) -> Iterator[None]:
             _check_free(out / name)
             for left in out.glob(f".{name}.*.tmp"):  # of a run that was killed
                 shutil.rmtree(left, ignore_errors=True)
-        for old in (out / "report.json", out / "report.md", *out.glob("logs/worker-*.log")):
+        drawn = (out / name for name in ("report.json", *DRAWN))
+        for old in (*drawn, *out.glob("logs/worker-*.log")):
             old.unlink(missing_ok=True)
     except OSError as error:
         _release(handle)

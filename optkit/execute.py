@@ -26,6 +26,7 @@ from optkit.racing import SECONDS, heats, musts, speed_of
 from optkit.recipe import SOURCE, HuggingFaceSource
 from optkit.registry import get_runner
 from optkit.report import SCHEMA, Report, exit_code_of
+from optkit.reports import junit
 from optkit.sizes import model_bytes
 from optkit.sources import source_artifact
 from optkit.stepstate import StepState
@@ -39,9 +40,9 @@ def execute(
     """Run a plan; deliver what was proven to `out`/STEP, and write `out`/report.json. Returns the report.
 
     jobs: workers at a time; default: one per core, at most 4. A step's failure is in the report. Raised are errors
-    that concern the whole run: UserError for a source or a dataset that is not as the recipe says or an unusable
-    `out`, UnavailableError for what is not installed. An interrupt gives a report with exit code 130; finished steps
-    stay in the cache.
+    that concern the whole run, and are in `out`/report.junit.xml alone: UserError for a source or a dataset that is not
+    as the recipe says or an unusable `out`, UnavailableError for what is not installed. An interrupt gives a report
+    with exit code 130; finished steps stay in the cache.
     """
     cache = cache or Cache()
     keys.require_tools(plan)
@@ -56,6 +57,9 @@ def execute(
             return run.perform()
         except OSError as error:
             raise _disk_error(error, out, cache) from error
+        except OptkitError as error:  # of the whole run: a CI system's test view has to show it too
+            junit.write_aborted(plan.recipe.name, error, out)
+            raise
 
 
 def cached_steps(plan: Plan, cache: Cache) -> dict[str, bool | None]:

@@ -22,9 +22,10 @@ from optkit.plugin import Options, Pass
 from optkit.reading import explain
 from optkit.recipe import SOURCE, Recipe, StepSpec
 from optkit.registry import PRECISIONS, NoRouteError, formats, passes, route, runners
+from optkit.reports import DRAWN
 from optkit.yamlread import Key
 
-_RESERVED = ("logs", "report.json", "report.md")  # what else lies in the output folder, beside the deliveries
+_RESERVED = ("logs", "report.json", *DRAWN)  # what else lies in the output folder, beside the deliveries
 
 
 @dataclass

@@ -87,7 +87,8 @@ def command(
     optkit convert net.py:build --weights net.safetensors --to onnx \
         --input 'image:float32[batch,3,224,224]' --dim batch=1:8:64
 
-    Writes DIR/STEP for each delivery, DIR/report.json and DIR/report.md. With --json the report goes to stdout.
+    Writes DIR/STEP for each delivery, DIR/report.json, and report.md and report.junit.xml drawn from
+    it. With --json the report goes to stdout.
     """
     flags = {"to": to, "inputs": inputs, "dims": dims, "data": data, "weights": weights}
     plan = held(make(model, flags, sets, only), model, frozen, lock)
@@ -144,20 +145,19 @@ def make(model: str, flags: Mapping[str, Any], sets: tuple[str, ...], only: tupl
 
 
 def run(plan: Plan, out: Path, cache: Path | None, jobs: int | None, quiet: bool) -> Report:
-    """Execute a plan under a console, and write its report.md beside its report.json."""
+    """Execute a plan under a console, and draw its report beside its report.json."""
     from optkit.cache import Cache
     from optkit.cli.console import Console
     from optkit.errors import OptkitError
     from optkit.execute import execute
-    from optkit.report import write_atomically
-    from optkit.reports.markdown import render
+    from optkit.reports.files import write_reports
 
     try:
         with Console(quiet=quiet, passes={s.id: s.use.name for s in plan.steps}) as console:
             report = execute(plan, out=out, cache=Cache(cache), jobs=jobs, listen=console)
     except OptkitError as error:
         raise placed(error, plan.recipe) from None
-    write_atomically(out / "report.md", render(report.data))
+    write_reports(report, out)
     return report
 
 

@@ -1,1 +1,4 @@
 """Reports for people and machines, each drawn from the report's JSON alone."""
+
+DRAWN = ("report.md", "report.junit.xml")
+"""What is drawn beside a run's report.json."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from optkit.parity.scores import change_text, source_text, spell, value_text
+from optkit.reports.bounds import bound_rows, problems, unbounded
 from optkit.reports.rows import (
     Judged,
     broken,
@@ -17,7 +18,6 @@ from optkit.reports.rows import (
     deliveries,
     duration,
     gates,
-    judged,
     lost_db,
     margin,
     nearest,
@@ -328,23 +328,14 @@ def _budget(step: Data) -> str:
 
 def _verdicts(step: Data) -> Iterable[Sequence[str]]:
     """One row for each bound, at its worst; one for each problem; one for the cases that no bound is put on."""
-    groups: dict[tuple[str, str, bool], list[Judged]] = {}
-    for one in judged(step):
-        groups.setdefault((one.output, one.metric or one.text, one.reason.startswith("stated")), []).append(one)
-    for (output, _, _), members in groups.items():
-        worst_ = max(members, key=lambda j: (not j.held, -1.0 if j.used is None else j.used))
-        good = sum(j.held for j in members)
-        measured = worst_.spelt
-        where = worst_.case + ("" if worst_.sample is None else f", sample {worst_.sample}")
-        held = f"{good} of {len(members)} cases"
-        yield [escape(output or "-"), escape(worst_.bound or "-"), escape(measured), escape(where),
-               escape(share(worst_.used, worst_.held)), held if good == len(members) else f"**{held}**",
-               escape(worst_.reason)]  # fmt: skip
-    for case in cases(step):
-        for problem in (case.get("source") or {}).get("problems", []):
-            yield [escape(problem.get("output") or "-"), "-", escape(problem["text"]), escape(case["name"]), "-",
-                   "**no**", ""]  # fmt: skip
-    if bare := [c for c in cases(step) if not c.get("verdicts") and not (c.get("source") or {}).get("problems")]:
+    for row in bound_rows(step):
+        one = row.worst
+        yield [escape(one.output or "-"), escape(one.bound or "-"), escape(one.spelt), escape(row.where),
+               escape(share(one.used, one.held)), row.count if row.held else f"**{row.count}**",
+               escape(one.reason)]  # fmt: skip
+    for case, problem in problems(step):
+        yield [escape(problem.get("output") or "-"), "-", escape(problem["text"]), escape(case), "-", "**no**", ""]
+    if bare := unbounded(step):
         good = sum(bool(c.get("held")) for c in bare)
         held = f"{good} of {len(bare)} cases"
         yield ["-", "finite, of the right shapes", "-", escape(", ".join(c["name"] for c in bare)), "-",

@@ -7,6 +7,7 @@ import os
 import threading
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -372,6 +373,12 @@ def test_the_report_of_an_earlier_run_is_not_taken_for_this_ones(base: Path) -> 
         convert(base, GRAPH)
     assert not (base / "out/report.json").exists()
     assert not (base / "out/report.md").exists()
+    told = ElementTree.parse(base / "out/report.junit.xml").getroot()
+    assert told.attrib["errors"] == "1"
+    error = told.find(".//error")
+    assert error is not None
+    assert error.attrib["type"] == "SourceError"
+    assert "m.toy" in error.attrib["message"]
 
 
 def test_two_runs_do_not_share_an_output_folder(base: Path) -> None:

@@ -1,0 +1,51 @@
+"""Reports of every kind of outcome, as data, for the tests of what is drawn from them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from test_markdown import BLOCKED, DEFERRED, ERROR, FAILED, GOOD, WAIVED, report
+
+MUST: dict[str, Any] = copy.deepcopy(GOOD) | {
+    "id": "slower", "status": "failed",
+    "must": [{"must": "faster", "held": False, "text": "slower: 0.50 times as fast as onnx (0.40 to 0.60)"},
+             {"must": "smaller", "held": True, "text": "10 bytes, onnx has 20"}],
+    "speed": {"against": "onnx", "ratio": {"value": 0.5, "low": 0.4, "high": 0.6, "rounds": 9}, "verdict": "slower",
+              "sizes": {"batch": 8}, "threads": 2, "provider": "CPU", "latency_ms": 2.0, "parent_latency_ms": 1.0},
+}  # fmt: skip
+NOT_HERE = DEFERRED | {
+    "id": "board", "on_target": False, "error": {"class": "NotHereError", "what": "no such device", "phase": "check"},
+}  # fmt: skip
+NAN: dict[str, Any] = copy.deepcopy(GOOD) | {"id": "nan", "status": "failed"}
+NAN["check"]["cases"][0] |= {"held": False, "verdicts": []}
+NAN["check"]["cases"][0]["source"]["problems"] = [{"kind": "nan", "output": "y", "text": "2 NaN in sample 4"}]
+SKIPPED = BLOCKED | {"id": "late", "status": "skipped", "blocked_by": None}
+
+STEPS = (GOOD, FAILED, ERROR, BLOCKED, WAIVED, DEFERRED, MUST, NOT_HERE, NAN)
+BAD = report(*STEPS, exit_code=3, deliver=[s["id"] for s in STEPS if s["id"] not in ("onnx", "int8")])
+"""One step of each outcome; `onnx` and `int8` are on the way to the others."""
+
+NASTY = "a\x1b[31m red\x07\x00</script><img src=x onerror=alert(1)>&\"'\ud800\uffff\u202e|`]]>"
+"""A name that steers terminals, breaks XML and means something in HTML."""
+
+
+def spoilt(data: Any) -> Any:
+    """The report with every free text in it followed by `NASTY`; keys, ids and words with a meaning stay."""
+    free = (
+        "what",
+        "hint",
+        "details",
+        "where",
+        "text",
+        "reason",
+        "waived",
+        "provider",
+        "output",
+        "path",
+        "replay",
+        "name",
+    )
+    if isinstance(data, dict):
+        return {k: f"{v}{NASTY}" if k in free and isinstance(v, str) else spoilt(v) for k, v in data.items()}
+    return [spoilt(value) for value in data] if isinstance(data, list) else data
