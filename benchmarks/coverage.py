@@ -37,7 +37,7 @@ ZOO = HERE / "architectures" / "zoo.py"
 class Target:
     """Where subjects go. dims: those that may vary there; what is asked for first.
 
-    torch, onnx: the step that makes it from a model of that kind; {} where there is none. batched: its options where
+    torch, onnx: the step that makes it from a model of that kind. batched: its options where
     the batch varies.
     """
 
@@ -51,7 +51,7 @@ class Target:
 TARGETS: dict[str, Target] = {
     "onnx": Target("ONNX", {"to": "onnx"}, {"use": "onnx.simplify"}),
     "openvino": Target("OpenVINO", {"to": "openvino"}, {"to": "openvino"}),
-    "tflite": Target("TFLite", {"to": "tflite"}, {}, frozenset({"batch"}), {"sizes": {"batch": [1]}}),
+    "tflite": Target("TFLite", {"to": "tflite"}, {"to": "tflite"}, frozenset({"batch"}), {"sizes": {"batch": [1]}}),
     "tensorrt": Target("TensorRT-RTX", {"to": "tensorrt", "on_target": True}, {"to": "tensorrt", "on_target": True}),
 }
 """One line per target."""
@@ -142,7 +142,6 @@ def examine(name: str, targets: Sequence[str]) -> dict[str, Any]:
 
     if name in onnx_files.names():
         family, dims = onnx_files.family(name), ()
-        targets = [t for t in targets if TARGETS[t].onnx]
     else:
         from zoo import ZOO as architectures
 

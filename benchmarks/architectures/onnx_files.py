@@ -37,20 +37,24 @@ def family(name: str) -> str:
 def prepared(name: str, folder: Path) -> Path:
     """The file to convert. In light models, a copy with random weights where the file has constants.
 
+    One of an opset before 7, which onnxruntime cannot run, is brought up as optkit's error about it says.
     The package's light models have one number in place of all weights of a layer, so that their outputs hardly depend
     on the input. Drawn with the variance 2 / fan-in (He et al., Delving Deep into Rectifiers, 2015).
     """
-    path = _files()[name]
-    if path.parent.name != "light":
-        return path
     import onnx
+    import onnx.version_converter
     from onnx import numpy_helper
 
-    made = folder / f"{name}.onnx"
+    path, made = _files()[name], folder / f"{name}.onnx"
+    model = onnx.load(path)
+    if path.parent.name != "light" and all(o.domain or o.version >= 7 for o in model.opset_import):
+        return path
     if made.exists():
         return made
     folder.mkdir(parents=True, exist_ok=True)
-    model = onnx.load(path)
+    if path.parent.name != "light":
+        onnx.save(onnx.version_converter.convert_version(model, 17), made)
+        return made
     generator = np.random.default_rng(0)
     shapes = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     kept = []
@@ -74,7 +78,7 @@ def prepared(name: str, folder: Path) -> Path:
 
 
 def inputs(path: Path) -> dict[str, Any]:
-    """A recipe's `inputs:` for a file's float and integer inputs, with a range that its operators take."""
+    """A recipe's `inputs:` for a file's inputs, those of numbers with a range that its operators take."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
@@ -84,7 +88,8 @@ def inputs(path: Path) -> dict[str, Any]:
         tensor = value.type.tensor_type
         if value.name in held or not tensor.elem_type:
             continue
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        numpy_name = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        dtype = {"object": "string"}.get(numpy_name, numpy_name)
         shape = [d.dim_value or d.dim_param for d in tensor.shape.dim]
         if all(isinstance(d, int) and d > 0 for d in shape):
             made[value.name] = {"shape": shape, "dtype": dtype, "range": [0.0, 2.0]}

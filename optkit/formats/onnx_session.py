@@ -100,6 +100,16 @@ def ort_errors(name: str) -> Iterator[None]:
         raise _translated(error, name) from error
 
 
+def _before_seven(operator: str, version: int) -> bool:
+    """Whether an operator of the default domain was defined anew in opset 7, the first that onnxruntime has."""
+    import onnx
+
+    try:
+        return version < 7 and onnx.defs.get_schema(operator, 7).since_version != version
+    except onnx.defs.SchemaError:
+        return False
+
+
 def _translated(error: Exception, name: str) -> OptkitError:
     # [ONNXRuntimeError] : 1 : FAIL : /onnxruntime_src/.../model.cc:256 onnxruntime::Model::Model(...) text
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).strip()
@@ -130,6 +140,17 @@ def _translated(error: Exception, name: str) -> OptkitError:
     if kind == "InvalidProtobuf":
         return SourceError(
             f"{name} is not an ONNX model or is damaged", hint="export it again", subject="model", details=details
+        )
+    if (
+        kind == "NotImplemented"
+        and (old := re.search(r"implementation for (\w+)\((\d)\)", text))
+        and _before_seven(old[1], int(old[2]))
+    ):
+        return SourceError(
+            f"{name} is of an opset before 7, the first that onnxruntime runs: {old[1]} means another thing since",
+            hint="upgrade it: onnx.save(onnx.version_converter.convert_version(onnx.load(path), 17), new_path)",
+            subject="model",
+            details=details,
         )
     if kind == "NotImplemented":
         return StepError(

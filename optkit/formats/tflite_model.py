@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -138,6 +139,13 @@ def interpreter(path: Path, threads: int = 1) -> Any:
         with captured():
             return runtime.Interpreter(model_path=str(path), num_threads=threads)
     except (ValueError, RuntimeError, OSError) as error:
+        if found := re.search(r"builtin opcode '(\w+)' version '(\d+)'", str(error)):
+            raise SourceError(
+                f"{path} has the operator {found[1]} (version {found[2]}), which the installed LiteRT cannot run",
+                hint="pip install -U ai-edge-litert; or replace the operator in the model, or deliver ONNX or OpenVINO",
+                subject="model",
+                details=str(error),
+            ) from error
         raise _damaged(path, str(error).strip().splitlines()[0] if str(error).strip() else "") from error
 
 

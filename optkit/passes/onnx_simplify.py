@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from optkit.plugin import Context, Options, Pass, need
 
 # Makes of MatMul and Add a Gemm between reshapes: more nodes, in no pattern that transformer fusions know.
 _SKIPPED = ("fuse_matmul_add_bias_into_gemm_batched",)
+
+_CONSTANTS_APART = 4
+"""The IR version from which a constant need not be an input as well."""
 
 
 class SimplifyOptions(Options):
@@ -47,7 +52,8 @@ def run(artifact: Artifact, out_dir: Path, options: SimplifyOptions, context: Co
     before = onnx_model.count_operators(onnx_model.load(artifact.path, weights=False))
     written = context.scratch / "simplified.onnx"
     context.progress("simplifying with onnxsim", None)
-    _simplify(artifact.path, written, options)
+    with _source(artifact.path, context.scratch) as source:
+        _simplify(source, written, options)
     model = onnx_model.load(written, weights=False)
     if written.stat().st_size < onnx_model.EXTERNAL_FROM and onnx_model.files(written) == (written.name,):
         shutil.move(written, out_dir / onnx_model.MAIN)
@@ -84,6 +90,22 @@ def confirm(parent: Artifact, artifact: Artifact, options: SimplifyOptions, cont
     except onnx.checker.ValidationError as error:
         complaints.append(f"it is not valid ONNX: {error}")
     return complaints
+
+
+@contextmanager
+def _source(path: Path, scratch: Path) -> Iterator[Path]:
+    """The file that onnxsim reads: `path`, or where that is of an IR before 4, a copy that says 4.
+
+    IR 3 wants every constant to be an input too, which onnxsim's folded constants are not, and IR 4 allows either.
+    """
+    model = onnx_model.load(path, weights=False)
+    if model.ir_version >= _CONSTANTS_APART:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        model.ir_version = _CONSTANTS_APART
+        onnx_model.save(model, Path(folder), source=path.parent)
+        yield Path(folder) / onnx_model.MAIN
 
 
 def _simplify(source: Path, target: Path, options: SimplifyOptions) -> None:

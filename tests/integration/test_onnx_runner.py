@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_models import FLOAT, cnn, encoder, images, model, node, saved, texts, value, weight
@@ -241,6 +242,19 @@ def test_an_ir_version_from_the_future(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=f"IR version {onnx.IR_VERSION + 1}") as caught:
         RUNNER.describe(path, {})
     assert "lower ir_version" in caught.value.hint
+
+
+def test_an_opset_from_before_the_runtime(tmp_path: Path) -> None:
+    """It is refused with a command that mends it, and the command does."""
+    old = model([node("Add", "x b", "y", broadcast=1)], [value("x", FLOAT, [2, 4])], [value("y", FLOAT, [2, 4])],
+                {"b": weight(4)}, opset=6)  # fmt: skip
+    feed = {"x": weight(2, 4, seed=1)}
+    match = "of an opset before 7, .* Add means another thing since"
+    with pytest.raises(SourceError, match=match) as caught, RUNNER.open(saved(old, tmp_path / "old")):
+        pass
+    assert "onnx.version_converter.convert_version(onnx.load(path), 17)" in caught.value.hint
+    with RUNNER.open(saved(onnx.version_converter.convert_version(old, 17), tmp_path / "new")) as session:
+        assert np.allclose(session.infer(feed)["y"], feed["x"] + weight(4))
 
 
 def _opset(proto: onnx.ModelProto) -> None:

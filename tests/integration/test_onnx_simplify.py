@@ -50,6 +50,21 @@ def wordy() -> onnx.ModelProto:
     return model(nodes, [value("x", FLOAT, ["batch", 3, 8, 8])], [value("y", FLOAT, ["batch", 4, 8, 8])], constants)
 
 
+def test_a_file_of_an_ir_that_wants_constants_as_inputs(tmp_path: Path) -> None:
+    old = saved(wordy(), tmp_path / "old")
+    proto = onnx.load(old.path)
+    proto.ir_version = 3
+    proto.graph.input.extend(
+        onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in proto.graph.initializer
+    )
+    source = saved(proto, tmp_path / "source")
+    result, notes, complaints = made(PASS, source, tmp_path)
+    assert complaints == []
+    assert notes["nodes"]["after"] <= 4
+    feed = {"x": weight(2, 3, 8, 8)}
+    assert np.allclose(infer(result, feed)[0], infer(source, feed)[0], atol=1e-5)
+
+
 def test_folds_and_fuses(tmp_path: Path) -> None:
     source = saved(wordy(), tmp_path / "source")
     result, notes, complaints = made(PASS, source, tmp_path)

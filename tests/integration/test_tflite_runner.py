@@ -203,6 +203,18 @@ def test_damage_of_any_kind_is_told_and_crashes_nothing(conv: Artifact, tmp_path
     assert int(done.stdout.split()[-1]) > 60
 
 
+def test_an_operator_of_another_litert(conv: Artifact, tmp_path: Path) -> None:
+    def newer(model: Any, agreed: Any) -> None:
+        for code in model.operatorCodes:
+            code.version = 99
+
+    made = rewritten(conv, tmp_path / "model.tflite", newer)
+    match = r"has the operator \w+ \(version 99\), which the installed LiteRT"
+    with pytest.raises(SourceError, match=match) as caught, RUNNER.open(made):
+        pass
+    assert "pip install -U ai-edge-litert" in caught.value.hint
+
+
 def test_references_that_lead_nowhere(conv: Artifact, tmp_path: Path) -> None:
     def told(change: Any) -> str:
         made = rewritten(conv, tmp_path / "model.tflite", change)

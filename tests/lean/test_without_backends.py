@@ -111,10 +111,12 @@ def test_convert_says_in_one_line_what_to_install(lean: Path, tmp_path: Path) ->
     done = optkit(lean, "convert", "recipes/digits.yaml", "--out", str(tmp_path / "out"),
                   "--cache", str(tmp_path / "cache"))  # fmt: skip
     assert done.returncode == 4
-    what, remedy = done.stderr.splitlines()
+    what, remedy, why = done.stderr.splitlines()
     assert what.startswith("error: not installed: torch (for the source model), ")
     assert "openvino (for step ov)" in what
     assert remedy == '  try: pip install "optkit[onnx,openvino,tensorflow,tensorrt-rtx,tflite,torch]"'
+    code = why.removeprefix("  why: optkit explain ")
+    assert "not installed" in optkit(lean, "explain", code).stdout
     assert not (tmp_path / "out").exists()
 
 
