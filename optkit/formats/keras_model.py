@@ -162,12 +162,13 @@ def _failure(path: Path, error: Exception) -> SourceError:
     if unknown := re.search(
         r"Could not locate (class|function) '([\w.>]+)'|Unknown (layer|object)?:? ?'?([\w.>]+)", text
     ):
-        name = unknown[2] or unknown[4]
+        name = unknown[2] or unknown[4]  # in an .h5 file with the package it was registered under: mine>MyLayer
+        known_as = name.rpartition(">")[2]
         return SourceError(
             f"{path} uses {name}, which Keras does not know",
             subject="model.custom_objects" if "custom" in text else "model.keras",
             details=text,
-            hint=f"give it: custom_objects: FILE.py:CUSTOM_OBJECTS, where CUSTOM_OBJECTS = {{{name!r}: {name}}}",
+            hint=f"give it: custom_objects: FILE.py:CUSTOM_OBJECTS, where CUSTOM_OBJECTS = {{{name!r}: {known_as}}}",
         )
     if "No model config found" in text:
         return SourceError(

@@ -27,8 +27,7 @@ class TensorFlowSession:
     ) -> None:
         self._call, self._signature = call, signature
         self._tf = tf_core.load()
-        used = tf_core.threads(threads)
-        self.provider = f"TensorFlow CPU, {used} thread{'s' if used > 1 else ''}"
+        self.provider = f"TensorFlow CPU, {threads} thread{'s' if threads > 1 else ''}"
 
     def infer(self, tensors: Tensors) -> Tensors:
         """Named inputs to named outputs, which are the caller's own. Raises DataError, StepError where it fails."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from optkit.artifact import Artifact
-from optkit.formats import keras_model, tf_session
+from optkit.formats import keras_model, tf_core, tf_session
 from optkit.plugin import Runner
 
 
@@ -19,8 +19,9 @@ def open_model(
     Raises UnavailableError for a device other than the CPU and for any precision, SourceError where it is broken.
     """
     tf_session.check_place(device, precision)
+    used = tf_core.threads(threads)  # before anything is loaded, which would start TensorFlow with its own number
     loaded = keras_model.load(artifact.path, artifact.meta)
-    yield tf_session.TensorFlowSession(loaded.call, loaded.signature, threads)
+    yield tf_session.TensorFlowSession(loaded.call, loaded.signature, used)
 
 
 RUNNER = Runner(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from optkit.artifact import Artifact
-from optkit.formats import savedmodel, savedmodel_load, tf_session
+from optkit.formats import savedmodel, savedmodel_load, tf_core, tf_session
 from optkit.plugin import Runner
 
 
@@ -19,9 +19,10 @@ def open_model(
     Raises UnavailableError for a device other than the CPU and for any precision, SourceError where it is broken.
     """
     tf_session.check_place(device, precision)
+    used = tf_core.threads(threads)  # before anything is loaded, which would start TensorFlow with its own number
     function = savedmodel_load.function(artifact.path, artifact.meta.get("signature"))
     signature = savedmodel.describe(artifact.path, artifact.meta)
-    yield tf_session.TensorFlowSession(function.by_name, signature, threads)
+    yield tf_session.TensorFlowSession(function.by_name, signature, used)
 
 
 RUNNER = Runner(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from optkit.artifact import Artifact
-from optkit.formats import tf_graph, tf_session
+from optkit.formats import tf_core, tf_graph, tf_session
 from optkit.plugin import Runner
 
 
@@ -19,8 +19,9 @@ def open_model(
     Raises UnavailableError for a device other than the CPU and for any precision, SourceError where it is broken.
     """
     tf_session.check_place(device, precision)
+    used = tf_core.threads(threads)  # before anything is loaded, which would start TensorFlow with its own number
     graph = tf_graph.load(artifact.path, artifact.meta)
-    yield tf_session.TensorFlowSession(graph.call, graph.signature, threads)
+    yield tf_session.TensorFlowSession(graph.call, graph.signature, used)
 
 
 RUNNER = Runner(

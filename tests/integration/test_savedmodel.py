@@ -296,3 +296,15 @@ def test_a_folder_counts_with_all_its_files(plain: Path, tmp_path: Path) -> None
     data = folder / "variables/variables.data-00000-of-00001"
     data.write_bytes(data.read_bytes()[::-1])
     assert first != digest({"savedmodel": str(folder)})
+
+
+def test_the_threads_asked_for_are_those_used(plain: Path) -> None:
+    """In a process of its own: TensorFlow takes a number only until it first computes."""
+    script = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import tf_kit; "
+        "from optkit.runners.savedmodel_runner import RUNNER\n"
+        "with RUNNER.open(tf_kit.source(Path(sys.argv[1])), threads=1) as session: print(session.provider)"
+    )
+    line = [sys.executable, "-c", script, str(plain), str(Path(__file__).parent)]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "TensorFlow CPU, 1 thread"
