@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from optkit.parity.scores import value_text
 from optkit.report import write_atomically
 from optkit.reports.bounds import bound_rows, problems, unbounded
 from optkit.reports.rows import broken, cost, deliveries, remedy, scores, speed, stands_on, verdict
+from optkit.reports.sentences import replay
 
 Data = Mapping[str, Any]
 
@@ -177,7 +177,7 @@ def _error_text(error: Data, step: Data | None = None) -> str:
 
 
 def _again(step: Data) -> str:
-    return f"Run it again alone: optkit replay {shlex.quote(step['replay'])}" if step.get("replay") else ""
+    return f"Run it again alone: {command}" if (command := replay(step)) else ""
 
 
 def _lines(parts: Iterable[str]) -> str:
