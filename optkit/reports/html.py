@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from optkit.parity.scores import change_text, source_text, spell, value_text
-from optkit.reports.html_charts import panels
-from optkit.reports.html_graph import graph, legend, lineage
-from optkit.reports.html_kit import bar, command, decibels, facts, link, status, table, whiskers
-from optkit.reports.html_steps import budget, section, wrong
+from optkit.reports.html_kit import command, facts, link
+from optkit.reports.html_parts import (
+    budgets_part,
+    deliveries_part,
+    error_part,
+    gates_part,
+    graph_part,
+    metrics_part,
+    parity_part,
+    speed_part,
+    trade_part,
+)
+from optkit.reports.html_steps import section, wrong
 from optkit.reports.html_style import CSS, JS
 from optkit.reports.markup import Safe, join, tag
-from optkit.reports.rows import (
-    EQUAL_DB,
-    deliveries,
-    lost_db,
-    margin,
-    nearest,
-    parity,
-    score_text,
-    scores,
-    size,
-    speed,
-    sqnr,
-    verdict,
-)
+from optkit.reports.rows import deliveries, verdict
 from optkit.reports.sentences import caution, commands, flat, replay
 from optkit.reports.sentences import facts as run_facts
 
@@ -62,182 +57,52 @@ def _policy() -> str:
 
 
 def _header(report: Data) -> Safe:
-    code = report.get("exit_code")
-    held = tag("span", "✓ ready to ship", class_="verdict good") if code == 0 else (
-        tag("span", f"✗ not ready to ship, exit code {code}", class_="verdict bad")
-    )  # fmt: skip
+    words, look = _stamp(report)
+    held = tag("span", words, class_=f"verdict {look}")
     warning = tag("p", caution(report), class_="note") if caution(report) else None
     said = "; ".join(run_facts(report))
     return tag("header", held, tag("h1", verdict(report)), tag("p", f"{said[:1].upper()}{said[1:]}.", class_="dim"),
                warning)  # fmt: skip
 
 
+def _stamp(report: Data) -> tuple[str, str]:
+    """What may be done with the run's deliveries in a few words, and their colour."""
+    if report.get("exit_code"):
+        return f"✗ do not ship: exit code {report['exit_code']}", "bad"
+    left = [d.status for d in deliveries(report) if d.status != "passed"]
+    if not left:
+        return "✓ every delivery holds", "good"
+    counts = ", ".join(f"{left.count(word)} {word}" for word in dict.fromkeys(left))
+    return f"… nothing failed; {counts}", "warn"
+
+
 def _parts(report: Data) -> list[tuple[str, str, Safe | None]]:
     """Title, anchor and content of each part, None where there is nothing to show."""
     steps = list(report.get("steps", []))
-    failing = [s for s in steps if s["status"] in ("failed", "error")] + [s for s in steps if s["status"] == "blocked"]
-    open_ = [s for s in steps if s["status"] in ("deferred", "waived")]
+    failing = [s for s in steps if s["status"] in ("failed", "error") or _unmeant(s)]
+    failing += [s for s in steps if s["status"] == "blocked"]
+    open_ = [s for s in steps if s["status"] in ("deferred", "waived") and not _unmeant(s)]
     return [
         ("What went wrong", "wrong", join(wrong(s, report) for s in failing) if failing else None),
-        ("Deliveries", "deliveries", _deliveries(report)),
+        ("Deliveries", "deliveries", deliveries_part(report)),
         ("Deferred and waived", "open", join(wrong(s, report) for s in open_) if open_ else None),
-        ("Graph", "graph", _graph(report) if steps else None),
-        ("Trade-offs", "trade", _trade(report)),
-        ("Error along the way", "error", _error(report)),
-        ("Speed", "speed", _speed(steps)),
-        ("Task metrics", "metrics", _metrics(steps)),
-        ("Budgets", "budgets", _budgets(steps)),
+        ("Gates", "gates", gates_part(report)),
+        ("Graph", "graph", graph_part(report) if steps else None),
+        ("Trade-offs", "trade", trade_part(report)),
+        ("Parity", "parity", parity_part(report)),
+        ("Error along the way", "error", error_part(report)),
+        ("Speed", "speed", speed_part(steps)),
+        ("Task metrics", "metrics", metrics_part(steps)),
+        ("Budgets", "budgets", budgets_part(steps)),
         ("Steps", "steps", join(section(s, report) for s in steps) if steps else None),
         ("Reproduce", "reproduce", _reproduce(report)),
         ("Environment", "environment", _environment(report)),
     ]
 
 
-def _deliveries(report: Data) -> Safe:
-    made = deliveries(report)
-    steps = {step["id"]: step for step in report.get("steps", [])}
-    if not made:
-        return tag("p", "None.")
-    largest = max((d.size_bytes or 0 for d in made), default=0) or 1
-    names = list(dict.fromkeys(name for d in made for name in scores(steps.get(d.step, {}))))
-    raced = any(d.speed for d in made)
-    rows: list[list[object]] = []
-    for d in made:
-        step = steps.get(d.step, {})
-        near = nearest(step)
-        drawn = bar((d.size_bytes or 0) / largest, f"{size(d.size_bytes)} of {size(largest)}") if d.size_bytes else None
-        rows.append([
-            join([link(d.step)]), d.format, status(d.status), join([drawn, tag("span", size(d.size_bytes))]),
-            parity(step) or "-", *(_brief(scores(step).get(name)) for name in names),
-            f"{near.bound or near.metric}: {margin(near)}" if near else "-", *([speed(step) or "-"] if raced else []),
-            d.path or "not delivered",
-        ])  # fmt: skip
-    head = ("Delivery", "Format", "Verdict", "Size", "Worst sample", *(name[:1].upper() + name[1:] for name in names),
-            "Nearest bound", *(("Speed",) if raced else ()), "Folder")  # fmt: skip
-    return table(head, rows)
-
-
-def _brief(score: Data | None) -> str:
-    if score is None:
-        return "-"
-    return "not measured" if "problem" in score else f"{value_text(score)} (source {spell(score, score['source'])})"
-
-
-def _graph(report: Data) -> Safe:
-    caption = tag("figcaption", legend() + " A box leads to its step.")
-    return tag("figure", caption, tag("div", graph(report), class_="scroll", tabindex=0))
-
-
-def _trade(report: Data) -> Safe | None:
-    steps = {step["id"]: step for step in report.get("steps", [])}
-    made = deliveries(report)
-    drawn = panels(steps, made)
-    if not drawn:
-        return None
-    shown = [tag("figure", tag("figcaption", title), chart) for title, chart in drawn]
-    text = ("Discs joined by a line are on the Pareto front: no other delivery that holds is better in both. Squares are "
-            "off it; crosses did not hold. Thin lines are confidence intervals. Latencies of different runtimes were "
-            "measured one after the other, those of one runtime in turns.")  # fmt: skip
-    absent = [d.step for d in made if sqnr(steps.get(d.step, {})) is None]
-    left = tag("p", f"Not drawn, for want of a measurement: {', '.join(absent)}.", class_="dim") if absent else None
-    return join([tag("p", text, class_="dim"), tag("div", *shown, class_="panels"), left])
-
-
-def _error(report: Data) -> Safe | None:
-    """The SQNR left after each step, and where it was lost."""
-    ordered = lineage(report.get("steps", []))
-    known = [value for step, _ in ordered if (value := sqnr(step)) is not None]
-    if not known:
-        return None
-    top = max([value for value in known if value < EQUAL_DB] or [100.0]) * 1.05 or 1.0
-    rows: list[list[object]] = []
-    for step, depth in ordered:
-        left, lost = sqnr(step), lost_db(step, report)
-        name = join([" " * 3 * (depth - 1) + ("└ " if depth > 1 else ""), link(step["id"])])
-        if left is None:
-            rows.append([name, status(step["status"]), "-", "not measured", "-"])
-            continue
-        gone = "-" if lost is None else "nothing" if lost < 0.5 else f"all but {decibels(left)}" if (
-            left + lost >= EQUAL_DB) else f"{lost:.1f} dB"  # fmt: skip
-        said = f"{decibels(left)} left" + (f", {gone} lost here" if gone not in ("-", "nothing") else "")
-        drawn = bar(max(0.0, left) / top, said, lost=max(0.0, (lost or 0.0) / top))
-        rows.append([name, status(step["status"]), drawn, decibels(left), gone])
-    text = "Signal to noise against the source model, of the worst real sample. Hatched is what the step itself lost."
-    hatch = tag("svg", tag("defs", tag("pattern", tag("path", d="M0 6L6 0", class_="hatch"), id="lost", width=6, height=6,
-                patternUnits="userSpaceOnUse")), width=0, height=0, aria_hidden="true")  # fmt: skip
-    head = ("Step", "Verdict", "", "SQNR after it", "Lost in it")
-    return join([tag("p", text, class_="dim"), hatch, table(head, rows)])
-
-
-def _speed(steps: Sequence[Data]) -> Safe | None:
-    raced = [(step["id"], step["speed"]) for step in steps if step.get("speed")]
-    if not raced:
-        return None
-    top = max([2.0, *(race["ratio"]["high"] for _, race in raced)]) * 1.05
-    rows: list[list[object]] = []
-    for step_id, race in raced:
-        r = race["ratio"]
-        said = f"{r['value']:.2f} times as fast as {race['against']} ({r['low']:.2f} to {r['high']:.2f})"
-        sizes = ", ".join(f"{name} {value}" for name, value in race["sizes"].items())
-        word = {"faster": ("✓ faster", "good"), "slower": ("✗ slower", "bad")}.get(
-            race["verdict"], ("= the same", "warn")
-        )
-        rows.append([
-            join([link(step_id)]), tag("span", word[0], class_=word[1]),
-            whiskers(r["low"], r["value"], r["high"], said, scale=(0.0, top), tick=1.0), said,
-            f"{race['latency_ms']['p50']:.3g} ms against {race['parent_latency_ms']['p50']:.3g} ms",
-            ", ".join(part for part in (sizes, f"{race['threads']} threads", race.get("provider") or "") if part),
-        ])  # fmt: skip
-    text = (
-        f"Raced in turns on real samples; the scale runs from 0 to {top:.2g} times, the upright line is once as fast."
-    )
-    head = ("Step", "Verdict", "", "Ratio and its 95 % interval", "Median latency", "Measured with")
-    return join([tag("p", text, class_="dim"), table(head, rows)])
-
-
-def _metrics(steps: Sequence[Data]) -> Safe | None:
-    names = dict.fromkeys(name for step in steps for name in scores(step))
-    if not names:
-        return None
-    found: list[Safe] = []
-    for name in names:
-        known = [(step["id"], scores(step)[name]) for step in steps if name in scores(step)]
-        measured = [score for _, score in known if "problem" not in score]
-        ends = [end for s in measured for pair in _pairs(s) for end in pair]
-        scale = (min(ends), max(ends)) if ends else (0.0, 1.0)
-        rows: list[list[object]] = []
-        for step_id, score in known:
-            if "problem" in score:
-                rows.append([join([link(step_id)]), "-", score_text(score), "-", "-"])
-                continue
-            (low, high), source = _pairs(score)
-            drawn = whiskers(low, score["value"], high, score_text(score), scale=scale, tick=score["source"],
-                             source=source)  # fmt: skip
-            rows.append([join([link(step_id)]), drawn, value_text(score), source_text(score), change_text(score)])
-        methods = dict.fromkeys(score["method"] for score in measured if score.get("method"))
-        span = (
-            f" The scale runs from {spell(measured[0], scale[0])} to {spell(measured[0], scale[1])}."
-            if measured
-            else ""
-        )
-        text = (f"In brackets the confidence interval ({'; '.join(methods) or 'none'}). The upright line is the source's "
-                f"value, the thin line above its interval.{span}")  # fmt: skip
-        head = ("Step", "", "Artifact", "Source", "Drop, or rise where lower is better")
-        found += [tag("h3", name), tag("p", text, class_="dim"), table(head, rows)]
-    return join(found)
-
-
-def _pairs(score: Data) -> tuple[tuple[float, float], tuple[float, float]]:
-    own, source = score.get("interval"), score.get("source_interval")
-    return (
-        (own[0], own[1]) if own else (score["value"], score["value"]),
-        (source[0], source[1]) if source else (score["source"], score["source"]),
-    )
-
-
-def _budgets(steps: Sequence[Data]) -> Safe | None:
-    found = [(step, drawn) for step in steps if (drawn := budget(step)) is not None]
-    return join(join([tag("h3", link(step["id"])), drawn]) for step, drawn in found) if found else None
+def _unmeant(step: Data) -> bool:
+    """Whether a step is deferred and the recipe does not say that it is meant: the run fails by it."""
+    return bool(step["status"] == "deferred" and not step.get("on_target"))
 
 
 def _reproduce(report: Data) -> Safe:

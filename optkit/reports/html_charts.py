@@ -13,13 +13,13 @@ from optkit.reports.rows import EQUAL_DB, Delivery, scores, size, sqnr
 
 Data = Mapping[str, Any]
 
-WIDE, HIGH = 460, 300
+WIDE, HIGH = 480, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 448, 14, 256
 
 
 @dataclass(frozen=True)
 class Point:
-    """A delivery in a chart: what it costs (`x`, less is better), what it gives (`y`), the interval of `y`, if known."""
+    """A delivery in a chart: what it costs (`x`, less is better), what it gives (`y`) and the interval of that."""
 
     name: str
     x: float
@@ -148,7 +148,7 @@ def _labels(named: Sequence[tuple[str, float, float]]) -> list[Safe]:
         if abs(middle - y) > 8:
             near = box[0] - 2 if anchor_at > x else box[2] - 2
             made.append(tag("line", class_="grid", x1=number(x), y1=number(y), x2=number(near), y2=number(middle)))
-        made.append(tag("text", name, x=number(anchor_at), y=number(middle + 4)))
+        made.append(tag("text", name, class_="halo", x=number(anchor_at), y=number(middle + 4)))
     return made
 
 

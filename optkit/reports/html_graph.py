@@ -11,16 +11,16 @@ from optkit.reports.rows import cached, deliveries, duration, seconds_of, sqnr
 
 Data = Mapping[str, Any]
 
-WIDE, HIGH, BETWEEN, BELOW = 178, 62, 30, 14
+WIDE, HIGH, BETWEEN, BELOW = 192, 68, 30, 12
 _LETTERS = 23  # of a bold line in a box
 
 
 def lineage(steps: Sequence[Data]) -> list[tuple[Data, int]]:
-    """Steps depth first below the source, each with its depth from 1; one whose parent is not there stands at the top."""
+    """Steps depth first below the source, each with its depth from 1; those without a way to it have depth 1."""
     ids = {step["id"] for step in steps}
     below: dict[str, list[Data]] = {}
     for step in steps:
-        parent = step.get("parent")
+        parent = str(step.get("parent"))
         below.setdefault(parent if parent in ids and parent != step["id"] else "", []).append(step)
     found: list[tuple[Data, int]] = []
     waiting = [(step, 1) for step in reversed(below.get("", []))]
@@ -28,7 +28,8 @@ def lineage(steps: Sequence[Data]) -> list[tuple[Data, int]]:
         step, depth = waiting.pop()
         found.append((step, depth))
         waiting += [(child, depth + 1) for child in reversed(below.pop(step["id"], []))]
-    return found
+    below.pop("", None)
+    return found + [(step, 1) for circle in below.values() for step in circle]
 
 
 def graph(report: Data) -> Safe:
@@ -83,7 +84,8 @@ def _source(report: Data, row: float) -> Safe:
     x, y = _corner(0, row)
     name, source = str(report.get("name", "source")), report.get("source") or {}
     return tag("g", tag("rect", class_="box", x=number(x), y=number(y), width=WIDE, height=HIGH, rx=6),
-               _line(x, y, 0, _short(name), "strong"), _line(x, y, 1, _short(f"source, {source.get('format')}"), "small"),
+               _line(x, y, 0, _short(name), "strong"),
+               _line(x, y, 1, _short(f"source, {source.get('format')}"), "small"),
                _line(x, y, 2, _short(str(source.get("provider") or "")), "small"))  # fmt: skip
 
 
@@ -98,14 +100,15 @@ def _step(step: Data, depth: int, row: float, delivered: bool) -> Safe:
     return tag(
         "a", tag("title", title),
         tag("rect", class_=f"box {word}", x=number(x), y=number(y), width=WIDE, height=HIGH, rx=6),
-        ring if delivered else None, _line(x, y, 0, f"{sign(step['status'])} {_short(step['id'], 21)}", f"strong {word}"),
+        ring if delivered else None,
+        _line(x, y, 0, f"{sign(step['status'])} {_short(step['id'], 21)}", f"strong {word}"),
         _line(x, y, 1, _short(str(step.get("pass")), 27), "small"),
         _line(x, y, 2, " · ".join(part for part in last if part not in ("", "-"))), href=f"#{anchor(step['id'])}",
     )  # fmt: skip
 
 
 def _line(x: float, y: float, number_: int, text: str, class_: str | None = None) -> Safe:
-    return tag("text", text, class_=class_, x=number(x + 11), y=number(y + 20 + 17 * number_))
+    return tag("text", text, class_=class_, x=number(x + 13), y=number(y + 22 + 17 * number_))
 
 
 def _short(text: str, letters: int = _LETTERS) -> str:

@@ -46,7 +46,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, cards: bool 
     labels = [tag("th", name, scope="col") for name in head]
     body = [
         tag("tr", tag("th", row[0], scope="row"), *(
-            tag("td", cell if isinstance(cell, Safe) else tag("span", cell), data_label=name or None)
+            tag("td", tag("div", cell), data_label=name or None)
             for name, cell in zip(head[1:], row[1:], strict=True)
         ))
         for row in rows

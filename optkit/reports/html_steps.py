@@ -17,6 +17,7 @@ Data = Mapping[str, Any]
 _LISTED = 300  # rows of a table of every case
 _LETTERS = 6000  # of a step's notes
 _RANKED = 24  # groups of a budget's ranking
+SPREAD = ("Output", "SQNR: worst", "5 % of samples below", "median", "mean", "Cosine: worst", "Worst sample")
 _AT_A_GLANCE = ("cosine", "sqnr_db", "rel_l2", "mismatch", "top1_agreement")
 
 
@@ -32,8 +33,8 @@ def section(step: Data, report: Data) -> Safe:
             ("fitted on", step.get("data")),
             ("in the recipe", step.get("where") or ("put there by the plan" if step.get("implied") else None)),
             ("time", took), ("size", size(artifact["size_bytes"]) if artifact.get("size_bytes") else None),
-            ("digest", artifact.get("digest")),
-            ("checked", _checked(check)), ("error", _first_upper(cost(step, report))),
+            ("digest", artifact.get("digest")), ("delivered to", _folder(step, report)),
+            ("checked", _checked(check)), ("lost", _first_upper(cost(step, report))),
         ]),
         wrong(step, report, bare=True), _bounds(step), _outputs(step), budget(step),
     ]  # fmt: skip
@@ -45,6 +46,10 @@ def section(step: Data, report: Data) -> Safe:
     if replay(step):
         parts += [tag("p", "Run it again alone:", class_="dim"), command(replay(step))]
     return tag("section", *parts, id=anchor(step["id"]), class_="step")
+
+
+def _folder(step: Data, report: Data) -> str | None:
+    return next((item.get("path") for item in report.get("deliver", []) if item.get("step") == step["id"]), None)
 
 
 def wrong(step: Data, report: Data, *, bare: bool = False) -> Safe | None:
@@ -93,11 +98,8 @@ def _bounds(step: Data) -> Safe | None:
     rows: list[list[object]] = []
     for row in bound_rows(step):
         one, part = row.worst, share(row.worst.used, row.worst.held)
-        drawn = (
-            bar(one.used, f"{part} of what the bound allows is used", over=not one.held)
-            if one.used is not None
-            else None
-        )  # noqa: E501
+        said = f"{part} of what the bound allows is used"
+        drawn = None if one.used is None else bar(one.used, said, over=not one.held)
         rows.append([
             one.bound or row.name, one.output or "-", one.spelt, row.where, join([drawn, tag("span", part)]),
             tag("span", ("✓ " if row.held else "✗ ") + row.count, class_="good" if row.held else "bad"), one.reason,
@@ -123,17 +125,17 @@ def _outputs(step: Data) -> Safe | None:
         return None
     shown: list[object] = []
     if real is not None and (outputs := (real.get("source") or {}).get("outputs")):
-        head = ("Output", "SQNR: worst", "5 % of samples below", "median", "mean", "Cosine: worst", "Worst sample")
         shown.append(tag("p", f"{real.get('samples', '?')} real samples against the source:", class_="dim"))
-        shown.append(table(head, (_spread(name, output) for name, output in outputs.items())))
+        shown.append(table(SPREAD, (spread(name, output) for name, output in outputs.items())))
     rows = list(_every_case(step))
     more = [tag("p", f"And {len(rows) - _LISTED} more, in report.json.")] if len(rows) > _LISTED else []
-    head = ("Case", "Samples", "Output", "Worst against the source", "Worst against the parent")
-    shown.append(folded(f"Every case ({len(cases(step))})", table(head, rows[:_LISTED]), *more))
+    every = ("Case", "Samples", "Output", "Worst against the source", "Worst against the parent")
+    shown.append(folded(f"Every case ({len(cases(step))})", table(every, rows[:_LISTED]), *more))
     return join(shown)
 
 
-def _spread(name: str, output: Data) -> list[object]:
+def spread(name: str, output: Data) -> list[object]:
+    """A row about one output on real samples, as `SPREAD` heads it."""
     noise, near = output.get("sqnr_db") or {}, output.get("cosine") or {}
     figures = [spelt("sqnr_db", noise[key]) if noise.get(key) is not None else "-" for key in
                ("worst", "p05", "p50", "mean")]  # fmt: skip

@@ -19,6 +19,7 @@ a { color: var(--data); }
 .verdict { display: inline-block; font-weight: 700; border: 2px solid; border-radius: 99px; padding: 1px 14px; }
 .passed, .good { color: var(--good); } .failed, .error, .bad { color: var(--bad); }
 .blocked, .deferred, .waived, .skipped, .warn { color: var(--warn); }
+.under { display: block; color: var(--dim); font-size: .88em; }
 .status { font-weight: 600; white-space: nowrap; }
 .note { border-left: 4px solid var(--warn); padding: .3rem .9rem; background: var(--soft); }
 .wrong { border: 1px solid var(--line); border-left: 4px solid var(--bad); padding: .1rem 1rem .6rem; margin: .8rem 0;
@@ -27,7 +28,7 @@ a { color: var(--data); }
 nav { position: sticky; top: 0; z-index: 1; background: var(--back); border-bottom: 1px solid var(--line);
   overflow-x: auto; white-space: nowrap; }
 nav div { max-width: 1180px; margin: 0 auto; padding: .55rem 20px; }
-nav a { margin-right: 1.1rem; text-decoration: none; }
+nav a { margin-right: .85rem; font-size: .92rem; text-decoration: none; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .42rem .8rem .42rem 0; border-bottom: 1px solid var(--line); }
@@ -43,12 +44,14 @@ dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .1re
   font-size: .92rem; }
 dt { color: var(--dim); } dd { margin: 0; overflow-wrap: anywhere; }
 details { margin: .5rem 0; } summary { cursor: pointer; color: var(--data); }
-pre { background: var(--soft); border: 1px solid var(--line); border-radius: 4px; padding: .6rem .8rem; overflow-x: auto;
-  font: .86rem/1.45 ui-monospace, monospace; margin: .4rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+pre { background: var(--soft); border: 1px solid var(--line); border-radius: 4px; padding: .6rem .8rem;
+  overflow-x: auto; font: .86rem/1.45 ui-monospace, monospace; margin: .4rem 0;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
 .command { position: relative; } .command pre { padding-right: 4.6rem; }
 .command button { position: absolute; top: 6px; right: 6px; font: inherit; font-size: .8rem; cursor: pointer;
   color: var(--ink); background: var(--back); border: 1px solid var(--line); border-radius: 4px; padding: 2px 8px; }
 svg text { fill: var(--ink); font: 12px system-ui, sans-serif; } svg text.small { font-size: 11px; fill: var(--dim); }
+svg .halo { paint-order: stroke; stroke: var(--back); stroke-width: 4px; stroke-linejoin: round; }
 svg .strong { font-weight: 700; font-size: 13px; } svg .edge { fill: none; stroke: var(--other); stroke-width: 1.5; }
 svg .box { fill: var(--soft); stroke: var(--line); stroke-width: 1.5; } svg .ring { fill: none; stroke: var(--other); }
 svg .passed { fill: var(--good); } svg .failed, svg .error { fill: var(--bad); }
@@ -62,7 +65,8 @@ svg .axis { stroke: var(--other); } svg .grid { stroke: var(--line); } svg .trac
 svg .bar { fill: var(--data); } svg .lost { fill: url(#lost); stroke: var(--bad); }
 svg .hatch { stroke: var(--bad); stroke-width: 2; } svg .over { fill: var(--bad); }
 svg .line { stroke: var(--data); stroke-width: 2; fill: none; } svg .mark { fill: var(--data); }
-svg .hollow { fill: var(--back); stroke: var(--other); stroke-width: 2; } svg .cross { stroke: var(--bad); stroke-width: 2; }
+svg .hollow { fill: var(--back); stroke: var(--other); stroke-width: 2; }
+svg .cross { stroke: var(--bad); stroke-width: 2; }
 svg .source { stroke: var(--other); stroke-width: 2; } svg .thin { stroke: var(--other); }
 @media (max-width: 640px) {
   header, main, nav div { padding-left: 14px; padding-right: 14px; } h1 { font-size: 1.35rem; }
@@ -77,7 +81,8 @@ svg .source { stroke: var(--other); stroke-width: 2; } svg .thin { stroke: var(-
   :root { color-scheme: light; --back: #fff; --ink: #000; --dim: #444; --line: #bbb; --soft: #fff; --good: #17753f;
     --bad: #bb1e29; --warn: #8a5a00; --data: #2a5fb8; --other: #888; }
   body { font-size: 10pt; } nav, .command button { display: none; } header, main { max-width: none; padding: 0; }
-  a { color: inherit; text-decoration: none; } tr, figure, .wrong { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  a { color: inherit; text-decoration: none; } tr, figure, .wrong { break-inside: avoid; }
+  h2, h3 { break-after: avoid; }
   .scroll { overflow: visible; } .scroll > svg { max-width: 100%; height: auto; }
 }
 """

@@ -14,7 +14,7 @@ class Safe(str):
     __slots__ = ()
 
 
-def tag(name: str, *inner: object, **attributes: object) -> Safe:
+def tag(name: str, /, *inner: object, **attributes: object) -> Safe:
     """An element around `inner`. An attribute that is None or False is left out; `class_` is class, `a_b` is a-b."""
     named = "".join(
         f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{text(value)}"')
@@ -30,7 +30,7 @@ def join(parts: Iterable[object], between: str = "") -> Safe:
 
 
 def text(value: object) -> Safe:
-    """`value` as text: nothing of it is markup, and what cannot be seen, or turns the reading direction, is an escape."""
+    """`value` as text: nothing of it is markup; what cannot be seen, or turns the reading direction, is an escape."""
     return Safe(html.escape("".join(c if c.isprintable() or c in "\n\t" else _escape(c) for c in str(value))))
 
 
