@@ -427,8 +427,9 @@ class _Run:
         for state in self.states.values():
             parent = self.artifact_of(state.step.parent)
             if state.step.must and state.proven and state.artifact and parent:
-                sizes = state.artifact.size_bytes, parent.size_bytes
-                state.musts = musts(state.step, *sizes, state.speed, state.untimed)
+                state.musts = musts(
+                    state.step, model_bytes(state.artifact), model_bytes(parent), state.speed, state.untimed
+                )
             state.gates = judged(self.plan.gates_of(state.step), self.measured(state))
             failed = any(not m["held"] for m in state.musts) or any(g["status"] == "failed" for g in state.gates)
             if failed:

@@ -65,14 +65,22 @@ def told(speed: Mapping[str, Any]) -> str:
     return {"slower": f"slower: {text}", "same": f"no faster: {text}"}.get(speed["verdict"], text)
 
 
-def musts(step: Step, size_bytes: int, parent_bytes: int, speed: Mapping[str, Any] | None, why: str
-          ) -> list[dict[str, Any]]:  # fmt: skip
-    """Each thing the recipe says a step must be, with whether it is and the figures. why: what kept it from a race."""
+def musts(
+    step: Step, size_bytes: int | None, parent_bytes: int | None, speed: Mapping[str, Any] | None, why: str
+) -> list[dict[str, Any]]:
+    """Each thing the recipe says a step must be, with whether it is and the figures.
+
+    Sizes are None of a torch model whose weights are in no file. why: what kept it from a race.
+    """
     found = []
     for word in step.must:
         if word == "smaller":
+            unknown = [name for name, n in ((step.id, size_bytes), (step.parent, parent_bytes)) if n is None]
             text = f"{size_bytes} bytes, {step.parent} has {parent_bytes}"
-            found.append({"must": word, "held": size_bytes < parent_bytes, "text": text})
+            if unknown:
+                text = f"{unknown[0]} has no file of weights whose size could be compared"
+            held = size_bytes is not None and parent_bytes is not None and size_bytes < parent_bytes
+            found.append({"must": word, "held": held, "text": text})
         elif speed is None:
             found.append({"must": word, "held": False, "text": why or "its speed was not measured"})
         else:
