@@ -87,8 +87,8 @@ def command(
     optkit convert net.py:build --weights net.safetensors --to onnx \
         --input 'image:float32[batch,3,224,224]' --dim batch=1:8:64
 
-    Writes DIR/STEP for each delivery, DIR/report.json, and report.md and report.junit.xml drawn from
-    it. With --json the report goes to stdout.
+    Writes DIR/STEP for each delivery, DIR/report.json, and report.html, report.md and report.junit.xml
+    drawn from it. With --json the report goes to stdout.
     """
     flags = {"to": to, "inputs": inputs, "dims": dims, "data": data, "weights": weights}
     plan = held(make(model, flags, sets, only), model, frozen, lock)
@@ -186,6 +186,6 @@ def summarise(report: Report, out: Path, quiet: bool) -> None:
             tell("\n" + note)
         if note := synthetic_note(report.data):
             tell("\n" + note)
-        tell(f"\nreport: {relative(out / 'report.md')}, {relative(out / 'report.json')}")
+        tell(f"\nreport: {relative(out / 'report.html')}")
     if report.exit_code == 130:
         tell("interrupted; finished steps are kept, and the same command goes on from there")

@@ -1,4 +1,4 @@
 """Reports for people and machines, each drawn from the report's JSON alone."""
 
-DRAWN = ("report.md", "report.junit.xml")
+DRAWN = ("report.md", "report.html", "report.junit.xml")
 """What is drawn beside a run's report.json."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def write_reports(report: Report, out: Path) -> None:
     """Write each form of the report for people and for CI into `out`, from the report's JSON alone."""
-    from optkit.reports import junit, markdown
+    from optkit.reports import html, junit, markdown
 
-    for name, draw in zip(DRAWN, (markdown.render, junit.render), strict=True):
+    for name, draw in zip(DRAWN, (markdown.render, html.render, junit.render), strict=True):
         write_atomically(out / name, draw(report.data))

@@ -1,4 +1,4 @@
-"""A run's report as JUnit XML, for the test view of a CI system: a suite per delivery, a test case per bound.
+"""A run's report as JUnit XML, for the test view of a CI system: a suite per delivery, a test case per bound and gate.
 
 The elements are those of the schema by which Jenkins reads such files (junit-10.xsd of its xUnit plug-in).
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from optkit.parity.scores import value_text
 from optkit.report import write_atomically
 from optkit.reports.bounds import bound_rows, problems, unbounded
 from optkit.reports.rows import broken, cost, deliveries, remedy, scores, speed, stands_on, verdict
+from optkit.reports.sentences import replay
 
 Data = Mapping[str, Any]
 
@@ -91,7 +91,12 @@ def _cases(step: Data, report: Data) -> list[_Case]:
 
 
 def _told(step: Data, report: Data) -> Iterator[_Case]:
-    """What became of a step's pass, then of each thing that its check asks."""
+    """What became of a step's pass, then of each thing that its check asks, then of each gate on it."""
+    yield from _proven(step, report)
+    yield from _gates(step, report)
+
+
+def _proven(step: Data, report: Data) -> Iterator[_Case]:
     name, status, error = step["id"], step["status"], step.get("error")
     run = _Case(name, f"makes {step.get('target', 'it')} by {step.get('pass')}")
     if status == "blocked":
@@ -122,7 +127,8 @@ def _told(step: Data, report: Data) -> Iterator[_Case]:
     if check.get("waived"):
         yield _Case(name, "is checked", text=f"waived: {check['waived']}")
     found = [*_judged(step, report), *_musts(step, report)]
-    if status == "failed" and not any(case.outcome for case in found):
+    gated = any(gate["status"] == "failed" for gate in step.get("gates") or ())
+    if status == "failed" and not gated and not any(case.outcome for case in found):
         reasons = broken(step) or ["its check does not hold"]
         found.append(_failure(step, report, "is checked", reasons[0], reasons))
     yield from found
@@ -163,6 +169,18 @@ def _musts(step: Data, report: Data) -> Iterator[_Case]:
             yield _failure(step, report, key, must["text"], ())
 
 
+def _gates(step: Data, report: Data) -> Iterator[_Case]:
+    """A case for each gate; one that could not be judged is skipped, for what kept it from that fails by itself."""
+    for gate in step.get("gates") or ():
+        key = f"gate {gate['gate']}"
+        if gate["status"] == "failed":
+            yield replace(_failure(step, report, key, gate["text"], ()), kind="gate")
+        elif gate["status"] == "held":
+            yield _Case(step["id"], key, text=gate["text"])
+        else:
+            yield _Case(step["id"], key, "skipped", f"{gate['status']}: {gate['text']}")
+
+
 def _failure(step: Data, report: Data, name: str, message: str, more: Iterable[str]) -> _Case:
     text = [*more, cost(step, report), f"At {step['where']}" if step.get("where") else "", f"Try: {remedy(step)}"]
     return _Case(step["id"], name, "failure", message, _lines([*text, _again(step)]), "bound")
@@ -177,7 +195,7 @@ def _error_text(error: Data, step: Data | None = None) -> str:
 
 
 def _again(step: Data) -> str:
-    return f"Run it again alone: optkit replay {shlex.quote(step['replay'])}" if step.get("replay") else ""
+    return f"Run it again alone: {command}" if (command := replay(step)) else ""
 
 
 def _lines(parts: Iterable[str]) -> str:

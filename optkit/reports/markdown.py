@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,9 +29,9 @@ from optkit.reports.rows import (
     speed,
     spelt,
     sqnr,
-    stands_on,
     verdict,
 )
+from optkit.reports.sentences import caution, commands, deferral, facts, flat, replay
 
 Data = Mapping[str, Any]
 
@@ -89,24 +88,7 @@ def fenced(text: str, language: str = "") -> str:
 
 
 def _facts(report: Data) -> str:
-    data = report.get("data") or {}
-    used = [
-        f"{name} ({info['samples']} samples" + (", random)" if info.get("synthetic") else ")")
-        for name, info in data.items()
-        if isinstance(info, Mapping) and "samples" in info
-    ]
-    source = report.get("source") or {}
-    facts = [
-        f"Every step was run against the {source.get('format', 'source')} model"
-        if any(map(cases, _made(report)))
-        else "",
-        "data: " + ", ".join(used) if used else "",
-        f"exit code {report.get('exit_code')}",
-        duration(report.get("seconds", 0)),
-        f"optkit {report.get('optkit')}",
-        str(report.get("started", "")).replace("T", " ").removesuffix("+00:00") + " UTC",
-    ]
-    line = "; ".join(f for f in facts if f)
+    line = "; ".join(facts(report))
     return escape(line[:1].upper() + line[1:]) + "."
 
 
@@ -115,15 +97,8 @@ def _made(report: Data) -> Sequence[Data]:
 
 
 def _caution(report: Data) -> str:
-    """What random data leave unproven; "" where all data are real."""
-    made_up = [name for name, info in (report.get("data") or {}).items() if info.get("synthetic")]
-    if any((step.get("check") or {}).get("data") in made_up for step in _made(report)):
-        return (
-            "**Judged on random data: this shows that the models convert, not how accurate they are on real inputs.**"
-        )
-    if fitted := [step["id"] for step in _made(report) if step.get("data") in made_up]:
-        return f"**Fitted on random data: {escape(', '.join(fitted))}. Real samples give a better model.**"
-    return ""
+    text = caution(report)
+    return f"**{escape(text)}**" if text else ""
 
 
 def _deliveries(report: Data) -> str:
@@ -249,7 +224,7 @@ def _wrong(step: Data, report: Data) -> str:
         if error.get("details"):
             parts.append(f"<details><summary>Details</summary>\n\n{fenced(error['details'])}\n\n</details>")
         if step.get("replay"):
-            parts.append("Run it again alone:\n\n" + fenced(f"optkit replay {shlex.quote(step['replay'])}", "sh"))
+            parts.append("Run it again alone:\n\n" + fenced(replay(step), "sh"))
         return "\n\n".join(parts)
     reasons = [escape(reason) for reason in broken(step)]
     lost = cost(step, report)
@@ -264,16 +239,10 @@ def _wrong(step: Data, report: Data) -> str:
 
 
 def _deferred(step: Data) -> str:
-    where = "meant to run on the target" if step.get("on_target") else "this machine cannot run it"
-    error = (step.get("error") or {}).get("what")
-    return (
-        f"{_bold(step['id'])}: {where}"
-        + (f" ({escape(error)})" if error else "")
-        + "; `optkit verify` gives the verdict"
-        + (f". {escape(text[:1].upper() + text[1:])}." if (text := stands_on(step)) else ".")
-    )
+    return f"{_bold(step['id'])}: {escape(deferral(step)).replace(_VERIFY, '`optkit verify`')}"
 
 
+_VERIFY = escape("`optkit verify`")
 _KEY = (
     "Each bound is shown where it is nearest to being broken: the case, the sample, and how much of what it allows was "
     "used up. SQNR is that of the worst sample."
@@ -360,30 +329,12 @@ def _worst(metrics: Data) -> str:
 
 
 def _environment(report: Data) -> str:
-    rows = [[escape(key), escape(value)] for key, value in _flat(report.get("environment") or {})]
+    rows = [[escape(key), escape(value)] for key, value in flat(report.get("environment") or {})]
     return table(("", ""), rows) if rows else "Not recorded."
 
 
-def _flat(data: Data, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key} ")
-        elif value not in (None, "", []):
-            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-
-
 def _reproduce(report: Data) -> str:
-    recipe = report.get("recipe") or {}
-    path = recipe.get("path")
-    flags = [part for text in recipe.get("set", ()) for part in ("--set", text)]
-    flags += [part for step in recipe.get("only", ()) for part in ("--only", step)]
-    lines = [
-        shlex.join(["optkit", "convert", path, *flags])
-        if path
-        else "# made without a recipe file; optkit init writes one"
-    ]
-    lines += [f"optkit verify {shlex.quote(d.path)}" for d in deliveries(report) if d.path]
-    return fenced("\n".join(lines), "sh")
+    return fenced("\n".join(commands(report)), "sh")
 
 
 def _status(status: str) -> str:

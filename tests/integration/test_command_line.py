@@ -171,6 +171,9 @@ def test_a_killed_worker_fails_its_step_by_name_and_no_other(plugins: Path) -> N
     text = (plugins / "out/report.md").read_text(encoding="utf-8")
     assert text.startswith("# toy: 1 of 2 deliveries hold; error: slow\n")
     assert "### slow: error" in text.split("## Steps")[0]
+    page = (plugins / "out/report.html").read_text(encoding="utf-8")
+    assert "toy: 1 of 2 deliveries hold; error: slow" in page
+    assert "its process was ended by SIGKILL" in page
 
 
 def test_a_crash_before_the_first_step_says_what_was_going_on(plugins: Path) -> None:

@@ -12,7 +12,8 @@ MUST: dict[str, Any] = copy.deepcopy(GOOD) | {
     "must": [{"must": "faster", "held": False, "text": "slower: 0.50 times as fast as onnx (0.40 to 0.60)"},
              {"must": "smaller", "held": True, "text": "10 bytes, onnx has 20"}],
     "speed": {"against": "onnx", "ratio": {"value": 0.5, "low": 0.4, "high": 0.6, "rounds": 9}, "verdict": "slower",
-              "sizes": {"batch": 8}, "threads": 2, "provider": "CPU", "latency_ms": 2.0, "parent_latency_ms": 1.0},
+              "sizes": {"batch": 8}, "threads": 2, "provider": "CPU", "latency_ms": {"p50": 2.0},
+              "parent_latency_ms": {"p50": 1.0}},
 }  # fmt: skip
 NOT_HERE = DEFERRED | {
     "id": "board", "on_target": False, "error": {"class": "NotHereError", "what": "no such device", "phase": "check"},
@@ -20,6 +21,16 @@ NOT_HERE = DEFERRED | {
 NAN: dict[str, Any] = copy.deepcopy(GOOD) | {"id": "nan", "status": "failed"}
 NAN["check"]["cases"][0] |= {"held": False, "verdicts": []}
 NAN["check"]["cases"][0]["source"]["problems"] = [{"kind": "nan", "output": "y", "text": "2 NaN in sample 4"}]
+GATED: dict[str, Any] = copy.deepcopy(GOOD) | {"id": "gated", "status": "failed", "gates": [
+    {"gate": "size <= 100 kB", "scope": "step", "status": "failed", "measured": 138_300.0, "limit": 100_000.0,
+     "unit": "B", "text": "138.3 kB"},
+    {"gate": "speedup >= 1.5", "scope": "recipe", "status": "held", "measured": 2.0, "limit": 1.5, "unit": "ratio",
+     "text": "2.00 times as fast as source"},
+    {"gate": "latency_p90 <= 5 ms", "scope": "recipe", "status": "deferred", "measured": None, "limit": 5.0,
+     "unit": "ms", "text": "its speed is measured on the target"},
+    {"gate": "convert_seconds <= 60", "scope": "recipe", "status": "not judged", "measured": None, "limit": 60.0,
+     "unit": "s", "text": "the step did not hold"},
+]}  # fmt: skip
 SKIPPED = BLOCKED | {"id": "late", "status": "skipped", "blocked_by": None}
 
 STEPS = (GOOD, FAILED, ERROR, BLOCKED, WAIVED, DEFERRED, MUST, NOT_HERE, NAN)

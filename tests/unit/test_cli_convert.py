@@ -65,7 +65,7 @@ def test_a_model_and_flags_are_enough() -> None:
     assert result.stdout == ""
     assert "net: the delivery holds (" in result.stderr
     assert "openvino  passed, " in result.stderr
-    assert "report: made/report.md, made/report.json" in result.stderr
+    assert "report: made/report.html\n" in result.stderr
     assert "random data" not in result.stderr
     assert Path("made/openvino/model.xml").is_file()
     assert Path("made/report.md").read_text().startswith("# net: the delivery holds\n")

@@ -7,7 +7,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from report_kit import BAD, DEFERRED, GOOD, MUST, NAN, NOT_HERE, SKIPPED, WAIVED, spoilt
+from report_kit import BAD, DEFERRED, GATED, GOOD, MUST, NAN, NOT_HERE, SKIPPED, WAIVED, spoilt
 from test_markdown import BLOCKED, ERROR, FAILED, report
 
 from optkit.reports.junit import clean, render
@@ -85,6 +85,21 @@ def test_every_outcome_has_its_element() -> None:
     ]
 
 
+def test_each_gate_has_its_case() -> None:
+    assert outcomes(report(GATED)) == {
+        "gated makes onnx by onnx.quantize": "passed",
+        "gated y: cosine >= 0.99": "passed",
+        "gated gate size <= 100 kB": "failure",
+        "gated gate speedup >= 1.5": "passed",
+        "gated gate latency_p90 <= 5 ms": "skipped",
+        "gated gate convert_seconds <= 60": "skipped",
+    }
+    failure = drawn(report(GATED)).find(".//failure")
+    assert failure is not None
+    assert failure.attrib == {"message": "138.3 kB", "type": "gate"}
+    assert "or a gate that fits what is measured" in (failure.text or "")
+
+
 def test_a_failure_says_what_where_and_one_thing_to_try() -> None:
     root = drawn(BAD)
     failure = root.find(".//testcase[@classname='net.int8']/failure")
@@ -112,7 +127,7 @@ def test_a_failure_says_what_where_and_one_thing_to_try() -> None:
     ("steps", "code"),
     [
         ((GOOD, WAIVED, DEFERRED), 0), ((GOOD, NOT_HERE), 1), ((GOOD, FAILED, BLOCKED), 1), ((ERROR,), 3),
-        ((MUST,), 1), ((NAN,), 1), ((GOOD, SKIPPED), 130), ((), 1),
+        ((MUST,), 1), ((NAN,), 1), ((GATED,), 1), ((GOOD, SKIPPED), 130), ((), 1),
     ],
 )  # fmt: skip
 def test_something_fails_exactly_where_the_run_does(steps: tuple[dict[str, Any], ...], code: int) -> None:
