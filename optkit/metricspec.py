@@ -135,6 +135,10 @@ class RetrievalOptions(MetricOptions):
         return self
 
 
+class SimilarityOptions(MetricOptions):
+    """Mean cosine between each sample's embedding and the source model's."""
+
+
 class PythonOptions(MetricOptions):
     """A callable of yours: `(predictions, targets) -> number`, or a class with update and compute."""
 
@@ -174,6 +178,7 @@ KINDS: dict[str, Kind] = {
     "wer": Kind(WerOptions, "lower", "ratio", 0, math.inf, "decode", "Levenshtein, 1966, over words"),
     "perplexity": Kind(PerplexityOptions, "lower", "", 1, math.inf, "tokens", "Jelinek et al., 1977"),
     "retrieval": Kind(RetrievalOptions, "higher", "fraction", 0, 1, "k", "Manning et al., Information Retrieval, 2008"),
+    "similarity": Kind(SimilarityOptions, "higher", "", -1, 1, "output", "Salton and McGill, 1983: the cosine measure"),
     "python": Kind(PythonOptions, "higher", "ratio", -math.inf, math.inf, "call", "the recipe's own callable"),
 }
 
@@ -204,6 +209,8 @@ class Metric:
         if isinstance(self.options, PerplexityOptions) and self.options.target is None:
             return ()
         if isinstance(self.options, RetrievalOptions) and self.options.relevant == "source":
+            return ()
+        if isinstance(self.options, SimilarityOptions):
             return ()
         return (self.options.target,)
 

@@ -34,6 +34,7 @@ _PASSES = (
     "onnx_optimize_transformer",
     "onnx_fp16",
     "onnx_quantize",
+    "onnx_compress_weights",
     "onnx_to_openvino",
     "onnx_to_tensorrt",
     "openvino_fp16",

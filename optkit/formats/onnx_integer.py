@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from optkit.errors import StepError
+from optkit.errors import StepError, did_you_mean
 from optkit.formats import onnx_types, onnx_weights
 from optkit.plugin import need
 
@@ -75,10 +76,15 @@ def measure(tensor: Any, folder: Path, axis: int | None, scheme: Scheme, at_leas
     # two passes without a copy, where abs would make one
     reach = np.maximum(values.max(axis=others, initial=0), -values.min(axis=others, initial=0)).astype(np.float64)
     if not np.isfinite(reach).all():
-        raise StepError(f"weight {tensor.name!r} holds NaN or infinity", hint="check the source model's weights")
+        raise not_finite(tensor.name)
     scale = np.maximum(reach / scheme.steps, at_least)
     scale = np.where(scale < np.finfo(np.float32).tiny, 1.0, scale).astype(values.dtype)
     return Weight(tensor, axis, scale)
+
+
+def not_finite(name: str) -> StepError:
+    """The error about a weight that no range covers."""
+    return StepError(f"weight {name!r} holds NaN or infinity", hint="check the source model's weights")
 
 
 def weight_input(node: Any) -> int | None:
@@ -276,3 +282,22 @@ def prepare(model: Any) -> Any:
                 node.name += "_"
             taken.add(node.name)
     return model
+
+
+def matching(model: Any, patterns: Sequence[str]) -> set[str]:
+    """The names of the nodes that `with.exclude` means. Raises StepError for a pattern that matches none."""
+    names = [node.name for node in model.graph.node]
+    found: set[str] = set()
+    for pattern in patterns:
+        matches = {name for name in names if name == pattern} or set(fnmatch.filter(names, pattern))
+        if not matches:
+            raise StepError(f"no node is called {pattern!r}", hint=did_you_mean(pattern, names),
+                            subject="with.exclude")  # fmt: skip
+        found |= matches
+    return found
+
+
+def shown(model: Any) -> str:
+    """The operators that a model has most of: "3 MatMul, 2 Add"."""
+    counts = Counter(node.op_type for node in model.graph.node).most_common(8)
+    return ", ".join(f"{n} {name}" for name, n in counts) or "no nodes"

@@ -21,8 +21,9 @@ DATA = "model.onnx.data"
 EXTERNAL_FROM = 1 << 30  # bytes; a protobuf message ends at 2 GiB
 
 STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
-_QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger",
-              "QLinearConv", "QLinearMatMul", "MatMulNBits")  # fmt: skip
+_QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger",
+              "ConvInteger", "QLinearConv", "QLinearMatMul", "com.microsoft.GatherBlockQuantized",
+              "com.microsoft.MatMulNBits")  # fmt: skip
 _INTEGER_WEIGHTS = ("int8", "uint8", "int4", "uint4")
 
 

@@ -46,10 +46,10 @@ def ranges(
     """
     if method == "minmax":
         return _extremes(model, folder, tensors, feeds, threads, each)
-    session, fetched = _session(model, folder, list(tensors), threads)
+    session, fetched = watched(model, folder, list(tensors), threads)
     histograms = {name: Histogram(name) for name in tensors}
     for feed in feeds:
-        values = dict(zip(fetched, _run(session, fetched, feed), strict=True))
+        values = dict(zip(fetched, run(session, fetched, feed), strict=True))
         for name, histogram in histograms.items():
             histogram.add(values[name] if name in values else feed[name])
         each()
@@ -81,16 +81,16 @@ def _extremes(
     session = _open(augmented, folder, threads)
     low, high = np.full(len(tensors), np.inf), np.full(len(tensors), -np.inf)
     for feed in feeds:
-        found = np.asarray(_run(session, names, feed), np.float64).reshape(-1, 2)
+        found = np.asarray(run(session, names, feed), np.float64).reshape(-1, 2)
         for (smallest, largest), name in zip(found, tensors, strict=True):
             if not np.isfinite(smallest) or not np.isfinite(largest):
-                raise _not_finite(name)
+                raise not_finite(name)
         low, high = np.minimum(low, found[:, 0]), np.maximum(high, found[:, 1])
         each()
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(tensors)}
 
 
-def _session(model: Any, folder: Path, tensors: Sequence[str], threads: int) -> tuple[Any, list[str]]:
+def watched(model: Any, folder: Path, tensors: Sequence[str], threads: int) -> tuple[Any, list[str]]:
     """A session that gives tensors out, and which: the model's own inputs come from the feed."""
     import onnx
 
@@ -110,12 +110,15 @@ def _open(model: Any, folder: Path, threads: int) -> Any:
     return onnx_session.open_session(model.SerializeToString(), threads=threads, folder=folder, prepack=prepack)
 
 
-def _run(session: Any, names: Sequence[str], feed: Feed) -> Any:
+def run(session: Any, names: Sequence[str], feed: Feed) -> Any:
+    """The named tensors, for one feed."""
+    if not names:  # onnxruntime would give every output
+        return []
     with onnx_session.ort_errors("the model under calibration"):
         return session.run(names, dict(feed))
 
 
-def _not_finite(name: str) -> StepError:
+def not_finite(name: str) -> StepError:
     return StepError(f"tensor {name!r} becomes NaN or infinite on the calibration data", subject="data",
                      hint="check the data's preprocessing; a mask of minus infinity belongs to a node to name in "
                           "with.exclude")  # fmt: skip
@@ -140,7 +143,7 @@ class Histogram:
             return
         low, high = float(values.min()), float(values.max())
         if not np.isfinite(low) or not np.isfinite(high):
-            raise _not_finite(self.name)
+            raise not_finite(self.name)
         self.low, self.high = min(self.low, low), max(self.high, high)
         reach = max(abs(low), abs(high))
         self.reach = self.reach or reach  # zeros counted so far lie in the same bin at any reach

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from optkit.artifact import Artifact
 from optkit.errors import DataError, StepError, did_you_mean
 from optkit.formats import (
     budget,
+    onnx_feeds,
     onnx_integer,
     onnx_model,
     onnx_qdq,
@@ -23,7 +23,7 @@ from optkit.formats import (
     onnx_types,
     onnx_weights,
 )
-from optkit.plugin import Context, Options, Pass, Samples, need
+from optkit.plugin import Context, Options, Pass, need
 
 if TYPE_CHECKING:
     from optkit.plugin import Tensors
@@ -32,7 +32,7 @@ _STATIC = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _BETWEEN = ("Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "MaxPool", "Relu", "Reshape",
             "Squeeze", "Unsqueeze")  # fmt: skip
 _DYNAMIC = ("Gemm", "MatMul")
-_BATCH = 16  # samples in one feed of a calibration; entropy and percentile hold their activations, so they take 4
+_BATCH, _HELD = 16, 4  # samples in one feed of a calibration: where its activations stay in the graph, and are held
 
 
 class QuantizeOptions(Options):
@@ -158,7 +158,7 @@ def _job(artifact: Artifact, options: QuantizeOptions, context: Context) -> _Job
     if any(already[name] for name in _INSERTED):
         raise StepError("the model is quantised already", hint="quantise the float model this one was made from",
                         subject="from")  # fmt: skip
-    op_types, excluded = _op_types(model, options), _excluded(model, options.exclude)
+    op_types, excluded = _op_types(model, options), onnx_integer.matching(model, options.exclude)
     targets = [
         n for n in model.graph.node if n.op_type in op_types and n.domain in ("", "ai.onnx") and n.name not in excluded
     ]
@@ -202,7 +202,7 @@ def _quantised(
     if not any(counts[name] for name in _INSERTED):
         raise StepError(f"nothing was quantised: no {' or '.join(op_types)} fits"
                         + (" outside of with.exclude" if job.excluded else ""), subject="with.op_types",
-                        hint=f"the model has {_shown(model)}")  # fmt: skip
+                        hint=f"the model has {onnx_integer.shown(model)}")  # fmt: skip
     onnx_model.save(model, out_dir, source=artifact.path.parent, payloads=rewrite.payloads)
     return {**notes, "inserted": {name: counts[name] for name in _INSERTED if counts[name]}}
 
@@ -228,7 +228,7 @@ def _unlike(before: Any, model: Any, kinds: Mapping[str, str], options: Quantize
     """What is not as it was to be at the nodes of the source that have a weight."""
     makers = {name: node for node in model.graph.node for name in node.output}
     now = {node.name: node for node in model.graph.node}
-    excluded = _excluded(before, options.exclude)
+    excluded = onnx_integer.matching(before, options.exclude)
     heavy = set(_op_types(before, options)) & set(_STATIC) if options.method == "static" else set()
     reals = (onnx_integer.FLOAT, onnx_integer.FLOAT16)
     weights = {t.name for t in before.graph.initializer if t.data_type in reals and len(t.dims) > 1}
@@ -284,7 +284,8 @@ def _ranges(artifact: Artifact, job: _Job, options: QuantizeOptions, context: Co
     data = context.data
     assert data is not None
     seen = 0
-    feeds = _feeds(artifact, data, options, context)
+    most = _HELD if options.calibration in ("entropy", "percentile") else _BATCH
+    feeds = onnx_feeds.calibration_feeds(artifact, data, context, most)
 
     def counted() -> Iterator[Tensors]:
         nonlocal seen
@@ -300,39 +301,6 @@ def _ranges(artifact: Artifact, job: _Job, options: QuantizeOptions, context: Co
     if not seen:
         raise DataError("the calibration data has no samples", subject="data", hint="name a dataset that is not empty")
     return _Ranges(values, seen)
-
-
-def _feeds(
-    artifact: Artifact, data: Samples, options: QuantizeOptions, context: Context
-) -> Iterator[tuple[Tensors, int]]:
-    """Batches of the model's inputs, and how many samples each holds.
-
-    A model with other dynamic axes than the batch gets one sample at a time, in its own length: padding would count as
-    data. Where the batch is fixed, the last sample fills up the last batch.
-    """
-    import numpy as np
-
-    inputs = onnx_model.describe(artifact.path, artifact.meta).inputs
-    axes = [axis for spec in inputs for axis in (spec.shape or ())[1:]]
-    first = next((spec.shape[0] for spec in inputs if spec.shape), 1)
-    batch = 1 if any(isinstance(axis, str) for axis in axes) else _BATCH
-    if options.calibration in ("entropy", "percentile"):
-        batch = min(batch, 4)
-    if isinstance(first, int):
-        batch = first
-    elif first in context.dims:
-        batch = max(min(batch, context.dims[first].max), context.dims[first].min)
-    for feed in data.feeds(batch):
-        tensors = {}
-        for spec in inputs:
-            if spec.name not in feed:
-                raise DataError(f"the calibration data has no {spec.name!r}", subject="data",
-                                hint=did_you_mean(spec.name, feed))  # fmt: skip
-            tensors[spec.name] = feed[spec.name]
-        count = len(next(iter(tensors.values()), ()))
-        if isinstance(first, int) and 0 < count < batch:
-            tensors = {name: np.concatenate([v, np.repeat(v[-1:], batch - count, 0)]) for name, v in tensors.items()}
-        yield tensors, count
 
 
 def _op_types(model: Any, options: QuantizeOptions) -> tuple[str, ...]:
@@ -351,28 +319,10 @@ def _op_types(model: Any, options: QuantizeOptions) -> tuple[str, ...]:
     return _STATIC + _BETWEEN if convolutional and options.target == "onnxruntime" else _STATIC
 
 
-def _excluded(model: Any, patterns: Sequence[str]) -> set[str]:
-    """The names of the nodes that patterns match. Raises StepError for a pattern that matches none."""
-    names = [node.name for node in model.graph.node]
-    found: set[str] = set()
-    for pattern in patterns:
-        matches = {name for name in names if name == pattern} or set(fnmatch.filter(names, pattern))
-        if not matches:
-            raise StepError(f"no node is called {pattern!r}", hint=did_you_mean(pattern, names),
-                            subject="with.exclude")  # fmt: skip
-        found |= matches
-    return found
-
-
 def _needs_opset(model: Any, version: int) -> None:
     if onnx_model.opset(model) < version:
         raise StepError(f"the model has opset {onnx_model.opset(model)}; its quantisation needs {version}",
                         hint=f"export it at opset {version} or newer")  # fmt: skip
-
-
-def _shown(model: Any) -> str:
-    counts = Counter(node.op_type for node in model.graph.node).most_common(8)
-    return ", ".join(f"{n} {name}" for name, n in counts) or "no nodes"
 
 
 PASS = Pass(

@@ -19,6 +19,7 @@ from optkit.metricspec import (
     PerplexityOptions,
     PythonOptions,
     RetrievalOptions,
+    SimilarityOptions,
     TopKOptions,
     WerOptions,
 )
@@ -56,6 +57,10 @@ def scorer_of(metric: Metric, base: Path) -> Scorer:
             from optkit.scoring.retrieval import Neighbours
 
             return Neighbours(options)
+        case SimilarityOptions():
+            from optkit.scoring.retrieval import Likeness
+
+            return Likeness(options)
         case PythonOptions():
             from optkit.scoring.callables import Called
 

@@ -1,4 +1,4 @@
-"""Retrieval with embeddings: each sample is a query to all the others of the judging set."""
+"""Embeddings: retrieval, where each sample is a query to all the others, and similarity to the source's own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from optkit.metricspec import RetrievalOptions
+from optkit.metricspec import RetrievalOptions, SimilarityOptions
 from optkit.scoring.base import Array, Batch, Plain, Scorer, Unfit, class_ids, output_of, rows_of, weighted
 
 ROWS = 256  # queries whose similarities are held at a time
@@ -23,14 +23,7 @@ class Neighbours(Plain):
         self.counts = np.empty(0, bool)
 
     def add(self, batch: Batch, outputs: Mapping[str, Array]) -> None:
-        name, array = output_of(outputs, self.options.output)
-        rows = rows_of(name, array, batch.count)
-        if rows.ndim != 2 or rows.dtype.kind != "f":
-            raise Unfit(
-                f"output {name!r} has {rows.dtype} of shape {rows.shape}, not one embedding per sample",
-                "name the output of embeddings with output:, or pool the tokens in the model",
-            )
-        self.parts.append(rows.astype(np.float32))
+        self.parts.append(_embeddings(batch, outputs, self.options.output))
         if self.options.relevant == "label":
             ids = class_ids(batch, self.options.target)
             if ids.ndim != 1:
@@ -77,10 +70,49 @@ class Neighbours(Plain):
         return weighted(weights, self.found * self.counts, self.counts)
 
 
+class Likeness(Plain):
+    """similarity: the embeddings, float32 `(samples, size)`; what is resampled are the samples' cosines."""
+
+    def __init__(self, options: SimilarityOptions) -> None:
+        self.options = options
+        self.parts: list[Array] = []
+        self.cosines = np.empty(0)
+
+    def add(self, batch: Batch, outputs: Mapping[str, Array]) -> None:
+        self.parts.append(_embeddings(batch, outputs, self.options.output))
+
+    def finish(self, source: Scorer | None) -> None:
+        mine = np.concatenate(self.parts)
+        own = np.concatenate(source.parts) if isinstance(source, Likeness) else mine
+        if mine.shape != own.shape:
+            raise Unfit(f"embeddings of {mine.shape[1]} numbers, the source's have {own.shape[1]}", "keep their size")
+        self.cosines = np.einsum("ij,ij->i", *(_unit(rows.astype(np.float64)) for rows in (mine, own)))
+
+    def values(self, weights: Array) -> Array:
+        return weighted(weights, self.cosines, np.ones(len(self.cosines)))
+
+
+def _embeddings(batch: Batch, outputs: Mapping[str, Array], output: str | None) -> Array:
+    """A batch's embeddings, float32 `(count, size)`. Raises Unfit."""
+    name, array = output_of(outputs, output)
+    rows = rows_of(name, array, batch.count)
+    if rows.ndim != 2 or rows.dtype.kind != "f":
+        raise Unfit(
+            f"output {name!r} has {rows.dtype} of shape {rows.shape}, not one embedding per sample",
+            "name the output of embeddings with output:, or pool the tokens in the model",
+        )
+    return rows.astype(np.float32)
+
+
+def _unit(rows: Array) -> Array:
+    """Rows at length one; one of zeros stays so, and is like nothing."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(np.nan_to_num(rows / np.where(norms > 0, norms, 1)))
+
+
 def _similar(rows: Array) -> Iterator[tuple[int, Array]]:
     """Cosines of a block of samples with all, `(block, samples)`, and the block's first number."""
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit = np.nan_to_num(rows / np.where(norms > 0, norms, 1))
+    unit = _unit(rows)
     for start in range(0, len(unit), ROWS):
         yield start, unit[start : start + ROWS] @ unit.T
 

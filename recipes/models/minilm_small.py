@@ -6,10 +6,12 @@ Output  embedding                  float32 (batch, hidden=384), of length one
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import random
 import re
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,8 +54,8 @@ def build(layers: tuple[int, ...] = (1, 3, 5)) -> nn.Module:
     return Pooled(model).eval()
 
 
-def sentences(count: int = 3000, max_length: int = 48) -> Iterator[dict[str, np.ndarray]]:
-    """Sentences of Python's own manual (pydoc's topics), and rows of random words, which the manual does not use.
+def sentences(count: int = 40000, max_length: int = 48) -> Iterator[dict[str, np.ndarray]]:
+    """Sentences of Python's manual and of its library's docstrings, parts of them mixed, and rows of random words.
 
     The same ones at every call: {"input_ids": (sequence,), "attention_mask": (sequence,)}, int64.
     """
@@ -71,21 +73,46 @@ def sentences(count: int = 3000, max_length: int = 48) -> Iterator[dict[str, np.
 
 
 def texts(count: int) -> list[str]:
-    """Half of them prose, half random words, mixed."""
-    from pydoc_data.topics import topics
+    """A third of them prose, a third prose with words put in, a third random words, mixed.
 
+    The prose is about programming; the words, all that the tokenizer knows whole, are about everything.
+    """
     draw = random.Random(0)
-    prose = list(dict.fromkeys(
-        " ".join(part.split())
-        for topic in topics.values()
-        for part in re.split(r"(?<=[.!?:])\s+|\n\n", topic)
-        if 4 <= len(re.findall(r"[A-Za-z]{2,}", part)) <= 60
-    ))  # fmt: skip
-    draw.shuffle(prose)
+    plain = prose()
+    draw.shuffle(plain)
     vocabulary = json.loads((folder() / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     words = sorted(word for word in vocabulary if re.fullmatch(r"[a-z]{3,}", word))
-    made = prose[: count // 2]
+    made = plain[: count // 3]
+    while len(made) < 2 * count // 3:
+        line = draw.choice(plain).split()
+        start = draw.randrange(len(line))
+        line = line[start : start + draw.randint(4, 20)]
+        for _ in range(draw.randint(1, 2 + len(line) // 2)):
+            line[draw.randrange(len(line))] = draw.choice(words)
+        made.append(" ".join(line))
     while len(made) < count:
-        made.append(" ".join(draw.choices(words, k=draw.randint(2, 24))))
+        made.append(" ".join(draw.choices(words, k=draw.randint(1, 16))))
     draw.shuffle(made)
     return made
+
+
+def prose() -> list[str]:
+    """English sentences of five words and more, from Python's own manual and library."""
+    from pydoc_data.topics import topics
+
+    library = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    texts = [*topics.values(), *(text for file in library for text in docstrings(file))]
+    return list(dict.fromkeys(
+        " ".join(part.split())
+        for text in texts
+        for part in re.split(r"(?<=[.!?:])\s+|\n\n", text)
+        if 5 <= len(re.findall(r"[A-Za-z]{2,}", part)) <= 60
+    ))  # fmt: skip
+
+
+def docstrings(file: Path) -> Iterator[str]:
+    """Those of a module, its classes and its functions."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+            yield text

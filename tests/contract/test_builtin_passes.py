@@ -39,6 +39,7 @@ PASSES: dict[str, tuple[dict[str, Any], bool]] = {
     "onnx.optimize_transformer": ({}, False),
     "onnx.fp16": ({}, False),
     "onnx.quantize": ({}, True),
+    "onnx.compress_weights": ({}, False),
     "onnx.to_openvino": ({}, False),
     "onnx.to_tensorrt": ({}, False),
     "openvino.fp16": ({}, False),

@@ -235,6 +235,18 @@ def test_retrieval_by_labels_and_by_the_sources_own_neighbours() -> None:
     assert measured["change"] == pytest.approx(1 - measured["value"])
 
 
+def test_similarity_is_the_mean_cosine_to_the_sources_embeddings() -> None:
+    rows = np.random.default_rng(0).normal(size=(120, 16)).astype(np.float32)
+    other = rows + np.random.default_rng(1).normal(size=rows.shape).astype(np.float32) * 0.3
+    measured = score({"similarity": {}}, rows, other * 7, None)
+    expected = (rows * other).sum(1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(other, axis=1)
+    assert measured["source"] == pytest.approx(1, abs=1e-12)
+    assert measured["value"] == pytest.approx(expected.mean(), abs=1e-6)
+    assert measured["interval"][0] < measured["value"] < measured["interval"][1] < 1
+    assert score({"similarity": {}}, rows, np.zeros_like(rows), None)["value"] == 0  # a dead model is like nothing
+    assert "embeddings of 8 numbers" in score({"similarity": {}}, rows, rows[:, :8], None)["problem"]
+
+
 # --- scores, their intervals, and callables
 
 
@@ -361,6 +373,7 @@ def test_a_class_of_torchs_gets_tensors(tmp_path: Path) -> None:
         ({"retrieval": 4}, np.zeros((4, 3)), [0] * 4, "4 neighbours of 4 samples are all there are"),
         ({"retrieval": 1}, np.zeros((4, 3)), [0, 1, 2, 3], "no sample shares its label with another"),
         ({"retrieval": 1}, np.zeros((4, 3, 2)), [0] * 4, "not one embedding per sample"),
+        ({"similarity": {}}, np.zeros((4, 3, 2)), None, "not one embedding per sample"),
     ],
 )  # fmt: skip
 def test_what_the_source_cannot_feed_is_an_error(metric: Any, output: Any, labels: Any, what: str) -> None:
