@@ -120,4 +120,4 @@ def test_a_folder_that_may_not_be_written(runs: dict[str, Report]) -> None:
     Path("good/out").chmod(0o700)
     assert done.exit_code == 4
     assert "cannot be written" in done.stderr
-    assert "try: --html FILE" in done.stderr
+    assert "try: name a file in a folder that may be written" in done.stderr
