@@ -20,7 +20,7 @@ from optkit.proving import compare, verify
 from optkit.recipe import Recipe, load_recipe, recipe_of
 from optkit.report import Report
 from optkit.reports.files import write_reports
-from optkit.reports.rows import broken
+from optkit.reports.rows import against_baseline, broken
 from optkit.shorthand import is_recipe, model_name, model_section, of_delivery, safe_name
 from optkit.yamlread import plain_document, set_value
 
@@ -89,8 +89,8 @@ def convert(
         name (axis 0 counts samples), or an iterable of samples or batches, such as a Dataset or DataLoader of torch.
         Without `data`, faithful conversions are checked on random inputs, and the report says so.
     metric: task metrics to measure on `data`, as a recipe's `metric:`, such as "accuracy" or {"top_k": 5}.
-    out: folder of the deliveries and the reports, default build/NAME. raise_on_failure: raise CheckError (with `.report`)
-        unless all held, KeyboardInterrupt when interrupted.
+    out: folder of the deliveries and the reports, default build/NAME. raise_on_failure: raise CheckError (with
+        `.report`) unless all held, KeyboardInterrupt when interrupted.
 
     Raises RecipeError, SourceError, DataError, UnavailableError for what concerns the whole run.
     """
@@ -221,6 +221,8 @@ def failure(report: Report) -> CheckError:
             lines.append(f"{step['id']}: blocked by {step['blocked_by']}")
         elif step["status"] == "deferred" and not step["on_target"]:
             lines.append(f"{step['id']}: deferred, {step['error']['what']}")
+    if not (report.data.get("baseline") or {"held": True})["held"]:
+        lines.append(against_baseline(report.data))
     error = CheckError(
         "; ".join(lines) or "the run was interrupted", hint="the whole story is in error.report and in report.json"
     )

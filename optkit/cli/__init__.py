@@ -16,6 +16,7 @@ _COMMANDS = {
     "init": "Look at a model and write a recipe for it.",
     "check": "Compare two artifacts on data.",
     "bench": "Measure how fast artifacts are beside one another.",
+    "baseline": "Keep what a run reached, and hold later runs to it.",
     "verify": "Prove delivered folders again, on this machine.",
     "lint": "Say what a runtime refuses of a model, before any long build.",
     "inspect": "Say what is in a model file.",
