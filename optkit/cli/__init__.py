@@ -17,6 +17,7 @@ _COMMANDS = {
     "check": "Compare two artifacts on data.",
     "bench": "Measure how fast artifacts are beside one another.",
     "baseline": "Keep what a run reached, and hold later runs to it.",
+    "diff": "Say what differs between two runs or two artifacts.",
     "verify": "Prove delivered folders again, on this machine.",
     "lint": "Say what a runtime refuses of a model, before any long build.",
     "inspect": "Say what is in a model file.",
