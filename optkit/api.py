@@ -20,7 +20,7 @@ from optkit.proving import compare, verify
 from optkit.recipe import Recipe, load_recipe, recipe_of
 from optkit.report import Report
 from optkit.reports.files import write_reports
-from optkit.reports.rows import broken
+from optkit.reports.rows import against_baseline, broken
 from optkit.shorthand import is_recipe, model_name, model_section, of_delivery, safe_name
 from optkit.yamlread import plain_document, set_value
 
@@ -221,6 +221,8 @@ def failure(report: Report) -> CheckError:
             lines.append(f"{step['id']}: blocked by {step['blocked_by']}")
         elif step["status"] == "deferred" and not step["on_target"]:
             lines.append(f"{step['id']}: deferred, {step['error']['what']}")
+    if not (report.data.get("baseline") or {"held": True})["held"]:
+        lines.append(against_baseline(report.data))
     error = CheckError(
         "; ".join(lines) or "the run was interrupted", hint="the whole story is in error.report and in report.json"
     )

@@ -121,6 +121,8 @@ def deliver(
         "preprocessing": {n: d.get("preprocessing") for n, d in run["data"].items()},
         "status": step["status"],
         "check": step["check"],
+        "speed": step["speed"],
+        "source_speed": step["source_speed"],
         "deferred": {**step["deferred"], "reason": step["error"]["what"]} if step["deferred"] else None,
         "vectors": VECTORS if vectors else None,
         "provenance": {

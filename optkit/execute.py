@@ -601,7 +601,7 @@ class _Run:
         data: dict[str, Any] = {
             "schema": SCHEMA, "optkit": __version__, "name": self.recipe.name,
             "recipe": {"path": str(self.recipe.document.file) if self.recipe.document.file else None,
-                       "digest": digest_of(self.recipe.document.data),
+                       "digest": digest_of({k: v for k, v in self.recipe.document.data.items() if k != "baseline"}),
                        "set": list(self.recipe.document.assigned), "only": list(self.plan.chosen)},
             "started": self.began.isoformat(timespec="seconds"), "seconds": 0.0,
             "environment": keys.environment(self.plan),
@@ -611,10 +611,15 @@ class _Run:
                        "noise": self.record.data.get("noise") if self.record else None,
                        "provider": self.record.data.get("provider") if self.record else None},
             "data": self.data_info or {}, "steps": steps, "deliver": [],
-            "exit_code": code if code is not None else exit_code_of(steps),
+            "baseline": None, "exit_code": code if code is not None else exit_code_of(steps),
         }  # fmt: skip
         for step_id in self.plan.deliver if code is None else ():  # an interrupt leaves what is there
             data["deliver"].append(self.hand_over(self.states[step_id], data))
+        if self.recipe.baseline is not None and code is None:
+            from optkit.baseline import held_against
+
+            data["baseline"] = held_against(self.recipe, data, self.plan.chosen)
+            data["exit_code"] = exit_code_of(steps, data["baseline"])
         data["seconds"] = round(time.perf_counter() - self.started, 3)
         return Report(data)
 

@@ -57,6 +57,10 @@ class Planner:
         deliver = self.deliver()
         overall = read_gates(self.recipe.gate, ("gate",), "gate: ", bound_table(self.recipe.metrics), self.note)
         check_gates(self.recipe, overall, self.steps, deliver, self.note)
+        if self.recipe.baseline is not None:
+            from optkit.baseline import check_baseline  # most recipes have none, and planning starts fast
+
+            check_baseline(self.recipe, deliver, self.note)
         if self.problems:
             raise RecipeError(self.problems)
         return Plan(self.recipe, tuple(self.steps.values()), deliver, gates=overall)

@@ -11,11 +11,11 @@ from pydantic import BaseModel, ValidationError
 
 from optkit.dataspec import DataSpec, parse_data
 from optkit.errors import Problem, UserError, did_you_mean
-from optkit.sections import MODEL_KINDS, ModelSource, StepSpec
+from optkit.sections import MODEL_KINDS, BaselineSpec, ModelSource, StepSpec
 from optkit.yamlread import Document, Key
 
 TOP_KEYS = ("version", "name", "model", "inputs", "outputs", "dims", "data", "check_on", "metric", "steps", "deliver",
-            "seed", "device", "threads", "speed", "gate")  # fmt: skip
+            "seed", "device", "threads", "speed", "gate", "baseline")  # fmt: skip
 
 _SEED_LIMIT = 1 << 32  # NumPy's older generators and several backends take no larger seed
 
@@ -135,6 +135,15 @@ class Reader:
     def told(self, found: Iterator[tuple[Key, str, str]], key: Key) -> None:
         for inner, what, hint in found:
             self.problem((*key, *inner), what, hint)
+
+    def baseline(self) -> BaselineSpec | None:
+        value = self.document.data.get("baseline")
+        if value is None:
+            return None
+        if isinstance(value, str):
+            value = {"file": value}
+        made: BaselineSpec | None = self.section(BaselineSpec, value, ("baseline",), "baseline.")
+        return made
 
     def model(self) -> ModelSource:
         """The source model; an empty stand-in, and a fault at ("model",), where nothing tells what it is."""

@@ -17,6 +17,7 @@ from optkit.reading import Reader
 from optkit.sections import (
     MODEL_KINDS,
     SOURCE,
+    BaselineSpec,
     DimSpec,
     ExportedSource,
     FileSource,
@@ -36,9 +37,9 @@ from optkit.sections import (
 from optkit.yamlread import Document, Key, parse_yaml, plain_document, read_yaml, set_value
 
 __all__ = [
-    "MODEL_KINDS", "SOURCE", "DimSpec", "ExportedSource", "FileSource", "HuggingFaceSource", "InputSpec",
-    "KerasSource", "ModelSource", "OnnxSource", "OpenVINOSource", "PickleSource", "Recipe", "SavedModelSource",
-    "StepSpec", "TFGraphSource", "TorchScriptSource", "TorchSource",
+    "MODEL_KINDS", "SOURCE", "BaselineSpec", "DimSpec", "ExportedSource", "FileSource", "HuggingFaceSource",
+    "InputSpec", "KerasSource", "ModelSource", "OnnxSource", "OpenVINOSource", "PickleSource", "Recipe",
+    "SavedModelSource", "StepSpec", "TFGraphSource", "TorchScriptSource", "TorchSource",
     "load_recipe", "recipe_from", "recipe_from_text", "recipe_of",
 ]  # fmt: skip
 
@@ -52,6 +53,7 @@ class Recipe:
     dims: the range of each named dim. check_on: the dataset every check runs on.
     speed: whether quantised and otherwise lossy deliveries are raced against the step they come from.
     gate: what every delivery may take at most, or must gain.
+    baseline: what an earlier run reached, and how much worse this one may be.
     metrics: the task metrics that are measured on it.
     base: the folder its relative paths start from.
     faults: keys whose mistakes are told already; empty in every recipe that was loaded.
@@ -72,6 +74,7 @@ class Recipe:
     threads: int | None = None
     speed: bool = True
     gate: tuple[str, ...] = ()
+    baseline: BaselineSpec | None = None
     metrics: tuple[Metric, ...] = ()
     document: Document = field(default_factory=lambda: Document({}, None), compare=False, repr=False)
     faults: frozenset[Key] = frozenset()
@@ -170,6 +173,7 @@ def recipe_of(document: Document, base: Path, problems: Sequence[Problem] = ()) 
         threads=reader.number("threads", None, 1, 4096),
         speed=reader.flag("speed", True),
         gate=tuple(reader.names("gate", "gates", '["size <= 10 MB", "speedup >= 2"]')),
+        baseline=reader.baseline(),
         metrics=read_metrics(reader),
         document=document,
         faults=frozenset(reader.faults),

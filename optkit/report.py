@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
 from optkit.artifact import canonical
-from optkit.errors import StepError, UserError, from_json
+from optkit.errors import CheckError, StepError, UserError, from_json
 
 SCHEMA = 1
 
@@ -36,11 +36,49 @@ class GateRow(TypedDict):
     text: str
 
 
+class BaselineRow(TypedDict):
+    """One figure of one delivery beside the baseline's.
+
+    figure: "size", "sqnr_db", "mismatch", a task metric's name, "speed over PARENT", "latency p50 beside PARENT", or
+    "delivery" for one that is missing or new. before, now: in bytes, dB, the metric's unit, a ratio or ms.
+    status: same, better, worse (beyond tolerance and noise), missing (not there any more), new. limit: the worst that
+    `now` may be by the tolerance, noise left out; None where it is not judged. All three are in `unit`: "B", "dB",
+    "fraction", "ratio", "ms" or a task metric's own.
+    """
+
+    step: str
+    figure: str
+    status: str
+    unit: str
+    before: float | None
+    now: float | None
+    limit: float | None
+    text: str
+
+
+class BaselineResult(TypedDict):
+    """A run held against its baseline, `file`.
+
+    problem: why it could not be, else ""; with the hint and the error's code. changes: what is not the same that may
+    have made the difference, one line each. tolerance: by name, as shares or dB; None is not judged.
+    """
+
+    file: str
+    held: bool
+    problem: str
+    hint: str
+    code: str
+    rows: list[BaselineRow]
+    changes: list[str]
+    tolerance: dict[str, float | None]
+
+
 @dataclass(frozen=True)
 class Report:
     """The canonical JSON document of one run (`data`), and what a program asks of it.
 
-    Keys: schema, optkit, name, recipe, started, seconds, environment, source, data, steps, deliver, exit_code.
+    Keys: schema, optkit, name, recipe, started, seconds, environment, source, data, steps, deliver, baseline (a
+    `BaselineResult`, None where the recipe names none), exit_code.
     A step has: id, pass, options, parent, implied, fidelity, target, status, seconds {run, check}, cached {run, check},
     artifact, notes, error, blocked_by, check, speed, source_speed, must, gates (`GateRow`s), made_seconds (of its pass,
     when that ran), deferred, replay. A check has: against, data, precision, lossy, bounds, stated_by, metrics (those
@@ -115,8 +153,8 @@ class Report:
         return Report(data)
 
 
-def exit_code_of(steps: Sequence[Mapping[str, Any]]) -> int:
-    """The exit code a run deserves, from its steps' statuses and errors."""
+def exit_code_of(steps: Sequence[Mapping[str, Any]], baseline: BaselineResult | None = None) -> int:
+    """The exit code a run deserves, from its steps' statuses and errors, and from what it was held against."""
     code = 0
     for step in steps:
         error = step.get("error")
@@ -125,13 +163,15 @@ def exit_code_of(steps: Sequence[Mapping[str, Any]]) -> int:
             code = max(code, mine) if code > 1 else mine
         elif code == 0 and not (step["status"] == "deferred" and step.get("on_target")):
             code = _EXIT_CODES.get(step["status"], 0)
+    if baseline is not None and not baseline["held"]:
+        code = max(code, UserError.exit_code if baseline["problem"] else CheckError.exit_code)
     return code
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file by way of a temporary neighbour, so that a reader sees the old or the new, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         # Half a surrogate pair, as in a file name that is no UTF-8, becomes an escape that JSON reads back.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -16,11 +16,13 @@ from optkit.metricspec import KINDS as METRIC_KINDS
 from optkit.metricspec import NAME
 from optkit.parity.bounds import METRICS
 from optkit.plugin import Options, Pass
-from optkit.recipe import MODEL_KINDS, DimSpec, InputSpec, StepSpec
+from optkit.recipe import MODEL_KINDS, BaselineSpec, DimSpec, InputSpec, StepSpec
 from optkit.registry import formats, passes
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _NAME = r"^[A-Za-z0-9._\-]+$"
+
+_NUMERIC = ("type", "minimum", "exclusiveMaximum")
 
 Schema = dict[str, Any]
 
@@ -37,6 +39,7 @@ def recipe_schema() -> Schema:
         InputSpec,
         DimSpec,
         StepSpec,
+        BaselineSpec,
         *{p.options for p in known.values()},
         *(kind.options for kind in METRIC_KINDS.values()),
     ]
@@ -55,6 +58,10 @@ def recipe_schema() -> Schema:
     if name := next((n for n, d in defs.items() if d.get("title") == Preprocess.__name__), None):
         scale = defs[name]["properties"]["scale"]  # its validator reads "1/255" as well
         scale["anyOf"] = [{"type": scale.pop("type")}, {"type": "string", "pattern": r"^[^/]+(/[^/]+)?$"}]
+    for share in ("size", "metric", "speed", "latency"):  # their validator reads "2%" as well
+        field = target(BaselineSpec)["properties"][share]
+        forms = field.pop("anyOf", None) or [{key: field.pop(key) for key in list(field) if key in _NUMERIC}]
+        field["anyOf"] = [*forms, {"type": "string", "pattern": r"^\s*\d+(\.\d*)?\s*%\s*$"}]
     _complete_step(target(StepSpec), known, ref)
     for section in defs.values():
         section.pop("title", None)
@@ -85,6 +92,8 @@ def recipe_schema() -> Schema:
             "threads": {"type": ["integer", "null"], "minimum": 1, "description": "threads per running model"},
             "gate": {**names, "items": {"type": "string", "pattern": gate_pattern([NAME])},
                      "description": 'what every delivery may take or must gain, such as "size <= 10 MB"'},
+            "baseline": {"anyOf": [{"type": "string"}, ref(BaselineSpec), {"type": "null"}],
+                         "description": "what an earlier run reached: a file of optkit baseline save, and tolerances"},
             "speed": {"type": "boolean", "default": True,
                       "description": "race lossy deliveries against the step they come from"},
         },

@@ -214,6 +214,47 @@ class DimSpec(Section):
         return Dim(self.min, self.opt if self.opt is not None else min(max(self.min, 2), self.max), self.max)
 
 
+class Tolerance(Section):
+    """How much worse than its baseline a run may be; shares as 2% or 0.02."""
+
+    sqnr_db: float = Field(1.0, ge=0, description="dB of SQNR that the worst sample may lose")
+    size: float = Field(0.01, ge=0, description="share by which files may grow")
+    metric: float = Field(
+        0.005, ge=0, description="points that a task metric may lose; of one in other units, the share"
+    )
+    speed: float = Field(0.1, ge=0, lt=1, description="share by which a speed, as a ratio, may fall")
+    latency: float | None = Field(
+        None, ge=0, description="share by which the median latency may grow, on the same hardware; default: not judged"
+    )
+
+    @field_validator("size", "metric", "speed", "latency", mode="before")
+    @classmethod
+    def _percent(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.strip().endswith("%"):
+            try:
+                return float(value.strip().removesuffix("%")) / 100
+            except ValueError:
+                raise ValueError(f"{value!r} is no share; write 2% or 0.02") from None
+        return value
+
+
+class BaselineSpec(Tolerance):
+    """The baseline a run is held against."""
+
+    file: str = Field(description="what optkit baseline save wrote")
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """The tolerances alone."""
+        return Tolerance(**{name: getattr(self, name) for name in Tolerance.model_fields})
+
+    @property
+    def stated(self) -> frozenset[str]:
+        """The tolerances that the recipe itself states."""
+        named = self.model_fields_set & set(Tolerance.model_fields)
+        return frozenset(name for name in named if getattr(self, name) is not None)
+
+
 class StepSpec(Section):
     """One step as written: a conversion by its target, or a pass by its name."""
 

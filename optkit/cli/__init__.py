@@ -17,6 +17,8 @@ _COMMANDS = {
     "check": "Compare two artifacts on data.",
     "bench": "Measure how fast artifacts are beside one another.",
     "report": "Draw a run's report again, as HTML, Markdown or JUnit XML.",
+    "baseline": "Keep what a run reached, and hold later runs to it.",
+    "diff": "Say what differs between two runs or two artifacts.",
     "verify": "Prove delivered folders again, on this machine.",
     "lint": "Say what a runtime refuses of a model, before any long build.",
     "inspect": "Say what is in a model file.",

@@ -205,6 +205,8 @@ def run(plan: Plan, out: Path, cache: Path | None, jobs: int | None, quiet: bool
 def summarise(report: Report, out: Path, quiet: bool) -> None:
     """Print on standard error what was delivered, what went wrong and where the reports are; errors only if `quiet`."""
     from optkit.cli.summary import (
+        baseline_lines,
+        baseline_wrong,
         deliveries_table,
         gate_lines,
         metric_lines,
@@ -216,11 +218,10 @@ def summarise(report: Report, out: Path, quiet: bool) -> None:
 
     if not quiet:
         tell("\n" + verdict_line(report.data, sys.stderr))
-        for drawn in filter(
-            None, (draw(report.data, sys.stderr) for draw in (deliveries_table, metric_lines, gate_lines))
-        ):
-            tell("\n" + drawn)
-    for text in wrongs(report.data, sys.stderr):
+        for draw in (deliveries_table, metric_lines, gate_lines, baseline_lines):
+            if drawn := draw(report.data, sys.stderr):
+                tell("\n" + drawn)
+    for text in filter(None, (*wrongs(report.data, sys.stderr), baseline_wrong(report.data, sys.stderr))):
         tell("\n" + text if not quiet else text)
     if not quiet:
         for note in slower_notes(report.data):

@@ -13,6 +13,7 @@ from optkit.cli.failure import remedy as remedy_lines
 from optkit.cli.failure import why
 from optkit.cli.text import Cell, clean, has_colour, paint, table
 from optkit.reports.rows import (
+    against_baseline,
     broken,
     cost,
     deliveries,
@@ -79,6 +80,29 @@ def gate_lines(report: Data, stream: IO[str]) -> str:
         for step_id, gate in gates(report)
     ]
     return table(("delivery", "gate", "", "measured"), rows, stream) if rows else ""
+
+
+def baseline_lines(report: Data, stream: IO[str]) -> str:
+    """The run beside its baseline: a line for each figure; "" where its recipe names none."""
+    found = report.get("baseline") or {}
+    styles = {"worse": "bad", "missing": "bad", "better": "good"}
+    rows = [
+        (row["step"], row["figure"], Cell(row["status"], styles.get(row["status"], "")), row["text"])
+        for row in found.get("rows", ())
+    ]
+    return table(("delivery", "figure", "", "baseline and now"), rows, stream) if rows else ""
+
+
+def baseline_wrong(report: Data, stream: IO[str]) -> str:
+    """What got worse since the baseline, what changed, and one thing to try; "" where it holds or there is none."""
+    found = report.get("baseline")
+    if not found or found["held"]:
+        return ""
+    what = clean(against_baseline(report))
+    lines = [f"{paint('baseline', 'bold', has_colour(stream))} {paint('does not hold', 'bad', has_colour(stream))}",
+             f"  {what}", *(f"  changed: {clean(text)}" for text in found["changes"])]  # fmt: skip
+    hint = found["hint"] or "what changed; where it is meant, optkit baseline save RUN makes this run the baseline"
+    return "\n".join([*lines, f"  try: {clean(hint)}", f"  {why(found['code'] or 'OPK-104')}"])
 
 
 def synthetic_note(report: Data) -> str:

@@ -17,7 +17,7 @@ from optkit.errors import OptkitError
 from optkit.parity.scores import value_text
 from optkit.report import write_atomically
 from optkit.reports.bounds import bound_rows, problems, unbounded
-from optkit.reports.rows import broken, cost, deliveries, remedy, scores, speed, stands_on, verdict
+from optkit.reports.rows import broken, cost, deliveries, remedy, scores, speed, stands_on, verdict, worse
 from optkit.reports.sentences import replay
 
 Data = Mapping[str, Any]
@@ -51,7 +51,7 @@ def render(report: Data) -> str:
     delivered = {d.step for d in made}
     cases = {d: _cases(steps[d.step], report) for d in made if d.step in steps}
     rest = [case for step in steps.values() if step["id"] not in delivered for case in _cases(step, report)]
-    every = [*(case for found in cases.values() for case in found), *rest]
+    every = [*(case for found in cases.values() for case in found), *rest, *_baseline(report)]
     if report.get("exit_code") and not any(case.outcome in ("failure", "error") for case in every):
         odd = _Case("run", "ends in order", "error", verdict(report), f"exit code {report['exit_code']}", "run")
         rest, every = [*rest, odd], [*every, odd]
@@ -60,6 +60,8 @@ def render(report: Data) -> str:
         _suite(f"{name}.{d.step}", name, found, timestamp, _properties(steps[d.step], d.path))
         for d, found in cases.items()
     ]
+    if report.get("baseline"):
+        suites.append(_suite(f"{name} (baseline)", name, list(_baseline(report)), timestamp, {}))
     if rest:
         suites.append(_suite(f"{name} (steps on the way)", name, rest, timestamp, {}))
     return _document(name, suites, every, report.get("seconds", 0.0))
@@ -179,6 +181,22 @@ def _gates(step: Data, report: Data) -> Iterator[_Case]:
             yield _Case(step["id"], key, text=gate["text"])
         else:
             yield _Case(step["id"], key, "skipped", f"{gate['status']}: {gate['text']}")
+
+
+def _baseline(report: Data) -> Iterator[_Case]:
+    """A case for each figure of the baseline, or one that says why the two cannot be compared."""
+    found = report.get("baseline") or {"problem": "", "rows": []}
+    if found["problem"]:
+        text = _lines([found["problem"], f"Try: {found['hint']}" if found["hint"] else ""])
+        yield _Case("baseline", "can be compared", "failure", found["problem"], text, "baseline")
+    bad, changed = worse(report), found.get("changes") or ()
+    for row in found["rows"]:
+        key = f"{row['figure']} of {row['step']}"
+        if row in bad:
+            text = _lines([row["text"], *(f"Changed: {what}" for what in changed)])
+            yield _Case("baseline", key, "failure", row["text"], text, "baseline")
+        else:
+            yield _Case("baseline", key, text=row["text"])
 
 
 def _failure(step: Data, report: Data, name: str, message: str, more: Iterable[str]) -> _Case:

@@ -10,6 +10,7 @@ from optkit.parity.scores import change_text, source_text, spell, value_text
 from optkit.reports.bounds import bound_rows, problems, unbounded
 from optkit.reports.rows import (
     Judged,
+    against_baseline,
     broken,
     cached,
     cases,
@@ -30,6 +31,7 @@ from optkit.reports.rows import (
     spelt,
     sqnr,
     verdict,
+    worse,
 )
 from optkit.reports.sentences import caution, commands, deferral, facts, flat, replay
 
@@ -56,6 +58,8 @@ def render(report: Data) -> str:
         parts += ["## Task metrics", _scores(steps)]
     if gates(report):
         parts += ["## Gates", _gates(report)]
+    if report.get("baseline"):
+        parts += ["## Baseline", _baseline(report)]
     parts += ["## Steps", _steps(steps, report)]
     if measured := [s for s in steps if cases(s)]:
         parts += ["## Checks", _KEY, *(_check(s, report) for s in measured)]
@@ -208,6 +212,25 @@ def _gates(report: Data) -> str:
         for step_id, gate in gates(report)
     ]  # fmt: skip
     return table(("Delivery", "Gate", "", "Measured", "On"), rows)
+
+
+def _baseline(report: Data) -> str:
+    """How the run compares with its baseline: a row for each figure, and what else is not the same."""
+    found, said = report["baseline"], against_baseline(report)
+    parts = [f"**{escape(said)}**" if not found["held"] else escape(said[:1].upper() + said[1:]) + "."]
+    if found["problem"] and found["hint"]:
+        parts.append(f"Try: {escape(found['hint'])}")
+    bad = worse(report)
+    rows = [
+        [_bold(row["step"]), escape(row["figure"]), _bold(row["status"]) if row in bad else row["status"],
+         escape(row["text"])]
+        for row in found["rows"]
+    ]  # fmt: skip
+    if rows:
+        parts.append(table(("Delivery", "Figure", "", "Baseline and now"), rows))
+    if found["changes"]:
+        parts.append("Changed since:\n\n" + _list(escape(text) for text in found["changes"]))
+    return "\n\n".join(parts)
 
 
 def _wrong(step: Data, report: Data) -> str:

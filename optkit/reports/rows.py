@@ -244,6 +244,24 @@ def gates(report: Data) -> list[tuple[str, Data]]:
     return [(step["id"], gate) for step in report.get("steps", []) for gate in step.get("gates") or ()]
 
 
+def worse(report: Data) -> list[Data]:
+    """The rows of a report's baseline that do not hold."""
+    return [row for row in (report.get("baseline") or {}).get("rows", ()) if row["status"] in ("worse", "missing")]
+
+
+def against_baseline(report: Data) -> str:
+    """What became of a run beside its baseline, in one line; "" where its recipe names none."""
+    found = report.get("baseline")
+    if not found:
+        return ""
+    if found["problem"]:
+        return str(found["problem"])
+    named = [f"{row['step']} {row['figure']}" for row in worse(report)]
+    if not named:
+        return f"no worse than {found['file']}"
+    return f"worse than {found['file']}: {', '.join(named)}"
+
+
 def broken(step: Data) -> list[str]:
     """Every reason why a step does not hold, one line each: the first case in full, the others by name."""
     found: dict[str, list[str]] = {}
@@ -322,16 +340,19 @@ def verdict(report: Data) -> str:
     if report.get("exit_code") == 130:
         return f"{name}: interrupted"
     good = sum(d.status == "passed" for d in made)
-    if report.get("exit_code") == 0 and good == total:
-        return f"{name}: " + (
-            {1: "the delivery holds", 2: "both deliveries hold"}.get(total, f"all {total} deliveries hold")
-        )
+    fell = not (report.get("baseline") or {"held": True})["held"]
+    if total and good == total and (fell or report.get("exit_code") == 0):
+        text = {1: "the delivery holds", 2: "both deliveries hold"}.get(total, f"all {total} deliveries hold")
+        return f"{name}: {text}" + (f", but {_FELL[bool(report['baseline']['problem'])]}" if fell else "")
     others: dict[str, list[str]] = {}
     for item in made:
         if item.status != "passed":
             others.setdefault(item.status, []).append(item.step)
     text = ", ".join(f"{status}: {' '.join(ids)}" for status, ids in others.items())
     return f"{name}: {good} of {total} deliveries hold" + (f"; {text}" if text else "")
+
+
+_FELL = {True: "cannot be compared with the baseline", False: "worse than the baseline"}
 
 
 def remedy(step: Data) -> str:

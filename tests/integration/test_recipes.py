@@ -66,3 +66,34 @@ def test_recipe_runs_holds_and_is_proven_again(name: str, tmp_path: Path) -> Non
             outputs = model(feeds)
             for spec in model.signature.outputs:
                 np.testing.assert_allclose(outputs[spec.name], vectors[f"0/output/{spec.name}"], rtol=1e-3, atol=1e-3)
+
+
+def test_digits_are_pruned_taught_and_quantised_within_half_a_point(tmp_path: Path) -> None:
+    """The whole recipe: 60 % of the multiply-accumulates gone, then int8 for three runtimes."""
+    plan = make_plan(load_recipe(ROOT / "recipes" / "digits-compress.yaml"))
+    report = execute(plan, out=tmp_path / "out", cache=Cache(tmp_path / "cache"), jobs=2)
+    statuses = {s["id"]: s["status"] for s in report.steps}
+    assert statuses == {s.id: "waived" if s.id == "pruned" else "passed" for s in plan.steps}
+    steps = {s["id"]: s for s in report.steps}
+    macs = steps["pruned"]["notes"]["macs"]
+    assert macs["after"] <= 0.4 * macs["before"]
+    weights = (ROOT / "recipes" / "models" / "digits.safetensors").stat().st_size
+    for step in ("onnx-int8", "ov-int8", "lite-int8"):
+        assert steps[step]["artifact"]["size_bytes"] < weights / 4
+        assert "accuracy_drop <= 0.005" in steps[step]["check"]["bounds"]
+
+
+def test_minilm_is_taught_to_half_of_its_layers(tmp_path: Path) -> None:
+    """Scaled down: 160 texts, seen once, which teach little; the steps, the metrics and what they measure are whole."""
+    weak = 'check=["similarity >= 0.2"]'
+    path = ROOT / "recipes" / "minilm-compress.yaml"
+    sets = ["data.learn.kwargs.count=160", "steps.small.with.epochs=1", "steps.small.must=[smaller]", "speed=false"]
+    sets += [f"steps.{step}.{weak}" for step in ("small", "ov-int8", "onnx-int8")]
+    plan = make_plan(load_recipe(path, sets))
+    report = execute(plan, out=tmp_path / "out", cache=Cache(tmp_path / "cache"), jobs=2)
+    assert {s["id"]: (s["status"], s["error"]) for s in report.steps} == {s.id: ("passed", None) for s in plan.steps}
+    small = next(s for s in report.steps if s["id"] == "small")
+    assert small["notes"]["held_out_loss"]["after"] < small["notes"]["held_out_loss"]["before"]
+    scores = next(c["scores"] for c in small["check"]["cases"] if c["kind"] == "samples")
+    assert 0.2 < scores["similarity"]["value"] < scores["similarity"]["source"]
+    assert 0 < scores["retrieval"]["value"] < 1

@@ -194,7 +194,7 @@ def test_the_readmes_metrics_are_read() -> None:
     text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").partition("## Task metrics")[2]
     entries = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])["metric"]
     read = [metric_of(entry if isinstance(entry, dict) else {entry: {}}) for entry in entries]
-    assert [metric.name for metric in read] == ["accuracy", "map", "wer", "perplexity", "mae"]
+    assert [metric.name for metric in read] == ["accuracy", "map", "wer", "perplexity", "similarity", "mae"]
 
 
 def test_a_metrics_place_is_found(base: Path) -> None:
