@@ -8,7 +8,7 @@ from typing import Any
 
 from optkit.errors import OptkitError, RecipeError
 from optkit.reports import markdown
-from optkit.reports.rows import broken, remedy
+from optkit.reports.rows import broken, remedy, worse
 
 Data = Mapping[str, Any]
 
@@ -51,6 +51,15 @@ def annotated(report: Data, root: Path) -> Iterator[str]:
             what = error.get("what", "this machine cannot run its check")
             yield annotation(f"{name} is deferred", _tell(what, "on_target: true on the step, where that is meant"),
                              where, root)  # fmt: skip
+    yield from _baseline(report, root)
+
+
+def _baseline(report: Data, root: Path) -> Iterator[str]:
+    found = report.get("baseline") or {"held": True}
+    if not found["held"]:
+        what = found["problem"] or "\n".join(f"{row['step']}: {row['text']}" for row in worse(report))
+        path = (report.get("recipe") or {}).get("path")
+        yield annotation("worse than the baseline", _tell(what, found["hint"]), f"{path}:1" if path else "", root)
 
 
 def of_error(error: OptkitError, root: Path) -> Iterator[str]:

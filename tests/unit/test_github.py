@@ -8,7 +8,21 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from report_kit import BAD, BLOCKED, DEFERRED, ERROR, FAILED, GATED, GOOD, NOT_HERE, SKIPPED, WAIVED, report, spoilt
+from report_kit import (
+    BAD,
+    BASELINE,
+    BLOCKED,
+    DEFERRED,
+    ERROR,
+    FAILED,
+    GATED,
+    GOOD,
+    NOT_HERE,
+    SKIPPED,
+    WAIVED,
+    report,
+    spoilt,
+)
 
 from optkit.cli import cli
 from optkit.errors import Location, Problem, RecipeError, UserError
@@ -51,6 +65,15 @@ def test_a_failure_stands_at_its_line_of_the_recipe() -> None:
 def test_what_fails_the_run_is_told_and_nothing_else() -> None:
     assert told(GOOD, WAIVED, DEFERRED, BLOCKED, SKIPPED) == []
     assert [properties["title"] for properties, _ in told(NOT_HERE)] == ["board is deferred"]
+
+
+def test_a_baseline_that_does_not_hold_is_told() -> None:
+    (line,) = annotated(report(GOOD) | {"baseline": BASELINE}, HERE)
+    assert read(line) == (
+        {"file": "recipe.yaml", "line": "1", "title": "worse than the baseline"},
+        "onnx: size 12 B, was 10 B\ngone: it is not delivered any more\nTry: optkit baseline save",
+    )
+    assert list(annotated(report(GOOD) | {"baseline": BASELINE | {"held": True}}, HERE)) == []
 
 
 def test_no_text_ends_a_command_or_starts_another() -> None:
