@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
@@ -40,13 +42,14 @@ class Console:
     """A listener for one run; use it as a context manager. Events may come from any thread.
 
     passes: step id to the name of its pass, shown as it starts.
-    quiet: draw nothing at all. terminal: None looks at the stream.
+    quiet: draw nothing at all. terminal: None looks at the stream. expected: seconds that a step took last time.
     """
 
     stream: IO[str] | None = field(default_factory=lambda: sys.stderr)
     quiet: bool = False
     terminal: bool | None = None
     passes: dict[str, str] = field(default_factory=dict)
+    expected: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.quiet = self.quiet or self.stream is None  # closed by who started optkit
@@ -58,6 +61,7 @@ class Console:
         self._told: dict[str, float] = {}
         self._column = 6
         self._total = 0
+        self._steps: tuple[str, ...] = ()
         self._done: set[str] = set()
         self._live: Any = None
         self._last = self._start
@@ -99,7 +103,7 @@ class Console:
             return
         with self._lock:
             if isinstance(event, RunStarted):
-                self._total = len(event.steps)
+                self._total, self._steps = len(event.steps), event.steps
                 self._column = min(24, max([6, *(width(clean(s)) for s in event.steps)]))
                 self._line("", f"{clean(event.name)}: {count(self._total, 'step')}")
             elif isinstance(event, StepStarted):
@@ -175,11 +179,25 @@ class Console:
                 if name:
                     out.append(f"{name}{' ' * (self._column - width(name))}  ", "cyan")
                 out.append(running.text + percent(running.fraction))
+                if about := self.expected.get(step):
+                    out.append(f", took {duration(about)} last time", "dim")
                 out.append("\n" if self._total else "")
             if not self._total:
                 return out
             out.append(f"{len(self._done)} of {count(self._total, 'step')}, {duration(now - self._start)}", "dim")
+            if waiting := [clean(s) for s in self._steps if s not in self._done and s not in self._running]:
+                out.append(f"; to come: {', '.join(waiting)}", "dim")
         return out
+
+
+def seconds_before(report: Path) -> dict[str, float]:
+    """Seconds that each step's pass and check took in an earlier run's report.json; {} where there is none."""
+    try:
+        steps = json.loads(report.read_text(encoding="utf-8"))["steps"]
+        made = [step for step in steps if step["made_seconds"]]
+        return {step["id"]: step["made_seconds"] + (step["seconds"]["check"] or 0.0) for step in made}
+    except (OSError, ValueError, KeyError, TypeError):  # it only helps to wait
+        return {}
 
 
 def why(event: StepFinished) -> str:

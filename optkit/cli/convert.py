@@ -188,13 +188,14 @@ def make(model: str, flags: Mapping[str, Any], sets: tuple[str, ...], only: tupl
 def run(plan: Plan, out: Path, cache: Path | None, jobs: int | None, quiet: bool) -> Report:
     """Execute a plan under a console, and draw its report beside its report.json."""
     from optkit.cache import Cache
-    from optkit.cli.console import Console
+    from optkit.cli.console import Console, seconds_before
     from optkit.errors import OptkitError
     from optkit.execute import execute
     from optkit.reports.files import write_reports
 
     try:
-        with Console(quiet=quiet, passes={s.id: s.use.name for s in plan.steps}) as console:
+        before = seconds_before(out / "report.json")
+        with Console(quiet=quiet, passes={s.id: s.use.name for s in plan.steps}, expected=before) as console:
             report = execute(plan, out=out, cache=Cache(cache), jobs=jobs, listen=console)
     except OptkitError as error:
         raise placed(error, plan.recipe) from None

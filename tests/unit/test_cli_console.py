@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from optkit.cli import console as module
-from optkit.cli.console import Console
+from optkit.cli.console import Console, seconds_before
 from optkit.events import Event, RunFinished, RunStarted, StepFinished, StepProgress, StepStarted
 
 VERDICT = {"held": False, "output": "y", "bound": "cosine >= 0.99", "text": "y: cosine 0.5"}
@@ -95,11 +97,12 @@ def test_a_terminal_shows_what_runs_and_keeps_what_is_done(monkeypatch: pytest.M
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("NO_COLOR", "1")
     stream = Terminal()
-    with Console(stream, passes={"onnx": "torch.to_onnx"}) as console:
+    with Console(stream, passes={"onnx": "torch.to_onnx"}, expected={"onnx": 12.3}) as console:
         for event in EVENTS[:4]:
             console(event)
         frame = console.frame().plain
-        assert re.search(r"\d\.\ds  onnx    running torch.to_onnx\n0 of 3 steps, ", frame)
+        assert re.search(r"\d\.\ds  onnx    running torch.to_onnx, took 12.3 s last time\n0 of 3 steps, ", frame)
+        assert frame.endswith("; to come: int8, half")
         console(StepProgress("onnx", "[bold]exporting\x1b[2J", 0.5))
         assert r"onnx    [bold]exporting\x1b[2J 50%" in console.frame().plain
         console(EVENTS[5])
@@ -111,6 +114,18 @@ def test_a_terminal_shows_what_runs_and_keeps_what_is_done(monkeypatch: pytest.M
     assert "half    blocked: int8 did not succeed" in shown
     assert "\x1b[32m" not in shown  # no colour was asked for; moving the cursor is all that is left
     assert shown.rstrip().endswith("\x1b[2K") or "\x1b[?25h" in shown  # the cursor is back
+
+
+def test_the_last_run_says_how_long_a_step_takes(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    assert seconds_before(path) == {}
+    rows = [{"id": "a", "made_seconds": 2.0, "seconds": {"check": 0.5}},
+            {"id": "b", "made_seconds": None, "seconds": {"check": 0.0}}]  # fmt: skip
+    path.write_text(json.dumps({"steps": rows}), encoding="utf-8")
+    assert seconds_before(path) == {"a": 2.5}
+    for text in ("", "[]", '{"steps": [1]}'):
+        path.write_text(text, encoding="utf-8")
+        assert seconds_before(path) == {}
 
 
 def test_the_terminal_is_put_back_when_a_run_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
