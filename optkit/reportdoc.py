@@ -254,6 +254,32 @@ class DeliveryPart(Part):
     size_bytes: int | None
 
 
+class BaselineFigure(Part):
+    """One figure of one delivery beside the baseline's; `before`, `now` and `limit` are in `unit`."""
+
+    step: str
+    figure: str
+    status: Literal["same", "better", "worse", "missing", "new"]
+    unit: str
+    before: float | None
+    now: float | None
+    limit: float | None = Field(description="the worst that it may be by the tolerance; null where it is not judged")
+    text: str
+
+
+class BaselinePart(Part):
+    """The run held against an earlier one."""
+
+    file: str
+    held: bool
+    problem: str = Field(description="why they cannot be compared, or empty")
+    hint: str
+    code: str
+    rows: list[BaselineFigure]
+    changes: list[str] = Field(description="what is not the same and may have made the difference")
+    tolerance: dict[str, float | None]
+
+
 class Document(Part):
     """report.json of one run."""
 
@@ -268,6 +294,7 @@ class Document(Part):
     data: dict[str, DataPart]
     steps: list[StepPart]
     deliver: list[DeliveryPart]
+    baseline: BaselinePart | None = None
     exit_code: int
 
 

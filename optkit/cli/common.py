@@ -110,3 +110,19 @@ def relative(path: Path) -> str:
         return str(path.resolve().relative_to(Path.cwd().resolve()))
     except ValueError:
         return str(path)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file that the command line names, whole or not at all. Raises UserError where its folder is none, and
+    UnavailableError where it may not be written.
+    """
+    from optkit.errors import UnavailableError, UserError
+    from optkit.report import write_atomically
+
+    try:
+        write_atomically(path, text)
+    except (NotADirectoryError, FileExistsError, IsADirectoryError) as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}", hint="name a file in a folder") from error
+    except OSError as error:
+        what = f"{path} cannot be written: {error.strerror}"
+        raise UnavailableError(what, hint="name a file in a folder that may be written", code="OPK-405") from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from optkit.cli.common import (
     quiet_option,
     relative,
 )
-from optkit.cli.text import tell
+from optkit.cli.text import clean, tell
 
 if TYPE_CHECKING:
     from optkit.planning import Plan
@@ -88,17 +90,56 @@ def command(
         --input 'image:float32[batch,3,224,224]' --dim batch=1:8:64
 
     Writes DIR/STEP for each delivery, DIR/report.json, and report.html, report.md and report.junit.xml
-    drawn from it. With --json the report goes to stdout.
+    drawn from it. With --json the report goes to stdout. In GitHub Actions the job's summary gets the
+    report as well, and each failure an annotation at its line of the recipe.
     """
     flags = {"to": to, "inputs": inputs, "dims": dims, "data": data, "weights": weights}
-    plan = held(make(model, flags, sets, only), model, frozen, lock)
-    out = out or Path("build") / plan.recipe.name
-    report = run(plan, out, cache, jobs, quiet)
+    with on_github():
+        plan = held(make(model, flags, sets, only), model, frozen, lock)
+        out = out or Path("build") / plan.recipe.name
+        report = run(plan, out, cache, jobs, quiet)
     if as_json:
         click.echo(report.to_json(), nl=False)
     summarise(report, out, quiet)
+    tell_github(report)
     if report.exit_code:
         raise click.exceptions.Exit(report.exit_code)
+
+
+@contextlib.contextmanager
+def on_github() -> Iterator[None]:
+    """In GitHub Actions, annotate an error that ends the command; elsewhere nothing."""
+    from optkit.errors import OptkitError
+
+    try:
+        yield
+    except OptkitError as error:
+        if root := _checkout():
+            from optkit.reports.github import of_error
+
+            for line in of_error(error, root):
+                tell(clean(line))
+        raise
+
+
+def tell_github(report: Report) -> None:
+    """In GitHub Actions, annotate what failed and add the report to the job's summary; elsewhere nothing."""
+    if (root := _checkout()) is None:
+        return
+    from optkit.reports.github import annotated, summary
+
+    for line in annotated(report.data, root):
+        tell(clean(line))
+    if path := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(summary(report.data))
+
+
+def _checkout() -> Path | None:
+    """The folder that a GitHub Actions job works in; None anywhere else."""
+    if os.environ.get("GITHUB_ACTIONS") != "true":
+        return None
+    return Path(os.environ.get("GITHUB_WORKSPACE") or ".")
 
 
 def held(plan: Plan, model: str, frozen: bool, lock: Path | None) -> Plan:

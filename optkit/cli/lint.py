@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from optkit.cli.common import json_option
+from optkit.cli.common import json_option, write_file
 from optkit.cli.text import Cell, clean, count, has_colour, paint, table
 
 
@@ -22,8 +22,14 @@ from optkit.cli.text import Cell, clean, count, has_colour, paint, table
     metavar="TARGET",
     help="The runtime it is meant for: onnxruntime, openvino, tensorrt, tflite or edgetpu; repeatable.",
 )
+@click.option(
+    "--sarif",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also write SARIF 2.1.0, for code scanning and editors.",
+)
 @json_option
-def command(model: Path, targets: tuple[str, ...], as_json: bool) -> None:
+def command(model: Path, targets: tuple[str, ...], sarif: Path | None, as_json: bool) -> None:
     """Say which operators, types, opsets and quantised integers of a model a target refuses.
 
     Names each node, the torch module it came from where the file tells, and what mends it. MODEL is an .onnx file, for
@@ -35,6 +41,12 @@ def command(model: Path, targets: tuple[str, ...], as_json: bool) -> None:
     from optkit.linting import lint
 
     results = [lint(model, target) for target in dict.fromkeys(targets)]
+    if sarif:
+        from optkit import __version__
+        from optkit.linting import model_file
+        from optkit.reports.sarif import render
+
+        write_file(sarif, render([(model_file(model, r["target"]), r) for r in results], __version__))
     click.echo(json.dumps(results, indent=1) if as_json else "\n\n".join(draw(result) for result in results))
     if any(result["refused"] for result in results):
         raise click.exceptions.Exit(1)

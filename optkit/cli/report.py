@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from optkit.cli import completing
-from optkit.cli.common import quiet_option, relative
+from optkit.cli.common import quiet_option, relative, write_file
 from optkit.cli.text import clean, tell
 
 
@@ -42,7 +42,7 @@ def command(run: Path, quiet: bool, html: Path | None, junit: Path | None, markd
         if str(path) == "-":
             click.echo(text, nl=False)
             continue
-        _write(path, text)
+        write_file(path, text)
         if not quiet:
             tell(f"wrote {clean(relative(path))}")
 
@@ -51,17 +51,3 @@ command.params += [
     _file("html", "One page that opens offline."), _file("junit", "JUnit XML, for a CI system's test view."),
     _file("markdown", "For a pull request."),
 ]  # fmt: skip
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file. Raises UserError where its folder is none, UnavailableError where it may not be written."""
-    from optkit.errors import UnavailableError, UserError
-    from optkit.report import write_atomically
-
-    try:
-        write_atomically(path, text)
-    except (NotADirectoryError, FileExistsError, IsADirectoryError) as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}", hint="name a file in a folder") from error
-    except OSError as error:
-        what = f"{path} cannot be written: {error.strerror}"
-        raise UnavailableError(what, hint="--html FILE, in a folder that may be written", code="OPK-405") from error

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from optkit.reports.html_baseline import baseline_fell, baseline_part
 from optkit.reports.html_kit import command, facts, link
 from optkit.reports.html_parts import (
     budgets_part,
@@ -82,11 +83,13 @@ def _parts(report: Data) -> list[tuple[str, str, Safe | None]]:
     failing = [s for s in steps if s["status"] in ("failed", "error") or _unmeant(s)]
     failing += [s for s in steps if s["status"] == "blocked"]
     open_ = [s for s in steps if s["status"] in ("deferred", "waived") and not _unmeant(s)]
+    fell = baseline_fell(report)
     return [
-        ("What went wrong", "wrong", join(wrong(s, report) for s in failing) if failing else None),
+        ("What went wrong", "wrong", join([fell, *(wrong(s, report) for s in failing)]) if fell or failing else None),
         ("Deliveries", "deliveries", deliveries_part(report)),
         ("Deferred and waived", "open", join(wrong(s, report) for s in open_) if open_ else None),
         ("Gates", "gates", gates_part(report)),
+        ("Baseline", "baseline", baseline_part(report)),
         ("Graph", "graph", graph_part(report) if steps else None),
         ("Trade-offs", "trade", trade_part(report)),
         ("Parity", "parity", parity_part(report)),

@@ -275,3 +275,41 @@ def test_what_cannot_be_linted(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"\x08\x09 no model")
     with pytest.raises(SourceError, match="is not an ONNX model or is damaged"):
         optkit.lint(tmp_path / "bad.onnx", "tensorrt")
+
+
+def test_sarif_names_the_file_the_node_and_what_to_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(odd(), tmp_path, "odd one.onnx")
+    runs = []
+    for name in ("a.sarif", "b.sarif"):
+        line = ["lint", "odd one.onnx", "--for", "openvino", "--for", "tensorrt", "--sarif", name]
+        assert CliRunner().invoke(cli, line).exit_code == 1
+        runs.append(Path(name).read_text(encoding="utf-8"))
+    assert runs[0] == runs[1]
+    document = json.loads(runs[0])
+    assert document["version"] == "2.1.0"
+    (run,) = document["runs"]
+    rules = [rule["id"] for rule in run["tool"]["driver"]["rules"]]
+    assert len(rules) == len(set(rules))
+    assert {"openvino/Nonsense", "tensorrt/Nonsense"} <= set(rules)
+    refusals = [r for target in ("openvino", "tensorrt") for r in look(Path("odd one.onnx"), target)["refused"]]
+    assert len(run["results"]) == len(refusals)
+    for result, refusal in zip(run["results"], refusals, strict=True):
+        assert rules[result["ruleIndex"]] == result["ruleId"]
+        assert refusal["what"] in result["message"]["text"]
+        assert f"Try: {refusal['hint']}" in result["message"]["text"]
+        (place,) = result["locations"]
+        assert place["physicalLocation"]["artifactLocation"]["uri"] == "odd%20one.onnx"
+        assert place["physicalLocation"]["region"] == {"startLine": 1}
+        assert place["logicalLocations"][0]["name"] == (refusal["node"] or "the graph")
+    prints = [result["partialFingerprints"]["refusal/v1"] for result in run["results"]]
+    assert len(prints) == len(set(prints))
+
+
+def test_sarif_of_what_nobody_refuses_is_empty_and_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    path = written(zoo.cnn(), tmp_path)
+    assert CliRunner().invoke(cli, ["lint", str(path), "--for", "openvino", "--sarif", f"{path}.sarif"]).exit_code == 0
+    assert json.loads(Path(f"{path}.sarif").read_text(encoding="utf-8"))["runs"][0]["results"] == []
+    done = CliRunner().invoke(cli, ["lint", str(path), "--for", "openvino", "--sarif", f"{path}/a.sarif"])
+    assert done.exit_code == 2
+    assert "a.sarif cannot be written" in done.stderr

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from json_schema import valid
-from toy_kit import convert, folder
+from toy_kit import HEAD, convert, folder
 
 from optkit.cli import cli
 from optkit.report import Report
@@ -38,6 +38,10 @@ def runs(tmp_path: Path, toy_plugin: Path, monkeypatch: pytest.MonkeyPatch) -> d
     for name, steps in (("good", GOOD), ("bad", BAD)):
         found[name] = convert(folder(tmp_path / name), steps)
     monkeypatch.chdir(tmp_path)
+    CliRunner().invoke(cli, ["baseline", "save", "good/out", "--to", "good/b.json"])
+    found["beside a baseline"] = convert(
+        tmp_path / "good", GOOD, head=HEAD.replace("steps:", "baseline: b.json\nsteps:")
+    )
     return found
 
 
@@ -56,6 +60,7 @@ def closed(schema: Any) -> Any:
 def test_real_reports_meet_the_schema_and_it_names_every_key(runs: dict[str, Report]) -> None:
     assert (runs["good"].exit_code, runs["bad"].exit_code) == (0, 3)
     assert {s["status"] for s in runs["bad"].steps} == {"passed", "failed", "blocked", "waived", "error"}
+    assert runs["beside a baseline"].data["baseline"]["rows"]
     schema = report_schema()
     strict = closed(schema)
     for name in ("EnvironmentPart", "DataPart"):  # of which another machine or kind of data has others
@@ -120,4 +125,4 @@ def test_a_folder_that_may_not_be_written(runs: dict[str, Report]) -> None:
     Path("good/out").chmod(0o700)
     assert done.exit_code == 4
     assert "cannot be written" in done.stderr
-    assert "try: --html FILE" in done.stderr
+    assert "try: name a file in a folder that may be written" in done.stderr

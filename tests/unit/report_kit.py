@@ -31,6 +31,18 @@ GATED: dict[str, Any] = copy.deepcopy(GOOD) | {"id": "gated", "status": "failed"
     {"gate": "convert_seconds <= 60", "scope": "recipe", "status": "not judged", "measured": None, "limit": 60.0,
      "unit": "s", "text": "the step did not hold"},
 ]}  # fmt: skip
+BASELINE: dict[str, Any] = {
+    "file": "b.json", "held": False, "problem": "", "hint": "optkit baseline save", "code": "OPK-104",
+    "rows": [
+        {"step": "onnx", "figure": "size", "status": "worse", "unit": "B", "before": 10.0, "now": 12.0, "limit": 10.1,
+         "text": "size 12 B, was 10 B"},
+        {"step": "gone", "figure": "delivery", "status": "missing", "unit": "", "before": None, "now": None,
+         "limit": None, "text": "it is not delivered any more"},
+        {"step": "onnx", "figure": "sqnr_db", "status": "same", "unit": "dB", "before": 30.0, "now": 30.0,
+         "limit": 29.0, "text": "30.0 dB, was 30.0 dB"},
+    ],
+    "changes": ["the recipe changed"], "tolerance": {"size": 0.01},
+}  # fmt: skip
 SKIPPED = BLOCKED | {"id": "late", "status": "skipped", "blocked_by": None}
 
 STEPS = (GOOD, FAILED, ERROR, BLOCKED, WAIVED, DEFERRED, MUST, NOT_HERE, NAN)

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_kit import BAD, DEFERRED, GATED, GOOD, MUST, NASTY, NOT_HERE, WAIVED, report, spoilt
+from report_kit import BAD, BASELINE, DEFERRED, GATED, GOOD, MUST, NASTY, NOT_HERE, WAIVED, report, spoilt
 
 from optkit.reports.html import render
 from optkit.reports.html_charts import Point, front
@@ -117,6 +117,19 @@ def test_gates_show_how_near_their_limit_they_are() -> None:
     assert "size <= 100 kB ✗ failed 138% of the limit 138% 138.3 kB this step" in text
     assert "speedup >= 1.5 ✓ held 75% of the limit 75% 2.00 times as fast as source all deliveries" in text
     assert "latency_p90 <= 5 ms … deferred - its speed is measured on the target" in text
+
+
+def test_a_run_beside_its_baseline() -> None:
+    fell = drawn(report(GOOD, exit_code=1) | {"baseline": BASELINE}).text
+    assert "Worse than b.json." in fell
+    assert "✗ worse size 12 B, was 10 B" in fell
+    assert "gone delivery ✗ missing it is not delivered any more" in fell
+    assert "Changed since: the recipe changed" in fell
+    held = drawn(report(GOOD, exit_code=0) | {"baseline": BASELINE | {"held": True, "rows": BASELINE["rows"][2:]}}).text
+    assert "No worse than b.json. " in held
+    assert "What went wrong" not in held
+    other = BASELINE | {"problem": "b.json is of another recipe", "rows": []}
+    assert "✗ failed b.json is of another recipe Try:" in drawn(report(GOOD) | {"baseline": other}).text
 
 
 def test_no_text_of_a_report_becomes_markup() -> None:
