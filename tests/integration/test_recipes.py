@@ -26,7 +26,7 @@ def test_every_recipe_is_planned(path: Path) -> None:
     assert all(step.check is not None for step in plan.steps)
 
 
-@pytest.mark.parametrize("name", ["digits", "minilm", "segmentation", "vit"])
+@pytest.mark.parametrize("name", ["digits", "keras-digits", "minilm", "segmentation", "vit"])
 def test_recipe_runs_holds_and_is_proven_again(name: str, tmp_path: Path) -> None:
     plan = make_plan(load_recipe(ROOT / "recipes" / f"{name}.yaml"))
     cache = Cache(tmp_path / "cache")

@@ -95,7 +95,7 @@ def test_an_interrupt_is_one_line() -> None:
     ("arguments", "said"),
     [
         (["pln"], "error: there is no command 'pln'\n  did you mean 'plan'?\n  why: optkit explain OPK-201\n"),
-        (["plan"], "error: Missing argument 'RECIPE'.\n  try: optkit plan --help\n"),
+        (["plan"], "error: Missing argument 'RECIPE...'.\n  try: optkit plan --help\n"),
         (["completion", "ksh"], "error: Invalid value for '{bash|zsh|fish}': 'ksh' is not one of"),
     ],
 )
