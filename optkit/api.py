@@ -89,8 +89,8 @@ def convert(
         name (axis 0 counts samples), or an iterable of samples or batches, such as a Dataset or DataLoader of torch.
         Without `data`, faithful conversions are checked on random inputs, and the report says so.
     metric: task metrics to measure on `data`, as a recipe's `metric:`, such as "accuracy" or {"top_k": 5}.
-    out: folder of the deliveries and reports, default build/NAME. raise_on_failure: raise CheckError (with `.report`)
-        unless all held, KeyboardInterrupt when interrupted.
+    out: folder of the deliveries and the reports, default build/NAME. raise_on_failure: raise CheckError (with its
+        `.report`) unless all held, KeyboardInterrupt when interrupted.
 
     Raises RecipeError, SourceError, DataError, UnavailableError for what concerns the whole run.
     """

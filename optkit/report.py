@@ -127,17 +127,30 @@ class Report:
 
     @staticmethod
     def read(path: Path) -> Report:
-        """The report in a file. Raises UserError when it is none, or of another schema."""
+        """The report in a file. Raises UserError when there is none, or it is damaged or of another schema."""
+        from optkit.reportdoc import faults
+
+        hint = "optkit convert writes it again"
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            schema = data["schema"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no optkit report: {error}", hint="optkit convert writes report.json") from error
+        except FileNotFoundError as error:
+            what = f"there is no report at {path}"
+            raise UserError(what, hint="name a folder that optkit convert wrote, or its report.json") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path} cannot be read as a report: {error}", hint=hint) from error
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if not isinstance(schema, int) or isinstance(schema, bool):
+            raise UserError(f"{path} is no optkit report: it states no schema", hint=hint)
         if schema != SCHEMA:
+            newer = schema > SCHEMA
             raise UserError(
-                f"{path} has report schema {schema}; this optkit reads {SCHEMA}",
-                hint="read it with the optkit that wrote it",
+                f"{path} has report schema {schema}, of {'a newer' if newer else 'an older'} optkit "
+                f"({data.get('optkit')}); this one reads {SCHEMA}",
+                hint="upgrade optkit" if newer else hint,
             )
+        if wrong := faults(data):
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            raise UserError(f"{path} is damaged: {wrong[0]}{more}", hint=hint)
         return Report(data)
 
 

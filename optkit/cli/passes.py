@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,13 +19,18 @@ if TYPE_CHECKING:
 @click.command("passes")
 @click.argument("name", required=False, shell_complete=completing.pass_names)
 @json_option
-def command(name: str | None, as_json: bool) -> None:
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print a page with every pass, as docs/passes.md.")
+def command(name: str | None, as_json: bool, as_markdown: bool) -> None:
     """List the passes, or explain the one called NAME: its options, and a step that uses it."""
     import json
 
     from optkit.registry import get_pass, passes
 
-    if name is not None:
+    if as_markdown:
+        if name is not None or as_json:
+            raise click.UsageError("--markdown prints a page with every pass: leave NAME and --json out")
+        click.echo(page(list(passes().values())), nl=False)
+    elif name is not None:
         found = get_pass(name)
         click.echo(json.dumps(as_data(found), indent=1) if as_json else explain(found))
     elif as_json:
@@ -36,12 +42,17 @@ def command(name: str | None, as_json: bool) -> None:
                 f"{p.source} -> {p.target}",
                 Cell(p.fidelity, "warn" if p.fidelity == "lossy" else ""),
                 data_text(p),
-                p.summary[:1].upper() + p.summary[1:],
+                sentence(p.summary),
             )
             for p in passes().values()
         ]
         click.echo(table(("pass", "turns", "fidelity", "data", ""), rows, sys.stdout))
         click.echo("\noptkit passes NAME explains one; `to: FORMAT` in a recipe finds conversions by itself")
+
+
+def sentence(summary: str) -> str:
+    """A summary that begins with a capital."""
+    return summary[:1].upper() + summary[1:]
 
 
 def data_text(use: Pass) -> str:
@@ -119,6 +130,48 @@ def type_text(field: dict[str, Any], root: dict[str, Any]) -> str:
     signs = (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
     limits = "".join(f" {sign} {field[key]:g}" for key, sign in signs if key in field)
     return {"string": "text", "boolean": "true | false"}.get(kind, kind) + limits
+
+
+def page(listed: Sequence[Pass]) -> str:
+    """Every pass, its options and an example step, as Markdown."""
+    from optkit.reports.markdown import escape
+    from optkit.reports.markdown import table as markdown_table
+
+    def rows(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+        return [markdown_table(head, [[escape(text) for text in line] for line in lines])]
+
+    parts = [
+        "# Passes",
+        "",
+        "Written by `optkit passes --markdown`. A recipe names a pass with `use:`; `to: FORMAT` finds conversions",
+        "by itself that are neither lossy nor fitted on data.",
+        "",
+        *rows(
+            ("pass", "turns", "into", "fidelity", ""),
+            ((p.name, p.source, p.target, p.fidelity, sentence(p.summary)) for p in listed),
+        ),
+    ]
+    for use in listed:
+        facts = [f"{use.source} to {use.target}, {use.fidelity}"]
+        facts += [f"computes in {use.precision}"] if use.precision else []
+        facts += [{"needed": "fits on data", "depends": "may fit on data"}[text]] if (text := data_text(use)) else []
+        facts.append(f"needs {', '.join(use.tools) or 'nothing but optkit'}")
+        facts += (
+            [f"runs in an environment of its own, `optkit env create {use.environment}`"] if use.environment else []
+        )
+        parts += [
+            "",
+            f"## {use.name}",
+            "",
+            f"{escape(sentence(use.summary))}.",
+            "",
+            f"{'; '.join(facts)}.",
+            "",
+        ]
+        if options := option_rows(use):
+            parts += [*rows(("option", "type", "default", "meaning"), options), ""]
+        parts += ["```yaml", example(use), "```"]
+    return "\n".join(parts) + "\n"
 
 
 def example(use: Pass) -> str:

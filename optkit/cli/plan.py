@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from optkit.cli.common import cache_option, frozen_options, frozen_plan, json_op
 from optkit.cli.text import Cell, can_draw, clean, count, table
 
 if TYPE_CHECKING:
+    from optkit.errors import Problem
     from optkit.planning import Check, Plan, Step
 
 _FIDELITY = {"exact": "", "rounding": "", "lossy": "warn"}
@@ -21,28 +22,50 @@ _LINES, _ASCII = ("├─ ", "└─ ", "│  ", "   "), ("|- ", "`- ", "|  ", "
 
 
 @click.command("plan")
-@click.argument("recipe", metavar="RECIPE", shell_complete=completing.files)
+@click.argument("recipes", metavar="RECIPE...", nargs=-1, required=True, shell_complete=completing.files)
 @overrides
 @frozen_options
 @cache_option
 @json_option
 def command(
-    recipe: str, sets: tuple[str, ...], only: tuple[str, ...], frozen: bool, lock: Path | None, cache: Path | None,
-    as_json: bool,
+    recipes: tuple[str, ...], sets: tuple[str, ...], only: tuple[str, ...], frozen: bool, lock: Path | None,
+    cache: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Draw what a recipe would do: its steps, what each is judged by, and what the cache has.
 
-    Finds every mistake that can be found without opening the model. Runs nothing. Exits 4, the plan drawn, where a step
-    needs an environment that is not there.
+    Finds every mistake that can be found without opening the model, in all recipes given. Runs nothing. Exits 4, the
+    plan drawn, where a step needs an environment that is not there. --json prints a list where several are given.
     """
     import json
 
     from optkit.keys import require_environments
 
-    plan = frozen_plan(read_plan(recipe, sets, only), recipe, frozen, lock)
-    known = cached(plan, cache)
-    click.echo(json.dumps(as_data(plan, known), indent=1, ensure_ascii=False) if as_json else draw(plan, known))
-    require_environments(plan)
+    plans = [
+        frozen_plan(plan, recipe, frozen, lock) for plan, recipe in zip(read(recipes, sets, only), recipes, strict=True)
+    ]
+    if as_json:
+        found = [as_data(plan, cached(plan, cache)) for plan in plans]
+        click.echo(json.dumps(found if len(found) > 1 else found[0], indent=1, ensure_ascii=False))
+    else:
+        click.echo("\n\n".join(draw(plan, cached(plan, cache)) for plan in plans))
+    for plan in plans:
+        require_environments(plan)
+
+
+def read(recipes: Sequence[str], sets: Sequence[str], only: Sequence[str]) -> list[Plan]:
+    """The plan of each recipe. Raises RecipeError with the mistakes of all of them, UserError at the first other."""
+    from optkit.errors import RecipeError
+
+    plans: list[Plan] = []
+    problems: list[Problem] = []
+    for recipe in recipes:
+        try:
+            plans.append(read_plan(recipe, sets, only))
+        except RecipeError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(problems)
+    return plans
 
 
 def cached(plan: Plan, root: Path | None) -> Mapping[str, bool | None]:

@@ -1,4 +1,4 @@
-"""`optkit schema`: the JSON Schema of a recipe."""
+"""`optkit schema`: the JSON Schema of a recipe, or of a report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import click
 
 
 @click.command("schema")
-def command() -> None:
+@click.option("--report", is_flag=True, help="Of report.json instead, for programs that read it.")
+def command(report: bool) -> None:
     r"""Print the JSON Schema (draft 2020-12) of a recipe, so that editors complete and check recipes.
 
     \b
@@ -16,6 +17,8 @@ def command() -> None:
     """
     import json
 
-    from optkit.schema import recipe_schema
-
-    click.echo(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
+    if report:
+        from optkit.reportdoc import report_schema as schema
+    else:
+        from optkit.schema import recipe_schema as schema
+    click.echo(json.dumps(schema(), indent=2, ensure_ascii=False))

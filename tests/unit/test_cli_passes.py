@@ -96,3 +96,20 @@ def test_examples_are_recipes_that_plan(tmp_path: Path) -> None:
         recipe = {"version": 1, "model": models[use.source], "data": data, "check_on": "judge", "steps": steps}
         assert make_plan(recipe_from(recipe, tmp_path)).steps[-1].use is use
     assert yaml.safe_load(example(SOME))["steps"][0]["with"] == {"must": True}, "what it cannot do without"
+
+
+def test_the_page_of_all_passes_is_current() -> None:
+    result = CliRunner().invoke(cli, ["passes", "--markdown"])
+    assert result.exit_code == 0
+    for use in passes().values():
+        assert f"\n## {use.name}\n" in result.stdout
+        assert f"\n{example(use)}\n```\n" in result.stdout
+    page = Path(__file__).resolve().parents[2] / "docs/passes.md"
+    assert page.read_text(encoding="utf-8") == result.stdout, "optkit passes --markdown > docs/passes.md"
+
+
+def test_the_page_of_all_passes_takes_nothing_beside_it() -> None:
+    for more in (["onnx.fp16"], ["--json"]):
+        result = CliRunner().invoke(cli, ["passes", "--markdown", *more])
+        assert result.exit_code == 2
+        assert "leave NAME and --json out" in result.stderr

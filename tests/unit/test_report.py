@@ -59,7 +59,7 @@ def test_what_a_program_asks_of_a_report(tmp_path: Path) -> None:
         with pytest.raises(KeyError):
             ask()
     REPORT.write(tmp_path / "new/report.json")
-    assert Report.read(tmp_path / "new/report.json") == REPORT
+    assert json.loads((tmp_path / "new/report.json").read_text(encoding="utf-8")) == REPORT.data
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3", "null", '{"schema": 99}'])
@@ -73,9 +73,25 @@ def test_a_file_that_is_no_report(text: str, tmp_path: Path) -> None:
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    for name in ("nothing", "binary", "."):
-        with pytest.raises(UserError, match="is no optkit report"):
+    for name, said in (("nothing", "there is no report at"), ("binary", "cannot be read"), (".", "cannot be read")):
+        with pytest.raises(UserError, match=said):
             Report.read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema": 2}, r"has report schema 2, of a newer optkit \(0.9\); this one reads 1"),
+        ({"schema": 0}, "of an older optkit"),
+        ({"schema": True}, "states no schema"),
+        ({}, r"is damaged: name: Field required \(and \d+ more\)"),
+    ],
+)
+def test_a_report_that_this_optkit_cannot_read(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(json.dumps({"schema": 1, "optkit": "0.9"} | change), encoding="utf-8")
+    with pytest.raises(UserError, match=said) as caught:
+        Report.read(tmp_path / "r.json")
+    assert caught.value.hint
 
 
 def test_a_name_that_is_no_text_is_still_json(tmp_path: Path) -> None:

@@ -1,0 +1,294 @@
+"""The typed form of report.json: what its JSON Schema is made from, and what a report that is read is held against."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from optkit.report import SCHEMA
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+
+Status = Literal["passed", "failed", "error", "blocked", "deferred", "waived", "skipped"]
+
+
+class Part(BaseModel):
+    """Base of a report's parts: every key that is named here is there; a later optkit may add others."""
+
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+
+
+class Seconds(Part):
+    """Seconds of a step's pass and of its check; 0 where it was cached or not reached."""
+
+    run: float | None
+    check: float | None
+
+
+class Cached(Part):
+    """Whether a step's pass and its check came out of the cache."""
+
+    run: bool | None
+    check: bool | None
+
+
+class ArtifactPart(Part):
+    """What a step made."""
+
+    format: str
+    digest: str
+    size_bytes: int
+    path: str
+    files: list[str]
+    signature: dict[str, Any] | None
+
+
+class Failure(Part):
+    """What stopped a step, or put off its check."""
+
+    class_: str = Field(alias="class")
+    code: str = Field(pattern=r"^OPK-\d{3}$", description="`optkit explain CODE` says more")
+    what: str
+    hint: str = Field(description="one thing to try")
+    subject: str
+    details: str
+    where: str = Field(description="FILE:LINE:COLUMN in the recipe, or empty")
+    phase: str | None = Field(None, description="run or check")
+
+
+class Finding(Part):
+    """A problem that no bound is needed for, such as a NaN, or a note."""
+
+    kind: str
+    output: str | None
+    sample: int | None
+    text: str
+
+
+class Comparison(Part):
+    """What was measured of an artifact against another model, by output and metric."""
+
+    samples: int
+    problems: list[Finding]
+    notes: list[Finding]
+    outputs: dict[str, dict[str, dict[str, Any]]]
+
+
+class Judgement(Part):
+    """Whether a bound holds on an output."""
+
+    bound: str | None
+    reason: str
+    output: str | None
+    held: bool
+    measured: float | None
+    worst_sample: int | None
+    text: str
+    stated_by: str | None
+
+
+class CasePart(Part):
+    """A check at one set of sizes: the samples, other sizes of the dims, or edge values."""
+
+    name: str
+    kind: str
+    sizes: dict[str, int]
+    samples: int
+    source: Comparison
+    parent: Comparison | None = None
+    scores: dict[str, dict[str, Any]] = Field({}, description="by task metric, of the judging set")
+    verdicts: list[Judgement]
+    held: bool
+
+
+class CheckPart(Part):
+    """A step's check against the source model."""
+
+    against: str
+    data: str | None
+    precision: str | None
+    lossy: bool
+    bounds: list[str]
+    stated_by: list[str]
+    metrics: list[dict[str, Any]]
+    waived: str | None = Field(description="the reason why it was skipped")
+    provider: str | None
+    held: bool | None
+    cases: list[CasePart]
+
+
+class Ratio(Part):
+    """How many times as fast, with a 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    rounds: int
+
+
+class Latency(Part):
+    """Quantiles of one inference, in milliseconds."""
+
+    p50: float
+    p90: float
+    p99: float
+
+
+class Race(Part):
+    """A speed beside another model's, measured in turns."""
+
+    against: str
+    ratio: Ratio
+    verdict: Literal["faster", "slower", "same"]
+    sizes: dict[str, int]
+    threads: int
+    provider: str | None
+    latency_ms: Latency
+    parent_latency_ms: Latency
+
+
+class Must(Part):
+    """What the recipe says that a step must be beside its parent."""
+
+    must: str
+    held: bool
+    text: str
+
+
+class GatePart(Part):
+    """One gate on one delivery; `measured` and `limit` are in `unit`."""
+
+    gate: str
+    scope: Literal["recipe", "step"]
+    status: Literal["held", "failed", "deferred", "not judged"]
+    measured: float | None
+    limit: float
+    unit: str
+    text: str
+
+
+class Deferred(Part):
+    """What speaks for a step whose check this machine cannot make, and the cases left to the target."""
+
+    beside: dict[str, Any] | None = None
+    cases: list[dict[str, Any]] = []
+
+
+class StepPart(Part):
+    """One step of the graph."""
+
+    id: str
+    pass_: str = Field(alias="pass")
+    options: dict[str, Any]
+    parent: str = Field(description='the id of another step, or "source"')
+    implied: bool
+    fidelity: Literal["exact", "rounding", "lossy"]
+    target: str
+    on_target: bool
+    data: str | None
+    status: Status
+    seconds: Seconds
+    cached: Cached
+    peak_bytes: int | None
+    where: str | None
+    artifact: ArtifactPart | None
+    notes: dict[str, Any]
+    error: Failure | None
+    blocked_by: str | None
+    check: CheckPart | None
+    speed: Race | None
+    source_speed: Race | None
+    must: list[Must]
+    gates: list[GatePart]
+    made_seconds: float | None
+    deferred: Deferred | None
+    replay: str | None
+
+
+class RecipePart(Part):
+    """The recipe and how it was changed on the command line."""
+
+    path: str | None
+    digest: str
+    set: list[str]
+    only: list[str]
+
+
+class EnvironmentPart(Part):
+    """Versions and hardware."""
+
+    optkit: str
+    python: str
+    os: str
+    tools: dict[str, str]
+
+
+class SourcePart(Part):
+    """The source model."""
+
+    format: str
+    digest: str
+    signature: dict[str, Any] | None
+    dims: dict[str, dict[str, int]]
+    noise: dict[str, Any] | None
+    provider: str | None
+
+
+class DataPart(Part):
+    """A dataset that was used."""
+
+    samples: int
+    digest: str
+    synthetic: bool
+    preprocessing: dict[str, Any]
+
+
+class DeliveryPart(Part):
+    """One delivery; without a path it was not handed over."""
+
+    step: str
+    status: Status
+    format: str
+    path: str | None
+    size_bytes: int | None
+
+
+class Document(Part):
+    """report.json of one run."""
+
+    version: Literal[1] = Field(alias="schema", description="the version of this schema")
+    optkit: str
+    name: str
+    recipe: RecipePart
+    started: str = Field(description="ISO 8601, UTC")
+    seconds: float
+    environment: EnvironmentPart
+    source: SourcePart
+    data: dict[str, DataPart]
+    steps: list[StepPart]
+    deliver: list[DeliveryPart]
+    exit_code: int
+
+
+def report_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of report.json; every report that optkit writes is valid under it.
+
+    Objects are open: a later optkit may add keys, while one that takes a key away or changes its meaning has another
+    number under `schema`.
+    """
+    made = Document.model_json_schema(by_alias=True, mode="validation")
+    for part in [made, *made["$defs"].values()]:
+        part.pop("title", None)
+        for value in part["properties"].values():
+            value.pop("title", None)
+    return {"$schema": DRAFT, "title": f"A report of optkit, schema {SCHEMA}", **made}
+
+
+def faults(data: Any) -> list[str]:
+    """Where a document is no report of this schema, each as "steps.3.status: Field required"; none where it is one."""
+    try:
+        Document.model_validate(data)
+    except ValidationError as error:
+        return [f"{'.'.join(map(str, e['loc'])) or 'the document'}: {e['msg']}" for e in error.errors()]
+    return []
