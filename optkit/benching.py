@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from optkit import keys
-from optkit.artifact import Dim, Signature, TensorSpec
+from optkit.artifact import Artifact, Dim, Signature, TensorSpec
 from optkit.asking import ask, side_at
 from optkit.cache import Cache
 from optkit.common_inputs import UNKNOWN, Side, common_inputs
@@ -19,6 +19,7 @@ from optkit.opened import Ranges, ranges_of, sizes_to_try
 from optkit.parity.cases import Case, batch_dim
 from optkit.pool import Pool
 from optkit.racing import SECONDS, verdict
+from optkit.runtimes import CODE, Given, checked, named, unused
 from optkit.sizes import model_bytes
 
 STARTS = 3
@@ -43,6 +44,7 @@ def bench(
     device: str = "cpu",
     seconds: float = SECONDS,
     starts: int = STARTS,
+    settings: Given | None = None,
 ) -> dict[str, Any]:
     """The speed of artifacts, each in a process of its own, on the same samples and in turns, as ratios to the first.
 
@@ -50,13 +52,17 @@ def bench(
     inputs. data: as `optkit.convert` takes it; None is random inputs, and then `synthetic` is true. batch, threads:
     the sizes and numbers to measure at, each with each; default: 1, or the batch that the models are fixed at, and all
     cores. against: what the ratios are to; default: the first artifact. seconds: how long each runs, at most. starts:
-    how many processes each is opened in, the median of what that took is told.
+    how many processes each is opened in, the median of what that took is told. settings: of runtimes, by format and
+    name, such as {"openvino": {"INFERENCE_PRECISION_HINT": "bf16"}}: each artifact of that format is measured as it is,
+    and once more with them under the name "ARTIFACT [SETTINGS]", and the answers of the two are compared.
 
     Returns {"against", "synthetic", "dims", "notes", "hardware", "rows": [...]}; a row has: artifact, format, batch,
     threads, provider, latency_ms (mean, p50, p90, p99), samples_per_second, open_seconds, first_seconds, peak_bytes,
     bare_bytes, size_bytes, inferences, ratio (value, low, high, rounds; None for `against`), verdict, unsteady (why its
-    figures are not to be trusted, "" where they are). Raises UserError for what cannot be measured together.
+    figures are not to be trusted, "" where they are), settings, parity (with settings, of its answers to those without:
+    against, equal, cosine, sqnr_db, problems; else None). Raises UserError for what cannot be measured together.
     """
+    chosen_settings = checked(settings or {})
     refs = _refs(artifacts, against)
     asked = ranges_of(dims)
     tried = sizes_to_try(inputs, asked)
@@ -73,6 +79,10 @@ def bench(
             for name, ref in refs.items():
                 sides[name], model = side_at(ref, inputs, tried, pool, work, common)
                 section = section or model
+            if idle := unused(chosen_settings, (artifact.format for artifact, _ in sides.values())):
+                raise UserError(f"settings of {idle[0]}, and none of the artifacts is {idle[0]}",
+                                hint="leave them out, or name an artifact that they are for", code=CODE)  # fmt: skip
+            entrants, pairs = set_up({name: artifact for name, (artifact, _) in sides.items()}, chosen_settings)
             chosen, sizes, fixed = _common(list(sides.values()), asked)
             entry = dataset_entry(data, "judge", Cache(work / "cache"), section, lambda: chosen)
             name_of_batch, batches = _batches(chosen, sizes, batch)
@@ -84,12 +94,12 @@ def bench(
                     case = Case("samples", "samples", {name_of_batch: size} if name_of_batch else {})
                     done = ask(pool, {
                         **common, "task": "race", "threads": count, "case": case.to_json(),
-                        "artifacts": {name: artifact.to_json() for name, (artifact, _) in sides.items()},
+                        "artifacts": {name: artifact.to_json() for name, artifact in entrants.items()},
                         "inputs": [t.to_json() for t in chosen], "dims": keys.dims_json(ranges),
-                        "datasets": {"judge": entry}, "check_on": "judge", "starts": starts,
-                        "seconds": seconds * len(sides), "out": tempfile.mkdtemp(dir=work),
+                        "datasets": {"judge": entry}, "check_on": "judge", "starts": starts, "pairs": pairs,
+                        "seconds": seconds * len(entrants), "out": tempfile.mkdtemp(dir=work),
                     }, work)  # fmt: skip
-                    rows += [_row(name, sides[name], size, count, done["entrants"][name]) for name in sides]
+                    rows += [row_of(name, a, size, count, done["entrants"][name]) for name, a in entrants.items()]
     return {
         "against": next(iter(refs)),
         "synthetic": "random" in entry,
@@ -98,6 +108,18 @@ def bench(
         "hardware": keys.hardware(),
         "rows": rows,
     }
+
+
+def set_up(artifacts: Mapping[str, Artifact], settings: Given) -> tuple[dict[str, Artifact], dict[str, str]]:
+    """The artifacts, each of a format with settings once more with them; and what each of those is beside."""
+    made, pairs = dict(artifacts), {}
+    for name, artifact in artifacts.items():
+        if chosen := settings.get(artifact.format):
+            other = f"{name} [{named(chosen)}]"
+            both = {**(artifact.meta.get("runtime") or {}), **chosen}
+            made[other] = replace(artifact, meta={**artifact.meta, "runtime": both})
+            pairs[other] = name
+    return made, pairs
 
 
 def _refs(artifacts: Sequence[str | Path], against: str | Path | None) -> dict[str, str]:
@@ -167,15 +189,17 @@ def _batches(
     return name, tuple(wanted) or (sizes_.min if known else 1,)
 
 
-def _row(name: str, side: Side, size: int, threads: int, found: Mapping[str, Any]) -> dict[str, Any]:
+def row_of(name: str, artifact: Artifact, size: int, threads: int, found: Mapping[str, Any]) -> dict[str, Any]:
+    """One row of `bench`, from what a race found of an entrant."""
     ratio = found["ratio"]
     return {
-        "artifact": name, "format": side[0].format, "batch": size, "threads": threads, "provider": found["provider"],
+        "artifact": name, "format": artifact.format, "batch": size, "threads": threads, "provider": found["provider"],
         "latency_ms": {"mean": found["mean_ms"], **found["latency_ms"]},
         "samples_per_second": size / found["mean_ms"] * 1e3,
         **{key: found[key] for key in ("open_seconds", "first_seconds", "peak_bytes", "bare_bytes", "inferences")},
-        "size_bytes": model_bytes(side[0]), "ratio": ratio,
+        "size_bytes": model_bytes(artifact), "ratio": ratio,
         "verdict": verdict(ratio) if ratio else None, "unsteady": _unsteady(found),
+        "settings": artifact.meta.get("runtime") or {}, "parity": found["parity"],
     }  # fmt: skip
 
 

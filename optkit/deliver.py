@@ -116,6 +116,7 @@ def deliver(
         "main": (place / artifact.path.name).as_posix(),
         "digest": artifact.digest,
         "signature": artifact.signature.to_json() if artifact.signature else None,
+        "runtime": step["runtime"],  # the settings it was checked with
         "file": (step["notes"] or {}).get("file"),  # what it takes and gives itself, where its runner converts
         "dims": run["source"]["dims"],
         "preprocessing": {n: d.get("preprocessing") for n, d in run["data"].items()},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from optkit.cache import Cache, Entry
 from optkit.deferral import beside
 from optkit.deliver import clear, deliver, output_folder
 from optkit.disk import disk_error, temporary_files
-from optkit.errors import OptkitError, SourceError, StepError, UnavailableError, did_you_mean, from_json
+from optkit.errors import OptkitError, SourceError, StepError, UnavailableError, UserError, did_you_mean, from_json
 from optkit.events import Listener, RunFinished, RunStarted, StepFinished, StepProgress, StepStarted, ignore
 from optkit.gating import Measured, judged
 from optkit.judging import judge_cases, with_scores
@@ -129,11 +130,20 @@ class _Run:
         self.heats = heats(plan)
         self.busy: set[str] = set()
         self.staging: dict[str, Path] = {}
+        self.benchmark: dict[str, Any] | None = None
+        self.raced: list[Mapping[str, Any]] = []
         self.warmed = 0
 
     def perform(self) -> Report:
         self.listen(RunStarted(self.recipe.name, tuple(self.states)))
         code = None
+        if self.recipe.benchmark is not None:
+            from optkit.benchmarking import require_threads
+
+            try:
+                require_threads(self.recipe.benchmark)
+            except UserError as error:
+                raise self.located(error) from None
         try:
             artifact = source_artifact(self.recipe, self.cache)
             assert artifact is not None
@@ -151,6 +161,7 @@ class _Run:
                 if message is not None:
                     self.take(message)
             self.judge_limits()
+            self.measure()
         except KeyboardInterrupt:
             code = 130
         finally:
@@ -205,6 +216,13 @@ class _Run:
         for name in signature.dynamic:  # a file's own dynamic dims, which the recipe does not mention
             self.dims.setdefault(name, Dim(1, 2, 4))
         self.cases = make_cases(signature.inputs, self.dims)
+        if self.recipe.benchmark is not None:
+            from optkit.benchmarking import require_batches
+
+            try:
+                require_batches(self.recipe.benchmark, signature.inputs, self.dims)
+            except UserError as error:
+                raise self.located(error) from None
 
     def find_data(self) -> None:
         assert self.source is not None
@@ -273,7 +291,9 @@ class _Run:
             state.phase = "running"
 
     def set_made(self, state: StepState, entry: Entry) -> None:
-        state.artifact = _artifact_in(entry)
+        made = _artifact_in(entry)
+        runtime = dict(state.step.runtime)
+        state.artifact = replace(made, meta={**made.meta, "runtime": runtime}) if runtime else made
         state.notes = entry.data["notes"]
         state.peak_bytes = entry.data.get("peak_bytes")
         state.made_seconds = entry.data.get("seconds")
@@ -422,6 +442,31 @@ class _Run:
         for state in there:  # what was proven stays proven; a step that must be faster fails by it
             state.untimed = f"its speed could not be measured: {result['error']['what']}"
 
+    def measure(self) -> None:
+        """What `benchmark:` asks for, one race after the other while nothing else runs."""
+        spec = self.recipe.benchmark
+        if spec is None or self.source is None:
+            return
+        from optkit.benchmarking import empty, failed, heats_of
+
+        states = [self.states[i] for i in self.plan.deliver]
+        there = [s for s in states if s.proven and s.step.use.is_timed(s.step.options)]
+        found = self.benchmark = empty(spec.against, [s.step.id for s in states if s not in there])
+        for heat in heats_of(self.recipe, self.source, there, self.judge_key, self.cases[0], self.threads, self.dims):
+            entry = self.cache.get(heat.key)
+            if entry is None:
+                self.submit("bench:", heat.task(self.recipe.check_on, str(self.stage("bench:"))), {"numpy"})
+                while "bench:" in self.busy:
+                    message = self.pool.wait(0.1)
+                    if message is not None:
+                        self.take(message)
+                result = self.raced.pop()
+                if not result["ok"]:
+                    found["error"] = failed(result["error"])
+                    return
+                entry = self.cache.put(heat.key, {"entrants": result["entrants"]})
+            found["rows"] += heat.rows(entry.data["entrants"])
+
     def judge_limits(self) -> None:
         """Hold each step against what it must be beside its parent, and against the gates on it."""
         for state in self.states.values():
@@ -519,7 +564,9 @@ class _Run:
         try:
             if phase == "warm":
                 return
-            if phase == "race":
+            if phase == "bench":
+                self.raced.append(result)
+            elif phase == "race":
                 self.take_race(step_id, result)
             elif phase in ("run", "check"):
                 self.take_step(self.states[step_id], phase, result, staged)
@@ -611,7 +658,8 @@ class _Run:
                        "noise": self.record.data.get("noise") if self.record else None,
                        "provider": self.record.data.get("provider") if self.record else None},
             "data": self.data_info or {}, "steps": steps, "deliver": [],
-            "baseline": None, "exit_code": code if code is not None else exit_code_of(steps),
+            "benchmark": self.benchmark, "baseline": None,
+            "exit_code": code if code is not None else exit_code_of(steps),
         }  # fmt: skip
         for step_id in self.plan.deliver if code is None else ():  # an interrupt leaves what is there
             data["deliver"].append(self.hand_over(self.states[step_id], data))
@@ -620,6 +668,8 @@ class _Run:
 
             data["baseline"] = held_against(self.recipe, data, self.plan.chosen)
             data["exit_code"] = exit_code_of(steps, data["baseline"])
+        if self.benchmark and self.benchmark["error"]:
+            data["exit_code"] = max(data["exit_code"], self.benchmark["error"]["exit_code"])
         data["seconds"] = round(time.perf_counter() - self.started, 3)
         return Report(data)
 

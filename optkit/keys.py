@@ -254,9 +254,9 @@ def check_key(
         [
             "check",
             optkit.__version__,
-            artifact.digest,
+            opened_as(artifact),
             source.digest,
-            parent.digest if parent else None,
+            opened_as(parent) if parent else None,
             data,
             [c.to_json() for c in cases],
             runner.version,
@@ -266,6 +266,12 @@ def check_key(
     )
 
 
+def opened_as(artifact: Artifact) -> str | list[Any]:
+    """What decides the answers of an artifact: its files, and the runtime settings it is opened with."""
+    runtime = artifact.meta.get("runtime")
+    return [artifact.digest, runtime] if runtime else artifact.digest
+
+
 def race_key(recipe: Recipe, artifacts: Sequence[Artifact], data: str, case: Case, threads: int) -> str:
     """The key of a race between artifacts: its figures hold for these files on a machine like this one."""
     used = [get_runner(a.format) for a in artifacts]
@@ -273,7 +279,7 @@ def race_key(recipe: Recipe, artifacts: Sequence[Artifact], data: str, case: Cas
         [
             "race",
             optkit.__version__,
-            [a.digest for a in artifacts],
+            [opened_as(a) for a in artifacts],
             data,
             case.to_json(),
             threads,
@@ -296,7 +302,7 @@ def metric_key(
             optkit.__version__,
             metric.to_json(),
             [cache.digest(path) for path in metric.files(recipe.base)],
-            artifact.digest,
+            opened_as(artifact),
             source.digest,
             data,
             case.to_json(),

@@ -194,7 +194,8 @@ def delivered(folder: Path) -> Artifact:
         path = folder / record["main"]
         inner = [folder / name for name in record["files"] if name != record["vectors"]]
         files = tuple(p.relative_to(path.parent).as_posix() for p in inner)
-        return Artifact(record["format"], path, record["digest"], Signature.from_json(record["signature"]), files)
+        meta = {"runtime": record["runtime"]} if record.get("runtime") else {}
+        return Artifact(record["format"], path, record["digest"], Signature.from_json(record["signature"]), files, meta)
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(folder, error) from error
 

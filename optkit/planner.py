@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from optkit.named import named_files
 from optkit.parity.bounds import Bound, BoundError, parse_bound
 from optkit.parts import check_file, check_parts
 from optkit.planning import Check, Plan, Step
-from optkit.plugin import Options, Pass
+from optkit.plugin import Options, Pass, Settings
 from optkit.reading import explain
 from optkit.recipe import SOURCE, Recipe, StepSpec
 from optkit.registry import PRECISIONS, NoRouteError, formats, passes, route, runners
 from optkit.reports import DRAWN
+from optkit.runtimes import CODE, as_json, read_settings
 from optkit.yamlread import Key
 
 _RESERVED = ("logs", "report.json", *DRAWN)  # what else lies in the output folder, beside the deliveries
@@ -36,6 +37,8 @@ class Planner:
     problems: list[Problem] = field(default_factory=list)
     gives: dict[str, str] = field(default_factory=dict)
     steps: dict[str, Step] = field(default_factory=dict)
+    plain: dict[str, Check] = field(default_factory=dict)
+    """The checks of steps without what their runtime settings make coarser: the next file is not opened with these."""
 
     def note(self, key: Key, what: str, hint: str, *about: Key, code: str = Problem.code) -> None:
         """Note a mistake at `key`, unless one in any key of `about` is told already."""
@@ -61,6 +64,7 @@ class Planner:
             from optkit.baseline import check_baseline  # most recipes have none, and planning starts fast
 
             check_baseline(self.recipe, deliver, self.note)
+        self.benchmark(deliver)
         if self.problems:
             raise RecipeError(self.problems)
         return Plan(self.recipe, tuple(self.steps.values()), deliver, gates=overall)
@@ -145,10 +149,11 @@ class Planner:
         if use and options is not None and "faster" in spec.must and not use.is_timed(options):
             what = f"step {spec.id}: how fast it is cannot be seen here: {use.name} makes it for another runtime"
             self.note(("steps", index, "must"), what, "put must: [faster] on a step that this machine runs")
+        runtime = self.runtime(index, spec, use)
         parent = self.steps.get(spec.from_)
         if len(self.problems) > noted or not chain or options is None or not (parent or spec.from_ == SOURCE):
             return
-        at, before = spec.from_, parent.check if parent else None
+        at, before = spec.from_, self.plain.get(spec.from_)
         for passed in chain[:-1]:
             check, default, python = check_of(passed, (), "", before), passed.options(), interpreter(passed, written)
             twin = next((s for s in self.steps.values() if s.parent == at and s.use is passed and s.check == check
@@ -161,14 +166,57 @@ class Planner:
                 where=self.recipe.place("steps", index),
             )  # fmt: skip
             self.steps[step.id] = step
-            at, before = step.id, step.check
+            at, before = step.id, self.plain.setdefault(step.id, step.check)
+        check = self.plain[spec.id] = check_of(chain[-1], stated, spec.id, before, spec.waive)
+        if runtime is not None and runtime.arithmetic() in PRECISIONS:
+            check = replace(check, precision=_coarser(check.precision, runtime.arithmetic()))
+        elif runtime is not None and runtime.arithmetic() == "runtime":
+            check = replace(check, lossy=True)
         self.steps[spec.id] = Step(
             id=spec.id, use=chain[-1], options=options, parent=at, data=data, on_target=spec.on_target,
-            check=check_of(chain[-1], stated, spec.id, before, spec.waive), must=tuple(spec.must), gates=gates,
+            check=check, must=tuple(spec.must), gates=gates, runtime=as_json(runtime) if runtime else {},
             timeout_seconds=spec.timeout or chain[-1].timeout_seconds, python=interpreter(chain[-1], written),
             environment=None if written else chain[-1].environment,
             where=self.recipe.place("steps", index),
         )  # fmt: skip
+
+    def benchmark(self, deliver: tuple[str, ...]) -> None:
+        """Note what `benchmark:` names and nothing of the recipe is, and settings that no runner knows."""
+        spec = self.recipe.benchmark
+        if spec is None:
+            return
+        if spec.against not in (SOURCE, *deliver):
+            what = f"benchmark.against: {spec.against!r} is not delivered"
+            self.note(("benchmark", "against"), what, did_you_mean(spec.against, [SOURCE, *deliver]), ("steps",))
+        made = {self.recipe.source_format, *(self.steps[i].use.target for i in deliver if i in self.steps)}
+        for format_, settings in spec.settings.items():
+            key: Key = ("benchmark", "settings", format_)
+            if format_ not in made:
+                what = f"benchmark.settings: nothing that is measured is {format_!r}"
+                self.note(key, what, did_you_mean(format_, made), ("steps",), ("model",), code=CODE)
+                continue
+            for inner, what, hint in read_settings(format_, settings, f"benchmark.settings.{format_}.")[1]:
+                self.note((*key, *inner), what, hint, code=CODE)
+        named = list(self.recipe.dims.values())
+        for number, size in enumerate(spec.batch):
+            if named and all(not dim.min <= size <= dim.max for dim in named):
+                what = f"benchmark.batch: {size} is in the range of no dim"
+                self.note(("benchmark", "batch", number), what, "measure within the sizes of dims:", ("dims",))
+
+    def runtime(self, index: int, spec: StepSpec, use: Pass | None) -> Settings | None:
+        """The typed runtime settings of a step, None where it states none."""
+        if not spec.runtime or use is None or use.target not in runners():
+            return None
+        settings, faults = read_settings(use.target, spec.runtime, f"step {spec.id}: runtime.")
+        for inner, what, hint in faults:
+            self.note(("steps", index, "runtime", *inner), what, hint, code=CODE)
+        if settings is not None and settings.arithmetic() == "runtime" and not spec.check and spec.waive is None:
+            what = (
+                f"step {spec.id}: with these settings the runtime chooses what it computes in, so it must state bounds"
+            )
+            hint = 'add check: ["cosine >= 0.999"], or name the precision'
+            self.note(("steps", index, "runtime"), what, hint, ("steps", index, "check"), code="OPK-213")
+        return settings
 
     def free_id(self, wanted: str) -> str:
         """`wanted`, or with a number where a step has that id already."""

@@ -6,8 +6,8 @@ so, all of them at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from optkit.errors import Location, UserError, did_you_mean
@@ -42,6 +42,7 @@ class Step:
     python: the interpreter of another environment, an absolute path. environment: the name of that environment where it
         is the one the pass wants, None where the recipe names an interpreter.
     must: what the output has to be beside its parent: "faster", "smaller". gates: what it may take or must gain.
+    runtime: the settings that its runner opens it with, by the runtime's own names.
     implied: the plan put it there on the way to a `to:` target; the recipe does not name it.
     """
 
@@ -57,6 +58,7 @@ class Step:
     on_target: bool = False
     must: tuple[str, ...] = ()
     gates: tuple[Gate, ...] = ()
+    runtime: Mapping[str, Any] = field(default_factory=dict)
     implied: bool = False
     where: Location | None = None
 

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -32,6 +32,25 @@ class Options(BaseModel):
     """Base of a pass's typed options: frozen, and an unknown key is an error. Describe each with `Field`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Settings(Options):
+    """Base of a runner's typed settings of its runtime; each has the runtime's own name, and None leaves it alone."""
+
+    def arithmetic(self) -> str:
+        """What models compute in under these settings.
+
+        "file" for what the file says, the name of a precision, or "runtime" where only the runtime knows.
+        """
+        return "file"
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def settings_of(artifact: Artifact, kind: type[S]) -> S:
+    """The runtime settings that an artifact is to be opened with, which `Artifact.meta` holds under "runtime"."""
+    return kind.model_validate(artifact.meta.get("runtime") or {})
 
 
 class Samples(Protocol):
@@ -185,6 +204,8 @@ class Runner:
     suffixes: file endings by which a user's file of this format is known.
     inspect(path) -> JSON data for `optkit inspect`: opset, operator counts, parameter and byte counts, precision.
     delivered_in: the sub-folder that a delivery puts the files into, where what serves them prescribes one.
+    settings: the runtime settings that `open` honours; it reads them with `settings_of(artifact, ...)`, and raises
+        UnavailableError for one that did not take effect.
     """
 
     format: str
@@ -198,6 +219,7 @@ class Runner:
     modules: tuple[str, ...] = ()
     precisions: frozenset[str] = field(default_factory=frozenset)
     delivered_in: str = ""
+    settings: type[Settings] = Settings
 
 
 # Which extra brings which distribution: the install line of an error is made from this.

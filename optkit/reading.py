@@ -11,11 +11,12 @@ from pydantic import BaseModel, ValidationError
 
 from optkit.dataspec import DataSpec, parse_data
 from optkit.errors import Problem, UserError, did_you_mean
-from optkit.sections import MODEL_KINDS, BaselineSpec, ModelSource, StepSpec
+from optkit.sections import MODEL_KINDS, BaselineSpec, BenchmarkSpec, ModelSource, StepSpec
 from optkit.yamlread import Document, Key
 
 TOP_KEYS = ("version", "name", "model", "inputs", "outputs", "dims", "data", "check_on", "metric", "steps", "deliver",
-            "seed", "device", "threads", "speed", "gate", "baseline")  # fmt: skip
+            "seed", "device", "threads", "speed", "gate", "baseline",
+            "benchmark")  # fmt: skip
 
 _SEED_LIMIT = 1 << 32  # NumPy's older generators and several backends take no larger seed
 
@@ -143,6 +144,13 @@ class Reader:
         if isinstance(value, str):
             value = {"file": value}
         made: BaselineSpec | None = self.section(BaselineSpec, value, ("baseline",), "baseline.")
+        return made
+
+    def benchmark(self) -> BenchmarkSpec | None:
+        value = self.document.data.get("benchmark")
+        if value is None:
+            return None
+        made: BenchmarkSpec | None = self.section(BenchmarkSpec, value, ("benchmark",), "benchmark.")
         return made
 
     def model(self) -> ModelSource:

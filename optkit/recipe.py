@@ -18,6 +18,7 @@ from optkit.sections import (
     MODEL_KINDS,
     SOURCE,
     BaselineSpec,
+    BenchmarkSpec,
     DimSpec,
     ExportedSource,
     FileSource,
@@ -37,9 +38,9 @@ from optkit.sections import (
 from optkit.yamlread import Document, Key, parse_yaml, plain_document, read_yaml, set_value
 
 __all__ = [
-    "MODEL_KINDS", "SOURCE", "BaselineSpec", "DimSpec", "ExportedSource", "FileSource", "HuggingFaceSource",
-    "InputSpec", "KerasSource", "ModelSource", "OnnxSource", "OpenVINOSource", "PickleSource", "Recipe",
-    "SavedModelSource", "StepSpec", "TFGraphSource", "TorchScriptSource", "TorchSource",
+    "MODEL_KINDS", "SOURCE", "BaselineSpec", "BenchmarkSpec", "DimSpec", "ExportedSource", "FileSource",
+    "HuggingFaceSource", "InputSpec", "KerasSource", "ModelSource", "OnnxSource", "OpenVINOSource", "PickleSource",
+    "Recipe", "SavedModelSource", "StepSpec", "TFGraphSource", "TorchScriptSource", "TorchSource",
     "load_recipe", "recipe_from", "recipe_from_text", "recipe_of",
 ]  # fmt: skip
 
@@ -54,6 +55,7 @@ class Recipe:
     speed: whether quantised and otherwise lossy deliveries are raced against the step they come from.
     gate: what every delivery may take at most, or must gain.
     baseline: what an earlier run reached, and how much worse this one may be.
+    benchmark: what the deliveries are measured at once they are made.
     metrics: the task metrics that are measured on it.
     base: the folder its relative paths start from.
     faults: keys whose mistakes are told already; empty in every recipe that was loaded.
@@ -75,6 +77,7 @@ class Recipe:
     speed: bool = True
     gate: tuple[str, ...] = ()
     baseline: BaselineSpec | None = None
+    benchmark: BenchmarkSpec | None = None
     metrics: tuple[Metric, ...] = ()
     document: Document = field(default_factory=lambda: Document({}, None), compare=False, repr=False)
     faults: frozenset[Key] = frozenset()
@@ -174,6 +177,7 @@ def recipe_of(document: Document, base: Path, problems: Sequence[Problem] = ()) 
         speed=reader.flag("speed", True),
         gate=tuple(reader.names("gate", "gates", '["size <= 10 MB", "speedup >= 2"]')),
         baseline=reader.baseline(),
+        benchmark=reader.benchmark(),
         metrics=read_metrics(reader),
         document=document,
         faults=frozenset(reader.faults),

@@ -78,7 +78,8 @@ class Report:
     """The canonical JSON document of one run (`data`), and what a program asks of it.
 
     Keys: schema, optkit, name, recipe, started, seconds, environment, source, data, steps, deliver, baseline (a
-    `BaselineResult`, None where the recipe names none), exit_code.
+    `BaselineResult`, None where the recipe names none), benchmark (None where it names none; else against, rows as
+    `optkit.benching.bench` gives them, notes, error), exit_code.
     A step has: id, pass, options, parent, implied, fidelity, target, status, seconds {run, check}, cached {run, check},
     artifact, notes, error, blocked_by, check, speed, source_speed, must, gates (`GateRow`s), made_seconds (of its pass,
     when that ran), deferred, replay. A check has: against, data, precision, lossy, bounds, stated_by, metrics (those

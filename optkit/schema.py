@@ -16,7 +16,7 @@ from optkit.metricspec import KINDS as METRIC_KINDS
 from optkit.metricspec import NAME
 from optkit.parity.bounds import METRICS
 from optkit.plugin import Options, Pass
-from optkit.recipe import MODEL_KINDS, BaselineSpec, DimSpec, InputSpec, StepSpec
+from optkit.recipe import MODEL_KINDS, BaselineSpec, BenchmarkSpec, DimSpec, InputSpec, StepSpec
 from optkit.registry import formats, passes
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -40,6 +40,7 @@ def recipe_schema() -> Schema:
         DimSpec,
         StepSpec,
         BaselineSpec,
+        BenchmarkSpec,
         *{p.options for p in known.values()},
         *(kind.options for kind in METRIC_KINDS.values()),
     ]
@@ -92,6 +93,8 @@ def recipe_schema() -> Schema:
             "threads": {"type": ["integer", "null"], "minimum": 1, "description": "threads per running model"},
             "gate": {**names, "items": {"type": "string", "pattern": gate_pattern([NAME])},
                      "description": 'what every delivery may take or must gain, such as "size <= 10 MB"'},
+            "benchmark": {"anyOf": [ref(BenchmarkSpec), {"type": "null"}],
+                          "description": "what deliveries are measured at, beside the source, once they are made"},
             "baseline": {"anyOf": [{"type": "string"}, ref(BaselineSpec), {"type": "null"}],
                          "description": "what an earlier run reached: a file of optkit baseline save, and tolerances"},
             "speed": {"type": "boolean", "default": True,

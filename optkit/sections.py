@@ -255,6 +255,27 @@ class BaselineSpec(Tolerance):
         return frozenset(name for name in named if getattr(self, name) is not None)
 
 
+class BenchmarkSpec(Section):
+    """What the deliveries are measured at, beside the source, once all of them are made."""
+
+    batch: list[int] = Field([], description="samples per inference; default: the batch dim's opt size")
+    threads: list[int] = Field([], description="threads of each runtime; default: threads:, or all cores")
+    settings: dict[str, dict[str, Any]] = Field(
+        {}, description="runtime settings by format: what they are for is measured with them as well"
+    )
+    against: str = Field(SOURCE, description="the delivery that speeds are ratios to; default: the source model")
+    seconds: float = Field(3.0, gt=0, le=600, description="how long each runs at most, per batch and number of threads")
+
+    @field_validator("batch", "threads")
+    @classmethod
+    def _sizes(cls, value: list[int]) -> list[int]:
+        if wrong := [n for n in value if n < 1]:
+            raise ValueError(f"{wrong[0]} is no size; write whole numbers from 1")
+        if len(set(value)) != len(value):
+            raise ValueError(f"{value} names a size twice; name each once")
+        return value
+
+
 class StepSpec(Section):
     """One step as written: a conversion by its target, or a pass by its name."""
 
@@ -269,6 +290,10 @@ class StepSpec(Section):
         [], description="what it must be beside the step it comes from, measured here: faster, smaller"
     )
     gate: list[str] = Field([], description='what it may take or must gain, such as "size <= 10 MB" or "speedup >= 2"')
+    runtime: dict[str, Any] = Field(
+        {},
+        description="settings of the runtime that it is checked, raced and delivered with, by the runtime's own names",
+    )
     waive: str | None = Field(None, description="the reason why this step's check may be skipped")
     on_target: bool = Field(
         False, strict=True, description="a check this machine cannot run is meant to run on the target"

@@ -55,7 +55,8 @@ class StepState:
         step, artifact = self.step, self.artifact
         return {
             "id": step.id, "pass": step.use.name, "options": step.options_json(), "parent": step.parent,
-            "implied": step.implied, "fidelity": step.use.fidelity, "target": step.use.target,
+            "implied": step.implied, "runtime": dict(step.runtime), "fidelity": step.use.fidelity,
+            "target": step.use.target,
             "on_target": step.on_target, "data": step.data, "status": self.status, "seconds": self.seconds,
             "cached": self.cached, "peak_bytes": self.peak_bytes, "where": str(step.where) if step.where else None,
             "artifact": {"format": artifact.format, "digest": artifact.digest, "size_bytes": artifact.size_bytes,

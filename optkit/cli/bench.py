@@ -48,11 +48,19 @@ MIB = 1 << 20
     help="The sizes of a dynamic dim, such as sequence=8:64:128; repeatable.",
 )
 @click.option("--seconds", type=float, metavar="S", help="How long each runs, at most; default: 3.")
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="RUNTIME.NAME=VALUE",
+    help="A setting of a runtime, such as openvino.INFERENCE_PRECISION_HINT=bf16, onnx.execution_mode=parallel or "
+    "torch.compile=true; repeatable. What it is for is measured with it and without.",
+)
 @json_option
 @quiet_option
 def command(artifacts: tuple[str, ...], data: str | None, batch: str | None, threads: str | None, against: str | None,
-            inputs: tuple[str, ...], dims: tuple[str, ...], seconds: float | None, as_json: bool, quiet: bool
-            ) -> None:  # fmt: skip
+            inputs: tuple[str, ...], dims: tuple[str, ...], seconds: float | None, sets: tuple[str, ...], as_json: bool,
+            quiet: bool) -> None:  # fmt: skip
     """Measure artifacts beside one another: model files, delivered folders or FILE.py:NAME.
 
     Each runs in a process of its own, in turns with the others and on the same samples. A speed is a ratio with its
@@ -66,6 +74,7 @@ def command(artifacts: tuple[str, ...], data: str | None, batch: str | None, thr
     from optkit.cli.flags import example_flags
     from optkit.errors import UserError
     from optkit.racing import SECONDS
+    from optkit.runtimes import parse_settings
     from optkit.shorthand import model_section, parse_dim, parse_input
 
     sizes, counts = numbers("--batch", batch), numbers("--threads", threads)
@@ -76,6 +85,7 @@ def command(artifacts: tuple[str, ...], data: str | None, batch: str | None, thr
             found = bench(
                 artifacts, data=data, batch=sizes, threads=counts, against=against, inputs=given or None,
                 dims=ranges or None, seconds=SECONDS if seconds is None else seconds,
+                settings=parse_settings(sets),
             )  # fmt: skip
     except UserError as error:
         if error.subject == "inputs" and not given:
@@ -89,9 +99,22 @@ def command(artifacts: tuple[str, ...], data: str | None, batch: str | None, thr
     notes = list(found["notes"])
     if found["synthetic"]:
         notes.append("measured on random data; some models are faster or slower on real samples: --data FILE.npz")
+    notes += dict.fromkeys(filter(None, map(other_answers, found["rows"])))
     if not quiet:
         for note in notes:
             tell(f"note: {clean(note)}")
+
+
+def other_answers(row: Mapping[str, Any]) -> str:
+    """What a setting did to the answers; "" where it changed none."""
+    from optkit.reports.rows import spelt
+
+    parity = row["parity"]
+    if not parity or parity["equal"]:
+        return ""
+    told = [*(spelt(name, parity[name]) for name in ("cosine", "sqnr_db", "mismatch") if name in parity),
+            *parity["problems"]]  # fmt: skip
+    return f"{row['artifact']} ({row['provider']}) gives other answers: {', '.join(told)} against {parity['against']}"
 
 
 def numbers(flag: str, text: str | None) -> tuple[int, ...]:

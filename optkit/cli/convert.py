@@ -208,6 +208,7 @@ def summarise(report: Report, out: Path, quiet: bool) -> None:
     from optkit.cli.summary import (
         baseline_lines,
         baseline_wrong,
+        benchmark_lines,
         deliveries_table,
         gate_lines,
         metric_lines,
@@ -219,7 +220,7 @@ def summarise(report: Report, out: Path, quiet: bool) -> None:
 
     if not quiet:
         tell("\n" + verdict_line(report.data, sys.stderr))
-        for draw in (deliveries_table, metric_lines, gate_lines, baseline_lines):
+        for draw in (deliveries_table, metric_lines, gate_lines, benchmark_lines, baseline_lines):
             if drawn := draw(report.data, sys.stderr):
                 tell("\n" + drawn)
     for text in filter(None, (*wrongs(report.data, sys.stderr), baseline_wrong(report.data, sys.stderr))):

@@ -14,6 +14,8 @@ from optkit.cli.failure import why
 from optkit.cli.text import Cell, clean, has_colour, paint, table
 from optkit.reports.rows import (
     against_baseline,
+    benchmark_parity,
+    benchmark_text,
     broken,
     cost,
     deliveries,
@@ -80,6 +82,23 @@ def gate_lines(report: Data, stream: IO[str]) -> str:
         for step_id, gate in gates(report)
     ]
     return table(("delivery", "gate", "", "measured"), rows, stream) if rows else ""
+
+
+def benchmark_lines(report: Data, stream: IO[str]) -> str:
+    """The benchmark: a line for each artifact, batch and number of threads."""
+    found = report.get("benchmark") or {}
+    styles = {"faster": "good", "slower": "bad"}
+    rows = [
+        (row["artifact"], str(row["batch"]), str(row["threads"]), f"{row['latency_ms']['p50']:.3g}",
+         f"{row['samples_per_second']:.4g}", Cell(benchmark_text(row), styles.get(row["verdict"] or "", "")),
+         clean(row["provider"]), clean(benchmark_parity(row) or "-"))
+        for row in found.get("rows", ())
+    ]  # fmt: skip
+    head = ("measured", "batch", "threads", "p50 ms", "samples/s", "speed", "run by", "answers")
+    lines = [table(head, rows, stream)] if rows else []
+    if found.get("error"):
+        lines.append(f"{paint('not measured', 'bad', has_colour(stream))}: {clean(found['error']['what'])}")
+    return "\n".join([*lines, *(f"note: {clean(note)}" for note in found.get("notes", ()))])
 
 
 def baseline_lines(report: Data, stream: IO[str]) -> str:

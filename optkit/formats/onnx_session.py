@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,12 @@ def open_session(
     folder: Path | None = None,
     optimise: bool = True,
     prepack: bool = True,
+    chosen: Mapping[str, Any] | None = None,
 ) -> Any:
     """An InferenceSession over a file, or over bytes whose references are relative to `folder`.
 
     threads: of one operator; operators run one after another. prepack: keep a copy of weights in the layout that the
-    kernels like best, which costs the memory of the model once more.
+    kernels like best, which costs the memory of the model once more. chosen: session options by name, over all else.
     Raises UnavailableError where the first of `providers` is not there or did not start, SourceError where the model
     is broken or too new, StepError where onnxruntime has no kernel for it.
     """
@@ -53,18 +54,55 @@ def open_session(
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
+    if (chosen or {}).get("execution_mode") == "parallel":
+        options.inter_op_num_threads = threads
+    for option, value in (chosen or {}).items():
+        _set(ort, options, option, value)
     name = model.name if isinstance(model, Path) else "the model"
     with ort_errors(name):
         session = ort.InferenceSession(
             str(model) if isinstance(model, Path) else model, options, providers=list(providers)
         )
     session.disable_fallback()
+    _confirm(session.get_session_options(), options, chosen or {})
     if wanted not in session.get_providers():
         raise UnavailableError(
             f"onnxruntime did not start {wanted} for {name}; it uses {', '.join(session.get_providers())}",
             hint="see optkit doctor for the device's driver",
         )
     return session
+
+
+_NAMED = {
+    "graph_optimization_level": ("GraphOptimizationLevel", "ORT_ENABLE_"),
+    "execution_mode": ("ExecutionMode", "ORT_"),
+}
+
+
+def _set(ort: Any, options: Any, name: str, value: Any) -> None:
+    if name == "allow_spinning":
+        for pool in ("intra_op", "inter_op"):
+            options.add_session_config_entry(f"session.{pool}.allow_spinning", str(int(value)))
+    elif name in _NAMED:
+        kind, prefix = _NAMED[name]
+        word = "ORT_DISABLE_ALL" if value == "disable" else f"{prefix}{value.upper()}"
+        setattr(options, name, getattr(getattr(ort, kind), word))
+    else:
+        setattr(options, name, value)
+
+
+def _confirm(took: Any, asked: Any, chosen: Mapping[str, Any]) -> None:
+    """Raise UnavailableError for an option that onnxruntime did not take: one thread cannot run in parallel mode."""
+    for name in chosen:
+        if name == "allow_spinning":
+            key = "session.intra_op.allow_spinning"
+            values = took.get_session_config_entry(key), asked.get_session_config_entry(key)
+        else:
+            values = getattr(took, name), getattr(asked, name)
+        if values[0] != values[1]:
+            told = [getattr(value, "name", str(value)) for value in values]
+            hint = "more threads, or inter_op_num_threads of 2" if name == "execution_mode" else f"leave {name} out"
+            raise UnavailableError(f"onnxruntime has {name} at {told[0]} when asked for {told[1]}", hint=hint)
 
 
 @dataclass(frozen=True)

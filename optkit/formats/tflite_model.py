@@ -132,12 +132,22 @@ def _dangling(model: Any) -> str:
     return ""
 
 
-def interpreter(path: Path, threads: int = 1) -> Any:
-    """An `ai_edge_litert` Interpreter, which has verified the file. Raises SourceError."""
+_RESOLVERS = {"": "AUTO", "xnnpack": "AUTO", "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
+
+
+def interpreter(path: Path, threads: int = 1, kernels: str = "", latest: bool = False) -> Any:
+    """An `ai_edge_litert` Interpreter, which has verified the file. Raises SourceError.
+
+    kernels: "xnnpack", "builtin" or "reference"; "" leaves it to LiteRT. latest: XNNPACK's operators that are not on by
+    default yet.
+    """
     runtime = need("ai_edge_litert.interpreter", "ai-edge-litert")
     try:
         with captured():
-            return runtime.Interpreter(model_path=str(path), num_threads=threads)
+            return runtime.Interpreter(
+                model_path=str(path), num_threads=threads, experimental_default_delegate_latest_features=latest,
+                experimental_op_resolver_type=runtime.OpResolverType[_RESOLVERS[kernels]],
+            )  # fmt: skip
     except (ValueError, RuntimeError, OSError) as error:
         if found := re.search(r"builtin opcode '(\w+)' version '(\d+)'", str(error)):
             raise SourceError(

@@ -11,6 +11,8 @@ from optkit.reports.bounds import bound_rows, problems, unbounded
 from optkit.reports.rows import (
     Judged,
     against_baseline,
+    benchmark_parity,
+    benchmark_text,
     broken,
     cached,
     cases,
@@ -58,6 +60,8 @@ def render(report: Data) -> str:
         parts += ["## Task metrics", _scores(steps)]
     if gates(report):
         parts += ["## Gates", _gates(report)]
+    if report.get("benchmark"):
+        parts += ["## Benchmark", _benchmark(report["benchmark"])]
     if report.get("baseline"):
         parts += ["## Baseline", _baseline(report)]
     parts += ["## Steps", _steps(steps, report)]
@@ -212,6 +216,22 @@ def _gates(report: Data) -> str:
         for step_id, gate in gates(report)
     ]  # fmt: skip
     return table(("Delivery", "Gate", "", "Measured", "On"), rows)
+
+
+def _benchmark(found: Data) -> str:
+    """One row for each artifact, batch and number of threads; speeds are ratios, measured in turns."""
+    rows = [
+        [_bold(row["artifact"]), str(row["batch"]), str(row["threads"]), f"{row['latency_ms']['p50']:.3g}",
+         f"{row['latency_ms']['p90']:.3g}", f"{row['samples_per_second']:.4g}", escape(benchmark_text(row)),
+         escape(row["provider"]), escape(benchmark_parity(row) or "-"), escape(row["unsteady"] or "-")]
+        for row in found["rows"]
+    ]  # fmt: skip
+    head = ("Artifact", "Batch", "Threads", "p50 ms", "p90 ms", "Samples/s", f"Speed over {escape(found['against'])}",
+            "Run by", "Answers beside its own without settings", "Not steady")  # fmt: skip
+    parts = [table(head, rows)] if rows else []
+    if found["error"]:
+        parts.append(f"**Not measured:** {escape(found['error']['what'])}")
+    return "\n\n".join([*parts, *([_list(map(escape, found["notes"]))] if found["notes"] else [])])
 
 
 def _baseline(report: Data) -> str:

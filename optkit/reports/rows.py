@@ -244,6 +244,21 @@ def gates(report: Data) -> list[tuple[str, Data]]:
     return [(step["id"], gate) for step in report.get("steps", []) for gate in step.get("gates") or ()]
 
 
+def benchmark_text(row: Data) -> str:
+    """A row's speed beside what it is measured against: "2.31x [2.25, 2.40]"; "1" for that itself."""
+    r = row["ratio"]
+    return "1" if r is None else f"{r['value']:.2f}x [{r['low']:.2f}, {r['high']:.2f}]"
+
+
+def benchmark_parity(row: Data) -> str:
+    """What the settings of a row did to its answers: "same answers", "cosine 0.99998, 47.1 dB"; "" without settings."""
+    parity = row.get("parity")
+    if not parity:
+        return ""
+    told = [spelt(name, parity[name]) for name in _METRICS if name in parity]
+    return "same answers" if parity["equal"] else ", ".join([*told, *parity["problems"]])
+
+
 def worse(report: Data) -> list[Data]:
     """The rows of a report's baseline that do not hold."""
     return [row for row in (report.get("baseline") or {}).get("rows", ()) if row["status"] in ("worse", "missing")]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
 
 from optkit.artifact import Artifact, Signature
 from optkit.errors import UnavailableError, did_you_mean
 from optkit.formats import onnx_model, onnx_session
-from optkit.plugin import Runner, checked_feeds
+from optkit.plugin import Runner, Settings, checked_feeds, settings_of
 
 if TYPE_CHECKING:
     from optkit.plugin import Tensors
@@ -21,6 +23,24 @@ _PROVIDERS = {
     "coreml": "CoreMLExecutionProvider", "directml": "DmlExecutionProvider", "migraphx": "MIGraphXExecutionProvider",
     "rocm": "ROCMExecutionProvider", "qnn": "QNNExecutionProvider", "xnnpack": "XnnpackExecutionProvider",
 }  # fmt: skip
+
+
+class OnnxSettings(Settings):
+    """Session options of onnxruntime, by its own names."""
+
+    graph_optimization_level: Literal["disable", "basic", "extended", "layout", "all"] | None = Field(
+        None, description="how far the graph is rewritten on opening; onnxruntime's default is all"
+    )
+    execution_mode: Literal["sequential", "parallel"] | None = Field(
+        None, description="parallel: independent branches at the same time"
+    )
+    intra_op_num_threads: int | None = Field(None, ge=1, description="threads of one operator; default: threads:")
+    inter_op_num_threads: int | None = Field(None, ge=1, description="operators at a time, in parallel mode")
+    allow_spinning: bool | None = Field(
+        None, description="waiting threads spin; optkit turns it off, workers share cores"
+    )
+    enable_mem_pattern: bool | None = Field(None, description="plan memory by the first run's shapes")
+    enable_cpu_mem_arena: bool | None = Field(None, description="keep freed memory for later")
 
 
 class OnnxSession:
@@ -74,7 +94,8 @@ def open_model(
     provider = _PROVIDERS[kind]
     first = (provider, {"device_id": index}) if index else provider
     chain = [first] if provider == onnx_session.CPU else [first, onnx_session.CPU]
-    session = onnx_session.open_session(artifact.path, threads=threads, providers=chain)
+    chosen = settings_of(artifact, OnnxSettings).model_dump(exclude_none=True)
+    session = onnx_session.open_session(artifact.path, threads=threads, providers=chain, chosen=chosen)
     yield OnnxSession(session, provider, replace(signature, inputs=inputs))
 
 
@@ -88,4 +109,5 @@ RUNNER = Runner(
     inspect=onnx_model.inspect,
     tools=("onnxruntime",),
     modules=("optkit.formats.warm_onnxruntime",),
+    settings=OnnxSettings,
 )

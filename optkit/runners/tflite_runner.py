@@ -4,11 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from optkit.artifact import Artifact
 from optkit.errors import UnavailableError
 from optkit.formats import tflite_look, tflite_model, tflite_session
-from optkit.plugin import Runner
+from optkit.plugin import Runner, Settings, settings_of
+
+
+class TfliteSettings(Settings):
+    """How LiteRT runs a file on the CPU."""
+
+    kernels: Literal["xnnpack", "builtin", "reference"] | None = Field(
+        None,
+        description="xnnpack: XNNPACK must run it; builtin: LiteRT's own; reference: slow and plain, for comparison",
+    )
+    xnnpack_latest_features: bool | None = Field(None, description="XNNPACK operators that are not on by default yet")
+
+    @model_validator(mode="after")
+    def _together(self) -> TfliteSettings:
+        if self.xnnpack_latest_features and self.kernels in ("builtin", "reference"):
+            raise ValueError(f"xnnpack_latest_features with kernels: {self.kernels}, where XNNPACK runs nothing")
+        return self
 
 
 @contextmanager
@@ -30,8 +50,16 @@ def open_model(
     agreed = tflite_model.contract(tflite_model.read(artifact.path))
     if artifact.signature is not None:
         agreed = tflite_session.widened(agreed, artifact.signature.inputs)
-    with tflite_session.open_session(artifact.path, agreed, threads) as session:
-        yield session
+    chosen = settings_of(artifact, TfliteSettings)
+    connect = None
+    if chosen.model_fields_set:
+        connect = partial(tflite_model.interpreter, artifact.path, threads, kernels=chosen.kernels or "",
+                          latest=bool(chosen.xnnpack_latest_features))  # fmt: skip
+    session = tflite_session.TfliteSession(artifact.path, agreed, threads, connect)
+    if chosen.kernels == "xnnpack" and "XNNPACK" not in session.provider:
+        raise UnavailableError(f"XNNPACK runs nothing of {artifact.path.name}: {session.provider}",
+                               hint="leave kernels out")  # fmt: skip
+    yield session
 
 
 RUNNER = Runner(
@@ -44,4 +72,5 @@ RUNNER = Runner(
     inspect=tflite_look.inspect,
     tools=("ai-edge-litert",),
     modules=("optkit.formats.warm_tflite",),
+    settings=TfliteSettings,
 )

@@ -7,14 +7,32 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
 
 from optkit.formats.torch_device import check_device
 from optkit.formats.torch_model import MAIN, TorchModel, describe, kind_of, load, read_descriptor
-from optkit.plugin import Artifact, Runner, Session, checked_feeds, need
+from optkit.plugin import Artifact, Runner, Session, Settings, checked_feeds, need, settings_of
 
 if TYPE_CHECKING:
     from optkit.plugin import Tensors
+
+
+class TorchSettings(Settings):
+    """How torch runs a module."""
+
+    compile: bool | None = Field(
+        None, description="torch.compile with inductor, instead of eager; needs a C++ compiler"
+    )
+    matmul_precision: Literal["highest", "high", "medium"] | None = Field(
+        None,
+        description="torch.set_float32_matmul_precision; high and medium may compute in bfloat16 or TensorFloat-32",
+    )
+
+    def arithmetic(self) -> str:
+        """What the file says, or "runtime" where float32 products may be computed in less."""
+        return "file" if self.matmul_precision in (None, "highest") else "runtime"
 
 
 @dataclass(frozen=True)
@@ -68,7 +86,14 @@ def open_model(
             for switch in (torch.backends.cuda.matmul, torch.backends.cudnn):
                 stack.callback(setattr, switch, "allow_tf32", switch.allow_tf32)
                 switch.allow_tf32 = False
-        yield TorchSession(model, device, f"torch {device} {precision or _computes_in(model)}")
+        chosen = settings_of(artifact, TorchSettings)
+        if chosen.matmul_precision:
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision(chosen.matmul_precision)
+        if chosen.compile:
+            model.module.compile()
+        how = " compiled" if chosen.compile else ""
+        yield TorchSession(model, device, f"torch {device} {precision or _computes_in(model)}{how}")
 
 
 def _computes_in(model: TorchModel) -> str:
@@ -141,4 +166,5 @@ RUNNER = Runner(
     tools=("torch",),
     modules=("optkit.formats.warm_torch",),
     precisions=frozenset({"float64"}),
+    settings=TorchSettings,
 )

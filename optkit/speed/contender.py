@@ -53,6 +53,10 @@ def _serve(order: dict[str, Any], answer: Any) -> None:
         answer({"provider": session.provider, "open_seconds": opened - began,
                 "first_seconds": time.perf_counter() - opened, "bare_bytes": bare,
                 "peak_bytes": resident_peak()})  # fmt: skip
+        if order.get("answers"):
+            answers = Tape(Path(order["answers"]))
+            for number, tensors in enumerate(feeds):
+                answers.write(0, number, session.infer(tensors))
         turn = 0
         for line in sys.stdin:
             seconds = []
