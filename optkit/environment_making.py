@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import re
@@ -16,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,8 @@ def _borrow(name: str, version: str, packages: Path) -> bool:
 def _install(environment: Environment, pins: list[str], tell: Tell) -> None:
     target = environment.python
     command = [sys.executable, "-P", "-m", "pip", "--python", str(target)]
-    if importlib.util.find_spec("pip") is None:
+    # Not importlib.util's search: setuptools hooks into it, and warns when it is asked for pip.
+    if PathFinder.find_spec("pip") is None:
         done = _run([str(target), "-P", "-m", "ensurepip"])
         if done.returncode != 0:
             raise UnavailableError("there is no pip in this environment", details=done.stdout,

@@ -183,6 +183,7 @@ class StepPart(Part):
     options: dict[str, Any]
     parent: str = Field(description='the id of another step, or "source"')
     implied: bool
+    runtime: dict[str, Any] = Field({}, description="settings of its runtime, with which it is checked and delivered")
     fidelity: Literal["exact", "rounding", "lossy"]
     target: str
     on_target: bool
@@ -254,6 +255,55 @@ class DeliveryPart(Part):
     size_bytes: int | None
 
 
+class BenchmarkLatency(Latency):
+    """Latency of one inference, in milliseconds, with its mean."""
+
+    mean: float
+
+
+class AnswersBeside(Part):
+    """An artifact's answers with other runtime settings, held against its answers without."""
+
+    against: str
+    equal: bool
+    cosine: float | None = None
+    sqnr_db: float | None = None
+    mismatch: float | None = Field(None, description="share of values that differ, of integer outputs")
+    problems: list[str]
+
+
+class BenchmarkRow(Part):
+    """One artifact at one batch and number of threads, measured in turns with the others."""
+
+    artifact: str
+    format: str
+    batch: int
+    threads: int
+    provider: str | None
+    latency_ms: BenchmarkLatency
+    samples_per_second: float
+    open_seconds: float
+    first_seconds: float
+    peak_bytes: int | None = Field(description="most memory that its process had resident")
+    bare_bytes: int | None = Field(description="the same before the runtime was imported")
+    size_bytes: int | None
+    inferences: int
+    ratio: Ratio | None = Field(description="speed over that of `against`; null for that one itself")
+    verdict: Literal["faster", "slower", "same"] | None
+    unsteady: str = Field(description="why its figures are not to be trusted, or empty")
+    settings: dict[str, Any] = Field(description="of its runtime")
+    parity: AnswersBeside | None
+
+
+class BenchmarkPart(Part):
+    """What the recipe's `benchmark:` measured of the deliveries and the source."""
+
+    against: str
+    rows: list[BenchmarkRow]
+    notes: list[str]
+    error: dict[str, Any] | None = Field(description="what kept a race from being run, as a step's error has it")
+
+
 class BaselineFigure(Part):
     """One figure of one delivery beside the baseline's; `before`, `now` and `limit` are in `unit`."""
 
@@ -294,6 +344,7 @@ class Document(Part):
     data: dict[str, DataPart]
     steps: list[StepPart]
     deliver: list[DeliveryPart]
+    benchmark: BenchmarkPart | None = None
     baseline: BaselinePart | None = None
     exit_code: int
 
