@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from optkit import __version__, keys
+from optkit import __version__, blaming, keys
 from optkit.artifact import Artifact, Dim, Signature, digest_of
 from optkit.cache import Cache, Entry
 from optkit.deferral import beside
@@ -261,6 +261,8 @@ class _Run:
             self.start_step(state)
         if state.phase == "made":
             self.start_check(state)
+        if state.phase == "failing":
+            self.start_blame(state)
 
     def start_step(self, state: StepState) -> None:
         step = state.step
@@ -368,7 +370,45 @@ class _Run:
         state.check = self.check_json(state, cases, entry.data["provider"])
         vectors = entry.folder / "vectors.npz"
         state.vectors = vectors if vectors.is_file() else None
-        self.finish(state, "passed" if state.check["held"] else "failed")
+        if state.check["held"] or not self.recipe.blame:
+            self.finish(state, "passed" if state.check["held"] else "failed")
+        else:
+            state.phase = "failing"
+
+    def start_blame(self, state: StepState) -> None:
+        """Look for the layer that made a check fail, or take what is known of it."""
+        assert state.check is not None
+        assert state.artifact is not None
+        case, samples = blaming.failing(state.check["cases"]) or ({}, [])
+        if not case:
+            self.finish(state, "failed")
+            return
+        before = [*reversed(self.plan.ancestors(state.step.id)[:-1]), SOURCE]
+        chain = [(name, a) for name in before if (a := self.artifact_of(name)) is not None]
+        artifacts = [a for _, a in chain]
+        state.blame_key = keys.blame_key(self.recipe, state.artifact, artifacts, self.judge_key, case, samples)
+        entry = self.cache.get(state.blame_key)
+        if entry is not None:
+            state.blame = entry.data["blame"]
+            self.finish(state, "failed")
+        elif self.can_start(f"blame:{state.step.id}"):
+            modules = {m for _, a in chain[:1] for m in get_runner(a.format).modules}
+            self.submit(
+                f"blame:{state.step.id}",
+                blaming.task(case, samples, state.artifact, chain, self.recipe.check_on),
+                {*modules, *get_runner(state.artifact.format).modules},
+                blaming.LIMIT_SECONDS,
+            )
+            state.phase = "blaming"
+
+    def take_blame(self, state: StepState, result: Mapping[str, Any]) -> None:
+        """The layer, where one was found; a search that fails leaves the step's verdict as it is."""
+        if result["ok"]:
+            state.blame = self.cache.put(state.blame_key, {"blame": result["blame"]}).data["blame"]
+        else:
+            state.blame = blaming.untold(f"the search for the layer failed: {result['error']['what']}")
+        state.seconds["check"] += result["seconds"]
+        self.finish(state, "failed")
 
     def set_deferred(self, state: StepState, result: Mapping[str, Any], staged: Path | None) -> None:
         """No verdict here: keep the reason, what the target needs to give one, and the nearest verdict there is."""
@@ -568,6 +608,8 @@ class _Run:
                 self.raced.append(result)
             elif phase == "race":
                 self.take_race(step_id, result)
+            elif phase == "blame":
+                self.take_blame(self.states[step_id], result)
             elif phase in ("run", "check"):
                 self.take_step(self.states[step_id], phase, result, staged)
             elif not result["ok"]:

@@ -266,6 +266,15 @@ def check_key(
     )
 
 
+def blame_key(recipe: Recipe, artifact: Artifact, chain: Sequence[Artifact], data: str, case: Mapping[str, Any],
+              samples: Sequence[int]) -> str:  # fmt: skip
+    """The key of a search for the layer that made a check fail."""
+    tools = [tool for a in (artifact, *chain) for tool in get_runner(a.format).tools]
+    told = [[case[key] for key in ("name", "kind", "sizes")], list(samples)]
+    return digest_of(["blame", optkit.__version__, opened_as(artifact), [opened_as(a) for a in chain], data, told,
+                      versions([*tools, *source_tools(recipe)])])  # fmt: skip
+
+
 def opened_as(artifact: Artifact) -> str | list[Any]:
     """What decides the answers of an artifact: its files, and the runtime settings it is opened with."""
     runtime = artifact.meta.get("runtime")

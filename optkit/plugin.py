@@ -194,6 +194,50 @@ Open = Callable[..., AbstractContextManager[Session]]
 
 
 @dataclass(frozen=True)
+class Point:
+    """A floating-point tensor inside a model, at which two models can be compared.
+
+    name: of the tensor, unique in its model. operator, node: what makes it, in the format's own words.
+    module: the path of the torch module it comes from, "" where the file does not say.
+    inputs: the points, and inputs of the model, that it is computed from, the nearest on each way back.
+    also: other names that another model may know it by, such as "module encoder.layer.0" for what a module gives.
+    weighs: whether it is computed with weights, and not from other tensors alone.
+    """
+
+    name: str
+    operator: str
+    node: str
+    module: str = ""
+    inputs: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    weighs: bool = False
+
+
+class Inside(Protocol):
+    """An open model whose inner tensors can be read.
+
+    points: all of them, in the order of execution; a model's inputs are none. replaces: whether `given` is honoured.
+    """
+
+    @property
+    def points(self) -> Sequence[Point]: ...
+
+    @property
+    def replaces(self) -> bool: ...
+
+    def values(self, names: Sequence[str], tensors: Tensors, given: Tensors | None = None) -> Tensors:
+        """Points and outputs of the model by name, for one feed; integers that stand for real numbers as these.
+
+        given: points, or inputs, by name: whoever reads one sees this in its place, while asking for it still gives
+        what the model itself computes. Only what is named is kept, so the caller decides how much memory it takes.
+        """
+        ...
+
+
+Look = Callable[..., AbstractContextManager[Inside]]
+
+
+@dataclass(frozen=True)
 class Runner:
     """Runs artifacts of one format.
 
@@ -206,6 +250,7 @@ class Runner:
     delivered_in: the sub-folder that a delivery puts the files into, where what serves them prescribes one.
     settings: the runtime settings that `open` honours; it reads them with `settings_of(artifact, ...)`, and raises
         UnavailableError for one that did not take effect.
+    inside(artifact, threads=1) -> context manager yielding an Inside: optional; with it a failed check names the layer.
     """
 
     format: str
@@ -220,6 +265,7 @@ class Runner:
     precisions: frozenset[str] = field(default_factory=frozenset)
     delivered_in: str = ""
     settings: type[Settings] = Settings
+    inside: Look | None = None
 
 
 # Which extra brings which distribution: the install line of an error is made from this.
@@ -267,8 +313,10 @@ __all__ = [
     "Context",
     "Dim",
     "Fidelity",
+    "Inside",
     "Options",
     "Pass",
+    "Point",
     "Run",
     "Runner",
     "Samples",

@@ -448,6 +448,13 @@ def verify(step: Data, say: Say) -> Data:
     }
 
 
+def blame(step: Data, say: Say) -> Data:
+    """Which layer an artifact goes wrong at, beside the nearest of its `chain`, on the worst samples of a case."""
+    from optkit.blaming import localised
+
+    return {"blame": localised(step, _dataset(step, step["check_on"]), say)}
+
+
 def lint(step: Data, say: Say) -> Data:
     """What a target refuses of an ONNX file."""
     from optkit.linting import look
@@ -457,5 +464,5 @@ def lint(step: Data, say: Say) -> Data:
 
 TASKS: dict[str, Callable[[Data, Say], Data]] = {
     "warm": warm, "source": source, "data": data, "record": record, "run": run, "check": check, "verify": verify,
-    "race": race, "lint": lint,
+    "race": race, "lint": lint, "blame": blame,
 }  # fmt: skip

@@ -8,6 +8,8 @@ from typing import Any
 
 from optkit.reports.bounds import bound_rows, problems, unbounded
 from optkit.reports.html_kit import anchor, bar, command, facts, folded, link, status, table
+from optkit.reports.html_layers import layers
+from optkit.reports.layers import told as told_layer
 from optkit.reports.markup import Safe, join, tag
 from optkit.reports.rows import broken, cached, cases, cost, duration, remedy, seconds_of, share, size, spelt
 from optkit.reports.sentences import deferral, replay
@@ -36,7 +38,7 @@ def section(step: Data, report: Data) -> Safe:
             ("digest", artifact.get("digest")), ("delivered to", _folder(step, report)),
             ("checked", _checked(check)), ("lost", _first_upper(cost(step, report))),
         ]),
-        wrong(step, report, bare=True), _bounds(step), _outputs(step), budget(step),
+        wrong(step, report, bare=True), layers(step), _bounds(step), _outputs(step), budget(step),
     ]  # fmt: skip
     if step.get("options"):
         parts.append(folded("Options", tag("pre", _pretty(step["options"]))))
@@ -69,7 +71,9 @@ def wrong(step: Data, report: Data, *, bare: bool = False) -> Safe | None:
         lost = cost(step, report)
         told = [
             tag("ul", *(tag("li", reason) for reason in broken(step) or ["Its check does not hold."])),
-            tag("p", _first_upper(lost) + ".") if lost and not bare else None, tag("p", f"Try: {remedy(step)}"),
+            tag("p", _first_upper(lost) + ".") if lost and not bare else None,
+            tag("p", _first_upper(told_layer(step)) + ".") if told_layer(step) else None,
+            tag("p", f"Try: {remedy(step)}"),
         ]  # fmt: skip
     elif word == "deferred":
         told = [tag("p", _first_upper(deferral(step).replace("`", "")))]

@@ -17,6 +17,7 @@ from optkit.errors import OptkitError
 from optkit.parity.scores import value_text
 from optkit.report import write_atomically
 from optkit.reports.bounds import bound_rows, problems, unbounded
+from optkit.reports.layers import told
 from optkit.reports.rows import broken, cost, deliveries, remedy, scores, speed, stands_on, verdict, worse
 from optkit.reports.sentences import replay
 
@@ -200,7 +201,13 @@ def _baseline(report: Data) -> Iterator[_Case]:
 
 
 def _failure(step: Data, report: Data, name: str, message: str, more: Iterable[str]) -> _Case:
-    text = [*more, cost(step, report), f"At {step['where']}" if step.get("where") else "", f"Try: {remedy(step)}"]
+    text = [
+        *more,
+        cost(step, report),
+        told(step),
+        f"At {step['where']}" if step.get("where") else "",
+        f"Try: {remedy(step)}",
+    ]
     return _Case(step["id"], name, "failure", message, _lines([*text, _again(step)]), "bound")
 
 

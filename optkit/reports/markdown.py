@@ -8,6 +8,7 @@ from typing import Any
 
 from optkit.parity.scores import change_text, source_text, spell, value_text
 from optkit.reports.bounds import bound_rows, problems, unbounded
+from optkit.reports.layers import drawn, remarks, told
 from optkit.reports.rows import (
     Judged,
     against_baseline,
@@ -276,9 +277,20 @@ def _wrong(step: Data, report: Data) -> str:
             head,
             _list(reasons) if reasons else "Its check does not hold.",
             *([escape(lost[:1].upper() + lost[1:]) + "."] if lost else []),
+            *_layers(step),
             f"Try: {escape(remedy(step))}",
         ]
     )
+
+
+def _layers(step: Data) -> Iterable[str]:
+    """Which layer made a check fail, and the layers drawn."""
+    if text := told(step):
+        yield f"**{escape(text[:1].upper() + text[1:])}.**"
+    found = step.get("blame") or {}
+    if lines := drawn(found) if found else []:
+        body = f"{escape('; '.join(remarks(found)))}.\n\n{fenced(chr(10).join(lines))}"
+        yield f"<details><summary>The layers</summary>\n\n{body}\n\n</details>"
 
 
 def _deferred(step: Data) -> str:

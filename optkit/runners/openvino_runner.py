@@ -11,7 +11,7 @@ from pydantic import Field
 
 from optkit.artifact import Artifact, TensorSpec
 from optkit.errors import DataError, SourceError, StepError, UnavailableError, did_you_mean
-from optkit.formats import openvino_core, openvino_model
+from optkit.formats import openvino_core, openvino_inside, openvino_model
 from optkit.plugin import Runner, Settings, checked_feeds, settings_of
 
 if TYPE_CHECKING:
@@ -182,4 +182,5 @@ RUNNER = Runner(
     modules=("optkit.formats.warm_openvino",),
     precisions=frozenset(HINTS),
     settings=OpenVinoSettings,
+    inside=openvino_inside.inside,
 )

@@ -1,0 +1,400 @@
+"""Which layer of an artifact is to blame: its inner tensors beside those of the model that it was made from.
+
+For each tensor that both have, on a few samples: the error that has gathered up to it; the error that the operators
+just before it make by themselves, run on the other model's tensors; and, of the worst few, what that error alone does
+to the outputs, put into the other model. An error that a later operator only passes on, or makes look large, is so not
+held against that operator. Where a runtime cannot run on tensors that it is given, the second is estimated from
+what is gathered before and after, and the third is left out.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from optkit.plugin import Inside, Point
+
+if TYPE_CHECKING:
+    from optkit.plugin import Tensors
+
+    Pair = tuple[Tensors, Tensors]
+
+EQUAL_DB = 300.0
+SAME_DB = 90.0
+"""Outputs this close to the other model's are its own: a relative error of 3e-5, which is rounding."""
+
+CHUNK_BYTES = 128 << 20
+"""Tensors of one model that are held at a time, as far as their sizes are known."""
+
+FIRST_CHUNK, LARGEST_CHUNK = 16, 64
+MOST = 256  # tensors looked at in one go; of more, those computed with weights, then some in between
+TRIED = 6  # layers whose error alone is put into the other model
+LISTED = 200  # layers a result keeps
+HEALED_DB = 20.0  # worse than the outputs by this: what went wrong there is not in them
+TIE_DB = 1.0
+
+
+@dataclass
+class Layer:
+    """One tensor of the artifact beside the same of the other model; decibels are of the worst sample.
+
+    before_db: gathered on the worst way into it. local_db: what is made between there and here. alone_db: the outputs
+    of the other model with nothing but that error.
+    """
+
+    point: Point
+    other: str
+    main: Point
+    before_db: float = EQUAL_DB
+    after_db: float = EQUAL_DB
+    local_db: float | None = None
+    alone_db: float | None = None
+    nonfinite: bool = False
+
+    def to_json(self, estimated: bool, modules: Mapping[str, str]) -> dict[str, Any]:
+        names = (*_names(self.main), *_names(self.point), self.other)
+        return {
+            "tensor": self.point.name, "operator": self.main.operator, "node": self.main.node,
+            "module": self.main.module or next((modules[name] for name in names if modules.get(name)), ""),
+            "before_db": _short(self.before_db), "after_db": _short(self.after_db), "local_db": _short(self.local_db),
+            "estimated": estimated, "alone_db": _short(self.alone_db), "nonfinite": self.nonfinite,
+        }  # fmt: skip
+
+
+def localise(
+    other: Inside,
+    artifact: Inside,
+    feeds: Sequence[Pair],
+    outputs: Sequence[str],
+    *,
+    seconds: float = 60.0,
+    modules: Mapping[str, str] | None = None,
+    say: Callable[[str, float | None], None] = lambda text, fraction: None,
+) -> dict[str, Any] | None:
+    """Where an artifact goes wrong beside another model; None where they have no inner tensor in common.
+
+    feeds: the inputs of each run, as the other model and as the artifact take them. outputs: the names of both's.
+    seconds: after which nothing new is begun. modules: torch modules by tensor, known from elsewhere.
+
+    Returns {"blamed": layer or None, "layers": [layer], "worst": [index into layers], "compared", "tensors",
+    "output_db", "nonfinite", "notes": [text]}; a layer has tensor, operator, node, module, before_db, after_db,
+    local_db, estimated, alone_db, nonfinite.
+    """
+    return _Search(other, artifact, feeds, outputs, seconds, say).result(modules or {})
+
+
+def modules_in(points: Iterable[Point]) -> dict[str, str]:
+    """The torch module of each tensor, by every name it goes by, where the points say."""
+    return {name: point.module for point in points if point.module for name in _names(point)}
+
+
+def _names(point: Point) -> tuple[str, ...]:
+    return (point.name, *point.also)
+
+
+class _Search:
+    def __init__(
+        self, other: Inside, artifact: Inside, feeds: Sequence[Pair], outputs: Sequence[str], seconds: float,
+        say: Callable[[str, float | None], None],
+    ) -> None:  # fmt: skip
+        self.other, self.artifact, self.feeds, self.outputs, self.say = other, artifact, feeds, list(outputs), say
+        self.deadline = time.monotonic() + seconds
+        self.notes: list[str] = []
+        self.expected = [other.values(self.outputs, theirs) for theirs, _ in feeds]
+        self.output_db, self.nonfinite = EQUAL_DB, False
+        for expected, (_, mine) in zip(self.expected, feeds, strict=True):
+            got = artifact.values(self.outputs, mine)
+            for name in self.outputs:
+                db, bad = decibels(expected[name], got[name])
+                self.output_db, self.nonfinite = min(self.output_db, db), self.nonfinite or bad
+        self.points = {point.name: point for point in artifact.points}
+        self.order = {name: i for i, name in enumerate(self.points)}
+        self.pairs = match(other.points, artifact.points, [*feeds[0][0], *self.outputs])
+        self.theirs = {point.name: point for point in other.points}
+        self.unfit: set[str] = set()
+        self.layers: dict[str, Layer] = {}
+        self.chunk = FIRST_CHUNK
+
+    @property
+    def late(self) -> bool:
+        return time.monotonic() > self.deadline
+
+    def result(self, modules: Mapping[str, str]) -> dict[str, Any] | None:
+        if not set(self.pairs.values()) - {*self.outputs, *self.feeds[0][0]}:
+            return None
+        modules = {**modules, **modules_in(self.theirs.values())}
+        wanted = self.chosen()
+        self.measure(wanted, set(wanted))
+        blamed = self.blame()
+        if blamed is not None and len(wanted) < len(self.pairs) and not self.late:
+            closer = [p.name for p in self.between(blamed.point, set(wanted)) if p.name in self.pairs]
+            if closer:
+                self.measure([*closer, blamed.point.name], {*wanted, *closer})
+                blamed = self.blame()
+        if blamed is not None and blamed.nonfinite and not self.late:
+            self.pin(blamed)
+        if self.late:
+            self.notes.append(f"stopped for time: {len(self.layers)} of {len(self.pairs)} tensors compared")
+        estimated = not self.artifact.replaces
+        shown = _listed(sorted(self.layers.values(), key=lambda layer: self.order[layer.point.name]), blamed)
+        tried = any(layer.alone_db is not None for layer in shown)
+        ranked = sorted((_badness(layer, tried), i) for i, layer in enumerate(shown))
+        return {
+            "blamed": blamed.to_json(estimated, modules) if blamed else None,
+            "layers": [layer.to_json(estimated, modules) for layer in shown],
+            "worst": [i for badness, i in ranked if badness < SAME_DB][:5],
+            "compared": len(self.layers), "tensors": len(self.points), "output_db": _short(self.output_db),
+            "nonfinite": self.nonfinite, "notes": self.notes,
+        }  # fmt: skip
+
+    # --- which tensors
+
+    def chosen(self) -> list[str]:
+        """The tensors to look at first, in order: all, or of too many the weighty ones and some in between."""
+        names = [name for name in self.points if name in self.pairs]
+        if len(names) <= MOST:
+            return names
+        heavy = [name for name in names if self.points[name].weighs][: MOST // 2]
+        step = math.ceil(len(names) / (MOST - len(heavy)))
+        kept = {*heavy, *names[::step], *(name for name in self.outputs if name in self.pairs)}
+        return [name for name in names if name in kept]
+
+    def before(self, point: Point, known: set[str]) -> tuple[list[str], list[Point]]:
+        """The nearest known tensors on each way back from a point, and the points passed on the way."""
+        found: dict[str, None] = {}
+        passed: dict[str, Point] = {}
+        todo, seen = list(point.inputs), {point.name}
+        while todo:
+            name = todo.pop(0)
+            if name in seen:
+                continue
+            seen.add(name)
+            if (name in known and name not in self.unfit) or name not in self.points:
+                found[name] = None
+            else:
+                passed[name] = self.points[name]
+                todo += self.points[name].inputs
+        return list(found), sorted(passed.values(), key=lambda p: self.order[p.name])
+
+    def between(self, point: Point, known: set[str]) -> list[Point]:
+        return self.before(point, known)[1]
+
+    # --- measuring
+
+    def measure(self, names: Sequence[str], known: set[str]) -> None:
+        """Fill in `layers` for these tensors, in the order of execution; `known` are all that errors are told from."""
+        todo = sorted(names, key=self.order.__getitem__)
+        total, done = len(todo), 0
+        while todo and not self.late:
+            part, todo = todo[: self.chunk], todo[self.chunk :]
+            held = self.measure_some(part, known)
+            self.chunk = max(1, min(LARGEST_CHUNK, CHUNK_BYTES * len(part) // max(held, 1)))
+            done += len(part)
+            self.say("looking for the layer", done / max(total, 1))
+        for name in names:
+            if name in self.layers:
+                self.settle(self.layers[name], known)
+
+    def measure_some(self, names: Sequence[str], known: set[str]) -> int:
+        before = {name: self.before(self.points[name], known)[0] for name in names}
+        starts = list(dict.fromkeys(s for some in before.values() for s in some if s in self.points))
+        mine = list(dict.fromkeys([*names, *starts]))
+        theirs = list(dict.fromkeys(self.pairs[name] for name in mine))
+        held = 0
+        for expected_feed, feed in self.feeds:
+            expected = self.other.values(theirs, expected_feed)
+            got = self.artifact.values(mine, feed)
+            held = max(held, sum(t.nbytes for t in got.values()))
+            given: Tensors = {}
+            for name in starts:
+                value = fitted(expected.get(self.pairs[name]), got[name])
+                if value is not None:
+                    given[name] = _as(value, got[name].dtype)
+            local = self.artifact.values(names, feed, given) if self.artifact.replaces else {}
+            for name in names:
+                reference = fitted(expected.get(self.pairs[name]), got[name])
+                if reference is not None and self.pairs[name].startswith("module "):
+                    reference = rectified(reference, got[name])
+                if reference is None:
+                    self.unfit.add(name)
+                    self.layers.pop(name, None)
+                    continue
+                layer = self.layers.setdefault(name, Layer(self.points[name], self.pairs[name], self.points[name]))
+                db, bad = decibels(reference, got[name])
+                layer.after_db, layer.nonfinite = min(layer.after_db, db), layer.nonfinite or bad
+                if local and all(np.isfinite(given[s]).all() for s in before[name] if s in given):
+                    db = decibels(reference, local[name])[0]
+                    layer.local_db = db if layer.local_db is None else min(layer.local_db, db)
+        return held
+
+    def settle(self, layer: Layer, known: set[str]) -> None:
+        """What went into a layer, the operator that it is about, and an estimate where its own error is not known."""
+        starts, passed = self.before(layer.point, known)
+        layer.before_db = min((self.layers[s].after_db for s in starts if s in self.layers), default=EQUAL_DB)
+        if not layer.point.weighs:
+            layer.main = next((p for p in reversed(passed) if p.weighs), layer.point)
+        if not self.artifact.replaces:
+            made = 10 ** (-layer.after_db / 10) - 10 ** (-layer.before_db / 10)
+            layer.local_db = min(EQUAL_DB, -10 * math.log10(made)) if made > 1e-30 else EQUAL_DB
+
+    def pin(self, layer: Layer) -> None:
+        """The very node that makes the first NaN or infinity, among those between tensors that both models have."""
+        passed = [p.name for p in self.between(layer.point, set(self.layers))]
+        for _, feed in self.feeds if passed else ():
+            values = self.artifact.values(passed, feed)
+            for name in passed:
+                if not np.isfinite(values[name]).all():
+                    layer.main = self.points[name]
+                    return
+        if not layer.point.weighs:  # none of these: the tensor's own operator, whatever lies before it
+            layer.main = layer.point
+
+    # --- judging
+
+    def blame(self) -> Layer | None:
+        """The layer that made the artifact what it is; None where it is what the other model is, or none stands out."""
+        layers = sorted(self.layers.values(), key=lambda layer: self.order[layer.point.name])
+        first = next((layer for layer in layers if layer.nonfinite), None)
+        if self.nonfinite and first is not None:
+            return first
+        if self.output_db >= SAME_DB and not self.nonfinite:
+            return None
+        limit = self.output_db - HEALED_DB
+        worst = sorted((la for la in layers if la.local_db is not None and la.local_db < SAME_DB and
+                        la.after_db > limit), key=lambda la: la.local_db or 0.0)  # fmt: skip
+        if not worst:
+            return None
+        if self.artifact.replaces and self.other.replaces:
+            for layer in worst[:TRIED]:
+                if layer.alone_db is None and not self.late:
+                    layer.alone_db = self.alone(layer)
+            tried = [la for la in worst[:TRIED] if la.alone_db is not None and la.alone_db > self.output_db - 6.0]
+            if tried:
+                least = min(la.alone_db or 0.0 for la in tried)
+                near = [la for la in tried if (la.alone_db or 0.0) <= least + TIE_DB]
+                return min(near, key=lambda la: self.order[la.point.name])
+        least = worst[0].local_db or 0.0
+        near = [la for la in worst if (la.local_db or 0.0) <= least + TIE_DB]
+        return min(near, key=lambda la: self.order[la.point.name])
+
+    def alone(self, layer: Layer) -> float | None:
+        """The outputs of the other model when this layer's own error is put into it, and nothing else."""
+        name, theirs, found = layer.point.name, layer.other, EQUAL_DB
+        starts = [s for s in self.before(layer.point, set(self.layers))[0] if s in self.points]
+        for (expected_feed, feed), outputs in zip(self.feeds, self.expected, strict=True):
+            expected = self.other.values(list(dict.fromkeys([theirs, *(self.pairs[s] for s in starts)])), expected_feed)
+            got = self.artifact.values([name, *starts], feed)
+            given = {}
+            for start in starts:
+                value = fitted(expected[self.pairs[start]], got[start])
+                if value is None:
+                    return None
+                given[start] = _as(value, got[start].dtype)
+            own = self.artifact.values([name], feed, given)[name]
+            back = fitted(own, expected[theirs])
+            if back is None:
+                return None
+            if theirs in outputs:
+                answers = {**outputs, theirs: _as(back, expected[theirs].dtype)}
+            else:
+                put = {theirs: _as(back, expected[theirs].dtype)}
+                answers = self.other.values(self.outputs, expected_feed, put)
+            found = min(found, *(decibels(outputs[o], answers[o])[0] for o in self.outputs))
+        return found
+
+
+def match(other: Iterable[Point], artifact: Iterable[Point], ends: Iterable[str] = ()) -> dict[str, str]:
+    """The artifact's points that another model has too: name to name there. A tensor's own name comes first.
+
+    ends: the names of inputs and outputs, which both have.
+    """
+    listed = list(other)
+    theirs = {point.name: point.name for point in listed}
+    for point in listed:
+        for name in point.also:
+            theirs.setdefault(name, point.name)
+    for name in ends:
+        theirs.setdefault(name, name)
+    found = {}
+    for point in artifact:
+        for name in _names(point):
+            if name in theirs:
+                found[point.name] = theirs[name]
+                break
+    return found
+
+
+@np.errstate(all="ignore")
+def decibels(reference: Any, value: Any) -> tuple[float, bool]:
+    """SQNR of one tensor beside another of its shape, and whether it has a NaN or infinity that the other lacks."""
+    r, v = np.asarray(reference, np.float64), np.asarray(value, np.float64)
+    if r.shape != v.shape:
+        return -EQUAL_DB, False
+    there, fine = np.isfinite(r), np.isfinite(v)
+    if (there & ~fine).any():
+        return -EQUAL_DB, True
+    both = there & fine
+    scale = float(np.abs(r, where=both, out=np.zeros_like(r)).max(initial=0.0)) or 1.0
+    r, v = np.where(both, r, 0.0) / scale, np.where(both, v, 0.0) / scale
+    noise, signal = float(np.square(v - r).sum()), float(np.square(r).sum())
+    if noise == 0:
+        return EQUAL_DB, False
+    if signal == 0:
+        return -EQUAL_DB, False
+    return max(-EQUAL_DB, min(EQUAL_DB, 10 * math.log10(signal / noise))), False
+
+
+def fitted(value: Any, like: Any) -> Any:
+    """A tensor in the layout of another that holds the same: channels moved, sizes of 1 left out; None if neither."""
+    if value is None or value.size != like.size:
+        return None
+    if value.shape == like.shape:
+        if value.ndim > 2 and len(set(value.shape[1:])) == 1:  # its layout cannot be told from its shape
+            turned = (value, np.moveaxis(value, 1, -1), np.moveaxis(value, -1, 1))
+            return max(turned, key=lambda v: decibels(v, like)[0])
+        return value
+    if value.ndim == like.ndim > 2:
+        for a, b in ((1, -1), (-1, 1)):
+            moved = np.moveaxis(value, a, b)
+            if moved.shape == like.shape:
+                return moved
+    if [n for n in value.shape if n != 1] == [n for n in like.shape if n != 1]:
+        return value.reshape(like.shape)
+    return None
+
+
+def rectified(value: Any, like: Any) -> Any:
+    """What a module gives, behind the ReLU or ReLU6 that was fused into the operator that gives `like`."""
+    if not value.size or float(like.min()) < 0 or float(value.min()) >= 0:
+        return value
+    ways = (value, np.maximum(value, 0), np.clip(value, 0, 6))
+    return max(ways, key=lambda way: decibels(way, like)[0])
+
+
+@np.errstate(all="ignore")
+def _as(value: Any, dtype: Any) -> Any:
+    return np.ascontiguousarray(value, dtype)
+
+
+def _badness(layer: Layer, tried: bool = False) -> float:
+    """What layers are ranked by: tried: the damage each does alone, where that was tried; else the error it makes."""
+    found = layer.alone_db if tried else layer.local_db
+    return EQUAL_DB if found is None else found
+
+
+def _listed(layers: Sequence[Layer], blamed: Layer | None) -> list[Layer]:
+    """At most LISTED layers: the worst, the blamed one, and of the rest some at equal distances."""
+    if len(layers) <= LISTED:
+        return list(layers)
+    kept = {id(layer) for layer in sorted(layers, key=_badness)[: LISTED // 4]} | {id(blamed)}
+    step = math.ceil(len(layers) / (LISTED - len(kept)))
+    return [layer for i, layer in enumerate(layers) if id(layer) in kept or i % step == 0]
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
