@@ -24,6 +24,7 @@ LIMIT_BYTES = 2 << 30
 """Inner tensors that may be held: a graph with more of them is not looked into."""
 
 _WEIGHING = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL", "TRANSPOSE_CONV", "CONV_3D"})
+_NO_MODULE = ("", "model", "constant")  # what a file of optkit's calls tensors that no module made
 _RENAMED = re.compile(r"(.*?)_(?:quantized|dequant|dequantized|requant|requantized)(?:_\d+)?")
 
 
@@ -111,8 +112,8 @@ def _scopes(name: str) -> list[str]:
 
 def _module(name: str, weights: Sequence[str]) -> str:
     """The module that computes: among those fused into one operator, that of the weights, which stands last."""
-    named = [scope for weight in weights for scope in _scopes(weight) if "." in scope]
-    return (named or _scopes(name))[-1] if (named or ";" in name or "." in name) else ""
+    named = [scope for weight in weights for scope in _scopes(weight) if scope not in _NO_MODULE]
+    return (named or _scopes(name))[-1] if named or ";" in name or "." in name else ""
 
 
 def _keeping(artifact: Artifact, threads: int) -> Any:
@@ -127,7 +128,7 @@ def _keeping(artifact: Artifact, threads: int) -> Any:
 def _bytes(detail: Mapping[str, Any]) -> int:
     import numpy as np
 
-    return int(np.prod(detail["shape"], dtype=np.int64)) * np.dtype(detail["dtype"]).itemsize
+    return int(np.prod(detail["shape"], dtype=np.int64) * np.dtype(detail["dtype"]).itemsize)
 
 
 def _is_real(detail: Mapping[str, Any]) -> bool:

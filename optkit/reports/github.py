@@ -8,6 +8,7 @@ from typing import Any
 
 from optkit.errors import OptkitError, RecipeError
 from optkit.reports import markdown
+from optkit.reports.layers import told
 from optkit.reports.rows import broken, remedy, worse
 
 Data = Mapping[str, Any]
@@ -45,7 +46,7 @@ def annotated(report: Data, root: Path) -> Iterator[str]:
             yield annotation(f"{name}: {error.get('code', 'error')}", _tell(error.get("what", ""), error.get("hint")),
                              where, root)  # fmt: skip
         elif step["status"] == "failed":
-            reasons = broken(step) or ["its check does not hold"]
+            reasons = [*(broken(step) or ["its check does not hold"]), *filter(None, [told(step)])]
             yield annotation(f"{name} failed", _tell("\n".join(reasons), remedy(step)), where, root)
         elif step["status"] == "deferred" and not step.get("on_target"):
             what = error.get("what", "this machine cannot run its check")
