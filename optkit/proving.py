@@ -44,8 +44,8 @@ def compare(
     layers: also look for the layer of `b` that makes the difference, on the worst samples.
 
     Returns {"a", "b", "cases": [...], "held", "provider", "synthetic", "notes", "inputs", "dims", "blame"}; a case has
-    the metrics ("source"), verdicts and `held`; `blame` is as a report's step has it, or None. Raises UserError for models that take
-    different inputs.
+    the metrics ("source"), verdicts and `held`; `blame` is as a report's step has it, or None. Raises UserError for
+    models that take different inputs.
     """
     stated = tuple(_bound(text) for text in bounds)
     asked = ranges_of(dims)

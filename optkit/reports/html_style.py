@@ -19,7 +19,7 @@ a { color: var(--data); }
 .verdict { display: inline-block; font-weight: 700; border: 2px solid; border-radius: 99px; padding: 1px 14px; }
 .passed, .good { color: var(--good); } .failed, .error, .bad { color: var(--bad); }
 .blocked, .deferred, .waived, .skipped, .warn { color: var(--warn); }
-.under { display: block; color: var(--dim); font-size: .88em; }
+.under { display: block; color: var(--dim); font-size: .88em; font-weight: 400; }
 .status { font-weight: 600; white-space: nowrap; }
 .note { border-left: 4px solid var(--warn); padding: .3rem .9rem; background: var(--soft); }
 .wrong { border: 1px solid var(--line); border-left: 4px solid var(--bad); padding: .1rem 1rem .6rem; margin: .8rem 0;
