@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from optkit.artifact import Artifact, TensorSpec
@@ -64,15 +65,15 @@ def localised(step: Data, dataset: Dataset, say: Callable[[str, float | None], N
     """The layer to blame, by the nearest ancestor with which the artifact has inner tensors in common."""
     artifact = Artifact.from_json(step["artifact"])
     chain = [(name, Artifact.from_json(data)) for name, data in step["chain"]]
-    look = get_runner(artifact.format).inside
-    if look is None:
+    looks = get_runner(artifact.format).inside
+    if not looks:
         return untold(f"{artifact.format} artifacts cannot be looked into")
     inputs = [TensorSpec.from_json(t) for t in step["inputs"]]
     fed = list(_feeds(step, dataset, inputs))
     notes: list[str] = []
     with ExitStack() as stack:
         try:
-            mine = stack.enter_context(look(artifact, threads=step["threads"]))
+            mine = stack.enter_context(looks[0](artifact, threads=step["threads"]))
         except OptkitError as error:
             return untold(f"it cannot be looked into: {error.what}")
         for number, (name, ancestor) in enumerate(chain):
@@ -96,16 +97,18 @@ def _beside(
 ) -> dict[str, Any] | None:  # fmt: skip
     from optkit.parity.layers import localise
 
-    look = get_runner(ancestor.format).inside
-    if look is None:
-        return None
     one, two = ancestor.signature, artifact.signature
     assert one is not None
     assert two is not None
     outputs = [t.name for t in two.outputs if t.name in {o.name for o in one.outputs}]
     pairs = [(adapted(tensors, one), adapted(tensors, two)) for tensors in fed]
-    with look(ancestor, threads=step["threads"]) as theirs:
-        return localise(theirs, mine, pairs, outputs, seconds=step["seconds"], modules=modules, say=say)
+    ranged = replace(ancestor, meta={**ancestor.meta, "dims": step["dims"]})
+    for look in get_runner(ancestor.format).inside:
+        with look(ranged, threads=step["threads"]) as theirs:
+            found = localise(theirs, mine, pairs, outputs, seconds=step["seconds"], modules=modules, say=say)
+        if found is not None:
+            return found
+    return None
 
 
 def _modules(older: Sequence[tuple[str, Artifact]]) -> dict[str, str]:
@@ -114,13 +117,9 @@ def _modules(older: Sequence[tuple[str, Artifact]]) -> dict[str, str]:
 
     found: dict[str, str] = {}
     for _, ancestor in older:
-        look = get_runner(ancestor.format).inside
-        if look is not None and ancestor.format in ("onnx", "openvino"):
-            try:
-                with look(ancestor) as model:
-                    found = {**modules_in(model.points), **found}
-            except OptkitError:  # names are a nicety
-                continue
+        for look in get_runner(ancestor.format).inside if ancestor.format in ("onnx", "openvino") else ():
+            with suppress(OptkitError), look(ancestor) as model:  # names are a nicety
+                found = {**modules_in(model.points), **found}
     return found
 
 

@@ -250,7 +250,9 @@ class Runner:
     delivered_in: the sub-folder that a delivery puts the files into, where what serves them prescribes one.
     settings: the runtime settings that `open` honours; it reads them with `settings_of(artifact, ...)`, and raises
         UnavailableError for one that did not take effect.
-    inside(artifact, threads=1) -> context manager yielding an Inside: optional; with it a failed check names the layer.
+    inside: functions (artifact, threads=1) -> context manager yielding an Inside, tried in turn until one shows tensors
+        that the other model has too; optional: with one a failed check names the layer. `Artifact.meta` holds the
+        ranges of the dims under "dims".
     """
 
     format: str
@@ -265,7 +267,7 @@ class Runner:
     precisions: frozenset[str] = field(default_factory=frozenset)
     delivered_in: str = ""
     settings: type[Settings] = Settings
-    inside: Look | None = None
+    inside: tuple[Look, ...] = ()
 
 
 # Which extra brings which distribution: the install line of an error is made from this.

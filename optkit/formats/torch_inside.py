@@ -54,7 +54,7 @@ class TorchInside:
                     calls[path] += 1  # not one to compare
                     return None
                 if name in wanted:
-                    kept[name] = _array(first)
+                    kept[name] = as_array(first)
                 if name not in put:
                     return None
                 other = torch.from_numpy(put[name].copy()).to(first.dtype).reshape(first.shape)
@@ -62,11 +62,7 @@ class TorchInside:
 
             return after
 
-        feeds = {}
-        fed = checked_feeds({**tensors, **{n: v for n, v in put.items() if n in tensors}}, self._model.inputs)
-        for spec, array in zip(self._model.inputs, fed.values(), strict=True):
-            tensor = torch.from_numpy(array.copy())
-            feeds[spec.name] = tensor.bfloat16() if spec.dtype == "bfloat16" else tensor
+        feeds = fed(self._model, tensors, put)
         with ExitStack() as stack:
             for path, part in self._modules.items():
                 if self._ordered is None or f"module {path}" in wanted or f"module {path}" in put:
@@ -76,7 +72,18 @@ class TorchInside:
         if self._ordered is None:
             self._ordered = [path for path, count in calls.items() if count == 1]
         found = {**{n: tensors[n] for n in names if n in tensors}, **kept}
-        return {**found, **{n: _array(t) for n, t in outputs.items() if n in wanted}}
+        return {**found, **{n: as_array(t) for n, t in outputs.items() if n in wanted}}
+
+
+def fed(model: TorchModel, tensors: Tensors, put: Tensors) -> dict[str, Any]:
+    """A feed as torch tensors, inputs that are in `put` taken from there."""
+    torch = need("torch")
+    whole = checked_feeds({**tensors, **{n: v for n, v in put.items() if n in tensors}}, model.inputs)
+    feeds = {}
+    for spec, array in zip(model.inputs, whole.values(), strict=True):
+        tensor = torch.from_numpy(array.copy())
+        feeds[spec.name] = tensor.bfloat16() if spec.dtype == "bfloat16" else tensor
+    return feeds
 
 
 def _tensor(result: Any) -> Any:
@@ -89,7 +96,8 @@ def _tensor(result: Any) -> Any:
     return None
 
 
-def _array(tensor: Any) -> Any:
+def as_array(tensor: Any) -> Any:
+    """A tensor as numpy's, bfloat16 as float32."""
     torch = need("torch")
     tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
     return tensor.detach().contiguous().cpu().clone().numpy()
@@ -98,10 +106,17 @@ def _array(tensor: Any) -> Any:
 @contextmanager
 def inside(artifact: Artifact, threads: int = 1) -> Iterator[TorchInside]:
     """The inner tensors of a torch model, on the CPU."""
+    with threads_set(threads):
+        yield TorchInside(load(artifact.path))
+
+
+@contextmanager
+def threads_set(threads: int) -> Iterator[None]:
+    """torch's number of threads, for a while."""
     torch = need("torch")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        yield TorchInside(load(artifact.path))
+        yield
     finally:
         torch.set_num_threads(before)

@@ -36,6 +36,7 @@ MOST = 256  # tensors looked at in one go; of more, those computed with weights,
 TRIED = 6  # layers whose error alone is put into the other model
 LISTED = 200  # layers a result keeps
 HEALED_DB = 20.0  # worse than the outputs by this: what went wrong there is not in them
+CANCELS_DB = 6.0  # more harm alone than all together: another error takes it back, as where two operators share a scale
 TIE_DB = 1.0
 
 
@@ -130,11 +131,13 @@ class _Search:
         modules = {**modules, **modules_in(self.theirs.values())}
         wanted = self.chosen()
         self.measure(wanted, set(wanted))
+        self.leave_out(set(wanted))
         blamed = self.blame()
         if blamed is not None and len(wanted) < len(self.pairs) and not self.late:
             closer = [p.name for p in self.between(blamed.point, set(wanted)) if p.name in self.pairs]
             if closer:
                 self.measure([*closer, blamed.point.name], {*wanted, *closer})
+                self.leave_out({*wanted, *closer})
                 blamed = self.blame()
         if blamed is not None and blamed.nonfinite and not self.late:
             self.pin(blamed)
@@ -242,6 +245,32 @@ class _Search:
             made = 10 ** (-layer.after_db / 10) - 10 ** (-layer.before_db / 10)
             layer.local_db = min(EQUAL_DB, -10 * math.log10(made)) if made > 1e-30 else EQUAL_DB
 
+    def leave_out(self, known: set[str]) -> None:
+        """Take out tensors whose error is gone right behind them: they have the other's name, and another meaning.
+
+        Such as a convolution's into which the scale of a normalisation went. What reads them is told from what is
+        before them then.
+        """
+        readers: dict[str, list[str]] = {}
+        for name, layer in self.layers.items():
+            for start in self.before(layer.point, known)[0]:
+                readers.setdefault(start, []).append(name)
+        odd = [
+            name for name, behind in readers.items() if name in self.layers and name not in self.outputs
+            and all(self.layers[b].after_db > self.layers[name].after_db + HEALED_DB for b in behind)
+            and self.layers[name].after_db < SAME_DB
+        ]  # fmt: skip
+        for name in odd:
+            self.unfit.add(name)
+            del self.layers[name]
+        if odd and not self.late:
+            again = {b for name in odd for b in readers[name] if b in self.layers}
+            for name in again:
+                self.layers[name].local_db = self.layers[name].alone_db = None
+            self.measure(sorted(again, key=self.order.__getitem__), known)
+            self.notes.append(f"left out {len(odd)}, whose error is gone behind them: {', '.join(odd[:3])}"
+                              + (" ..." if len(odd) > 3 else ""))  # fmt: skip
+
     def pin(self, layer: Layer) -> None:
         """The very node that makes the first NaN or infinity, among those between tensors that both models have."""
         passed = [p.name for p in self.between(layer.point, set(self.layers))]
@@ -273,11 +302,14 @@ class _Search:
             for layer in worst[:TRIED]:
                 if layer.alone_db is None and not self.late:
                     layer.alone_db = self.alone(layer)
-            tried = [la for la in worst[:TRIED] if la.alone_db is not None and la.alone_db > self.output_db - 6.0]
+            known = [la for la in worst[:TRIED] if la.alone_db is not None]
+            tried = [la for la in known if (la.alone_db or 0.0) > self.output_db - CANCELS_DB]
             if tried:
                 least = min(la.alone_db or 0.0 for la in tried)
                 near = [la for la in tried if (la.alone_db or 0.0) <= least + TIE_DB]
                 return min(near, key=lambda la: self.order[la.point.name])
+            if known:  # each does more harm alone than all together: none is what it seems
+                return None
         least = worst[0].local_db or 0.0
         near = [la for la in worst if (la.local_db or 0.0) <= least + TIE_DB]
         return min(near, key=lambda la: self.order[la.point.name])

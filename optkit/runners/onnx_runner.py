@@ -115,5 +115,5 @@ RUNNER = Runner(
     tools=("onnxruntime",),
     modules=("optkit.formats.warm_onnxruntime",),
     settings=OnnxSettings,
-    inside=look_inside,
+    inside=(look_inside,),
 )

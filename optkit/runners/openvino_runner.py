@@ -182,5 +182,5 @@ RUNNER = Runner(
     modules=("optkit.formats.warm_openvino",),
     precisions=frozenset(HINTS),
     settings=OpenVinoSettings,
-    inside=openvino_inside.inside,
+    inside=(openvino_inside.inside,),
 )

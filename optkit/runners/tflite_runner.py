@@ -73,5 +73,5 @@ RUNNER = Runner(
     tools=("ai-edge-litert",),
     modules=("optkit.formats.warm_tflite",),
     settings=TfliteSettings,
-    inside=tflite_inside.inside,
+    inside=(tflite_inside.inside,),
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from optkit.formats import torch_inside
+from optkit.formats import torch_inside, torch_traced
 from optkit.formats.torch_device import check_device
 from optkit.formats.torch_model import MAIN, TorchModel, describe, kind_of, load, read_descriptor
 from optkit.plugin import Artifact, Runner, Session, Settings, checked_feeds, need, settings_of
@@ -168,5 +168,5 @@ RUNNER = Runner(
     modules=("optkit.formats.warm_torch",),
     precisions=frozenset({"float64"}),
     settings=TorchSettings,
-    inside=torch_inside.inside,
+    inside=(torch_inside.inside, torch_traced.inside),
 )
