@@ -113,7 +113,7 @@ def _beside(
 
 def _modules(older: Sequence[tuple[str, Artifact]]) -> dict[str, str]:
     """Torch modules by tensor, from ancestors whose files still tell them; the nearest has the say."""
-    from optkit.parity.layers import modules_in
+    from optkit.parity.tensors import modules_in
 
     found: dict[str, str] = {}
     for _, ancestor in older:

@@ -26,8 +26,8 @@ class OpenVinoInside:
 
     replaces = True
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
-        self._path, self._threads = artifact.path, threads
+    def __init__(self, artifact: Artifact, threads: int, hint: str) -> None:
+        self._path, self._threads, self._hint = artifact.path, threads, hint
         signed = artifact.signature
         self._names = {"inputs": [s.name for s in signed.inputs], "outputs": [s.name for s in signed.outputs]} if (
             signed) else {}  # fmt: skip
@@ -85,8 +85,9 @@ class OpenVinoInside:
             for port in (ports[name] for name in names)
         ]
         part = ov.Model(results, [*parameters, *own_inputs.values()], "part")
-        config = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY", "NUM_STREAMS": 1,
-                  "INFERENCE_NUM_THREADS": self._threads, "ENABLE_CPU_PINNING": False}  # fmt: skip
+        config: dict[str, Any] = {"INFERENCE_NUM_THREADS": self._threads, "ENABLE_CPU_PINNING": False, "NUM_STREAMS": 1}
+        config |= {} if self._hint == "default" else {"INFERENCE_PRECISION_HINT": self._hint}
+        config |= {"EXECUTION_MODE_HINT": "ACCURACY"} if self._hint == "f32" else {}
         return openvino_core.core().compile_model(part, "CPU", config), [*fed, *((name, True) for name in own_inputs)]
 
     def _ports(self, model: Any) -> dict[str, Any]:
@@ -166,6 +167,6 @@ def _module(weights: Sequence[str]) -> str:
 
 
 @contextmanager
-def inside(artifact: Artifact, threads: int = 1) -> Iterator[OpenVinoInside]:
-    """The inner tensors of an IR, run on the CPU in float32."""
-    yield OpenVinoInside(artifact, threads)
+def inside(artifact: Artifact, threads: int = 1, hint: str = "f32") -> Iterator[OpenVinoInside]:
+    """The inner tensors of an IR, run on the CPU in a precision: "f32", "bf16", "f16", or the "default"."""
+    yield OpenVinoInside(artifact, threads, hint)

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from optkit.parity.tensors import EQUAL_DB, as_type, decibels, fitted, match, modules_in, names_of, rectified
 from optkit.plugin import Inside, Point
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     Pair = tuple[Tensors, Tensors]
 
-EQUAL_DB = 300.0
 SAME_DB = 90.0
 """Outputs this close to the other model's are its own: a relative error of 3e-5, which is rounding."""
 
@@ -58,7 +58,7 @@ class Layer:
     nonfinite: bool = False
 
     def to_json(self, estimated: bool, modules: Mapping[str, str]) -> dict[str, Any]:
-        names = (*_names(self.main), *_names(self.point), self.other)
+        names = (*names_of(self.main), *names_of(self.point), self.other)
         return {
             "tensor": self.point.name, "operator": self.main.operator, "node": self.main.node,
             "module": self.main.module or next((modules[name] for name in names if modules.get(name)), ""),
@@ -87,15 +87,6 @@ def localise(
     local_db, estimated, alone_db, nonfinite.
     """
     return _Search(other, artifact, feeds, outputs, seconds, say).result(modules or {})
-
-
-def modules_in(points: Iterable[Point]) -> dict[str, str]:
-    """The torch module of each tensor, by every name it goes by, where the points say."""
-    return {name: point.module for point in points if point.module for name in _names(point)}
-
-
-def _names(point: Point) -> tuple[str, ...]:
-    return (point.name, *point.also)
 
 
 class _Search:
@@ -217,7 +208,7 @@ class _Search:
             for name in starts:
                 value = fitted(expected.get(self.pairs[name]), got[name])
                 if value is not None:
-                    given[name] = _as(value, got[name].dtype)
+                    given[name] = as_type(value, got[name].dtype)
             local = self.artifact.values(names, feed, given) if self.artifact.replaces else {}
             for name in names:
                 reference = fitted(expected.get(self.pairs[name]), got[name])
@@ -326,91 +317,18 @@ class _Search:
                 value = fitted(expected[self.pairs[start]], got[start])
                 if value is None:
                     return None
-                given[start] = _as(value, got[start].dtype)
+                given[start] = as_type(value, got[start].dtype)
             own = self.artifact.values([name], feed, given)[name]
             back = fitted(own, expected[theirs])
             if back is None:
                 return None
             if theirs in outputs:
-                answers = {**outputs, theirs: _as(back, expected[theirs].dtype)}
+                answers = {**outputs, theirs: as_type(back, expected[theirs].dtype)}
             else:
-                put = {theirs: _as(back, expected[theirs].dtype)}
+                put = {theirs: as_type(back, expected[theirs].dtype)}
                 answers = self.other.values(self.outputs, expected_feed, put)
             found = min(found, *(decibels(outputs[o], answers[o])[0] for o in self.outputs))
         return found
-
-
-def match(other: Iterable[Point], artifact: Iterable[Point], ends: Iterable[str] = ()) -> dict[str, str]:
-    """The artifact's points that another model has too: name to name there. A tensor's own name comes first.
-
-    ends: the names of inputs and outputs, which both have.
-    """
-    listed = list(other)
-    theirs = {point.name: point.name for point in listed}
-    for point in listed:
-        for name in point.also:
-            theirs.setdefault(name, point.name)
-    for name in ends:
-        theirs.setdefault(name, name)
-    found = {}
-    for point in artifact:
-        for name in _names(point):
-            if name in theirs:
-                found[point.name] = theirs[name]
-                break
-    return found
-
-
-@np.errstate(all="ignore")
-def decibels(reference: Any, value: Any) -> tuple[float, bool]:
-    """SQNR of one tensor beside another of its shape, and whether it has a NaN or infinity that the other lacks."""
-    r, v = np.asarray(reference, np.float64), np.asarray(value, np.float64)
-    if r.shape != v.shape:
-        return -EQUAL_DB, False
-    there, fine = np.isfinite(r), np.isfinite(v)
-    if (there & ~fine).any():
-        return -EQUAL_DB, True
-    both = there & fine
-    scale = float(np.abs(r, where=both, out=np.zeros_like(r)).max(initial=0.0)) or 1.0
-    r, v = np.where(both, r, 0.0) / scale, np.where(both, v, 0.0) / scale
-    noise, signal = float(np.square(v - r).sum()), float(np.square(r).sum())
-    if noise == 0:
-        return EQUAL_DB, False
-    if signal == 0:
-        return -EQUAL_DB, False
-    return max(-EQUAL_DB, min(EQUAL_DB, 10 * math.log10(signal / noise))), False
-
-
-def fitted(value: Any, like: Any) -> Any:
-    """A tensor in the layout of another that holds the same: channels moved, sizes of 1 left out; None if neither."""
-    if value is None or value.size != like.size:
-        return None
-    if value.shape == like.shape:
-        if value.ndim > 2 and len(set(value.shape[1:])) == 1:  # its layout cannot be told from its shape
-            turned = (value, np.moveaxis(value, 1, -1), np.moveaxis(value, -1, 1))
-            return max(turned, key=lambda v: decibels(v, like)[0])
-        return value
-    if value.ndim == like.ndim > 2:
-        for a, b in ((1, -1), (-1, 1)):
-            moved = np.moveaxis(value, a, b)
-            if moved.shape == like.shape:
-                return moved
-    if [n for n in value.shape if n != 1] == [n for n in like.shape if n != 1]:
-        return value.reshape(like.shape)
-    return None
-
-
-def rectified(value: Any, like: Any) -> Any:
-    """What a module gives, behind the ReLU or ReLU6 that was fused into the operator that gives `like`."""
-    if not value.size or float(like.min()) < 0 or float(value.min()) >= 0:
-        return value
-    ways = (value, np.maximum(value, 0), np.clip(value, 0, 6))
-    return max(ways, key=lambda way: decibels(way, like)[0])
-
-
-@np.errstate(all="ignore")
-def _as(value: Any, dtype: Any) -> Any:
-    return np.ascontiguousarray(value, dtype)
 
 
 def _badness(layer: Layer, tried: bool = False) -> float:
