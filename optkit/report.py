@@ -91,7 +91,7 @@ class Report:
     cannot make the check, `error` says why, and `deferred` holds the nearest ancestor's verdict (`beside`) and the
     cases that the target has to check. After a failed check `blame` names the layer: against (the ancestor compared
     with), case, samples, blamed (a layer or None), text, problem, layers, worst, compared, tensors, output_db, notes;
-    a layer: tensor, operator, node, module, before_db, after_db, local_db, estimated, alone_db, nonfinite.
+    a layer: tensor, operator, node, module, before_db, after_db, local_db, estimated, alone_db, nonfinite, fused.
     """
 
     data: Mapping[str, Any]

@@ -134,6 +134,7 @@ class LayerPart(Part):
     estimated: bool = Field(description="whether local_db is told from before_db and after_db alone")
     alone_db: float | None = Field(description="the other model's outputs with this error alone; null: not tried")
     nonfinite: bool = Field(description="whether it has a NaN or infinity that the other lacks")
+    fused: bool = Field(False, description="whether the runtime computes it otherwise in the whole model than alone")
 
 
 class BlamePart(Part):

@@ -11,7 +11,7 @@ import click
 from optkit.cli import completing
 from optkit.cli.common import json_option, quiet_option
 from optkit.cli.text import Cell, clean, has_colour, paint, table, tell
-from optkit.reports.layers import drawn, remarks, told
+from optkit.reports.layers import drawn, others, remarks, told
 from optkit.reports.rows import broken, reasons
 
 
@@ -115,8 +115,8 @@ def draw(result: Mapping[str, Any]) -> str:
 def layers_text(result: Mapping[str, Any]) -> str:
     """The layer to blame, and the layers drawn."""
     found = result["blame"]
-    lines = [told(result), *drawn(found), *remarks(found)]
-    return "\n".join(clean(line) for line in lines)
+    lines = [told(result), others(result), *drawn(found), *remarks(found)]
+    return "\n".join(clean(line) for line in lines if line)
 
 
 def cases_table(cases: list[Any]) -> str:

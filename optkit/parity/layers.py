@@ -37,6 +37,7 @@ TRIED = 6  # layers whose error alone is put into the other model
 LISTED = 200  # layers a result keeps
 HEALED_DB = 20.0  # worse than the outputs by this: what went wrong there is not in them
 CANCELS_DB = 6.0  # more harm alone than all together: another error takes it back, as where two operators share a scale
+JUMP_DB = 10.0
 TIE_DB = 1.0
 
 
@@ -56,6 +57,8 @@ class Layer:
     local_db: float | None = None
     alone_db: float | None = None
     nonfinite: bool = False
+    fused: bool = False
+    """The runtime computes it otherwise with the operators around it than by itself: its own error is exact."""
 
     def to_json(self, estimated: bool, modules: Mapping[str, str]) -> dict[str, Any]:
         names = (*names_of(self.main), *names_of(self.point), self.other)
@@ -64,6 +67,7 @@ class Layer:
             "module": self.main.module or next((modules[name] for name in names if modules.get(name)), ""),
             "before_db": _short(self.before_db), "after_db": _short(self.after_db), "local_db": _short(self.local_db),
             "estimated": estimated, "alone_db": _short(self.alone_db), "nonfinite": self.nonfinite,
+            "fused": self.fused,
         }  # fmt: skip
 
 
@@ -84,7 +88,7 @@ def localise(
 
     Returns {"blamed": layer or None, "layers": [layer], "worst": [index into layers], "compared", "tensors",
     "output_db", "nonfinite", "notes": [text]}; a layer has tensor, operator, node, module, before_db, after_db,
-    local_db, estimated, alone_db, nonfinite.
+    local_db, estimated, alone_db, nonfinite, fused.
     """
     return _Search(other, artifact, feeds, outputs, seconds, say).result(modules or {})
 
@@ -202,7 +206,7 @@ class _Search:
         held = 0
         for expected_feed, feed in self.feeds:
             expected = self.other.values(theirs, expected_feed)
-            got = self.artifact.values(mine, feed)
+            got = self.whole(mine, feed)
             held = max(held, sum(t.nbytes for t in got.values()))
             given: Tensors = {}
             for name in starts:
@@ -225,6 +229,10 @@ class _Search:
                     db = decibels(reference, local[name])[0]
                     layer.local_db = db if layer.local_db is None else min(layer.local_db, db)
         return held
+
+    def whole(self, names: Sequence[str], feed: Tensors) -> Tensors:
+        """Tensors of the artifact when all of it runs: cut short, its runtime would fuse other operators."""
+        return self.artifact.values(list(dict.fromkeys([*names, *self.outputs])), feed)
 
     def settle(self, layer: Layer, known: set[str]) -> None:
         """What went into a layer, the operator that it is about, and an estimate where its own error is not known."""
@@ -285,6 +293,11 @@ class _Search:
         if self.output_db >= SAME_DB and not self.nonfinite:
             return None
         limit = self.output_db - HEALED_DB
+        for layer in layers:  # what is exact by itself, and yet the error jumps there
+            jumps = layer.before_db > layer.after_db + JUMP_DB and (layer.local_db or 0.0) > layer.after_db + HEALED_DB
+            if jumps and limit < layer.after_db < SAME_DB and not self.late and self.is_fused(layer):
+                layer.fused = True
+                return layer
         worst = sorted((la for la in layers if la.local_db is not None and la.local_db < SAME_DB and
                         la.after_db > limit), key=lambda la: la.local_db or 0.0)  # fmt: skip
         if not worst:
@@ -304,6 +317,17 @@ class _Search:
         least = worst[0].local_db or 0.0
         near = [la for la in worst if (la.local_db or 0.0) <= least + TIE_DB]
         return min(near, key=lambda la: self.order[la.point.name])
+
+    def is_fused(self, layer: Layer) -> bool:
+        """Whether a layer gives another answer inside the whole model than by itself on the very same tensors."""
+        name = layer.point.name
+        starts = [s for s in self.before(layer.point, set(self.layers))[0] if s in self.points]
+        for _, feed in self.feeds if starts else ():
+            got = self.whole([name, *starts], feed)
+            own = self.artifact.values([name], feed, {start: got[start] for start in starts})[name]
+            if decibels(own, got[name])[0] < layer.after_db + CANCELS_DB:
+                return True
+        return False
 
     def alone(self, layer: Layer) -> float | None:
         """The outputs of the other model when this layer's own error is put into it, and nothing else."""

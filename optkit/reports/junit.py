@@ -17,7 +17,7 @@ from optkit.errors import OptkitError
 from optkit.parity.scores import value_text
 from optkit.report import write_atomically
 from optkit.reports.bounds import bound_rows, problems, unbounded
-from optkit.reports.layers import told
+from optkit.reports.layers import others, told
 from optkit.reports.rows import broken, cost, deliveries, remedy, scores, speed, stands_on, verdict, worse
 from optkit.reports.sentences import replay
 
@@ -205,6 +205,7 @@ def _failure(step: Data, report: Data, name: str, message: str, more: Iterable[s
         *more,
         cost(step, report),
         told(step),
+        others(step),
         f"At {step['where']}" if step.get("where") else "",
         f"Try: {remedy(step)}",
     ]

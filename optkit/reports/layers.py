@@ -15,6 +15,7 @@ SHOWN = 40
 FULL_DB = 100.0
 """SQNR of a full bar: float32 rounding has more."""
 
+_NEXT = 3  # layers named after the worst
 _BAR = 24  # characters of a full bar
 _STANDS_OUT = 0.3  # of the error at the outputs: a layer that makes less of it alone does not stand out
 
@@ -66,6 +67,12 @@ def sentence(found: Data) -> str:
     if layer["nonfinite"]:
         return f"the first NaN or infinity comes out of {named(layer)}; {other} is finite there"
     at = f"{decibels(layer['before_db'])} before it, {decibels(layer['after_db'])} after it, beside {other}"
+    if layer["fused"]:
+        alone = decibels(layer["local_db"])
+        return (
+            f"the error comes from how the runtime computes {named(layer)} together with its neighbours: {at}; by "
+            f"itself, on the same tensors, it is {alone}"
+        )
     part = share(found)
     if part is None:
         return f"the error jumps at {named(layer)}: {at}"
@@ -74,6 +81,26 @@ def sentence(found: Data) -> str:
     if part < _STANDS_OUT:
         return f"no layer stands out; the worst is {named(layer)}: {at}; {alone}"
     return f"the error comes from {named(layer)}: {at}; {alone}"
+
+
+def culprit(step: Data) -> Data | None:
+    """The layer that a step's error comes from; None where none is known or none stands out."""
+    found = step.get("blame") or {}
+    layer: Data | None = found.get("blamed")
+    alone = share(found) if layer else None
+    if layer is not None and layer["fused"]:
+        return None
+    return layer if alone is None or alone >= _STANDS_OUT else None
+
+
+def others(step: Data) -> str:
+    """The layers that come next after the worst, with the error that each makes; "" where there are none."""
+    found = step.get("blame") or {}
+    rows = [found["layers"][i] for i in found.get("worst", ())]
+    rows = [layer for layer in rows if not is_blamed(layer, found)][:_NEXT]
+    told = [f"{named(layer)} {decibels(layer['alone_db'])} alone" if layer["alone_db"] is not None
+            else f"{named(layer)} {own(layer)} of its own" for layer in rows]  # fmt: skip
+    return f"next: {'; '.join(told)}" if told and found.get("blamed") else ""
 
 
 def part(layer: Data) -> float:

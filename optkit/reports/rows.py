@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -387,11 +388,28 @@ def remedy(step: Data) -> str:
         return "the model takes another way at that size: export it without size-dependent control flow"
     if unclear := _unclear(step):
         return unclear
+    if lossy and (left_out := _left_out(step)):
+        return f"leave that layer in float, {left_out}; or other options (optkit passes {step.get('pass')})"
     if lossy:
         return f"other options (optkit passes {step.get('pass')}), more or better data to fit on, or a looser bound"
     return (
         "state bounds of your own with check: if this much deviation is expected, else look at the first step it cost"
     )
+
+
+_LEAVING = {  # not a Conv or Gemm of onnx.quantize: between quantised tensors onnxruntime quantises it after all
+    "onnx.quantize": ("with: {{exclude: [{}]}}", ("MatMul",)),
+    "onnx.compress_weights": ("with: {{exclude: [{}]}}", ("MatMul", "Gemm", "MatMulNBits")),
+    "openvino.quantize": ("with: {{ignored: {{names: [{}]}}}}", ("Convolution", "GroupConvolution", "MatMul")),
+}
+
+
+def _left_out(step: Data) -> str:
+    """The option that leaves the layer to blame as it was; "" where there is no such layer or option."""
+    from optkit.reports.layers import culprit
+
+    layer, (option, operators) = culprit(step), _LEAVING.get(str(step.get("pass")), ("", ()))
+    return option.format(json.dumps(layer["node"])) if layer and layer["operator"] in operators else ""
 
 
 def _unclear(step: Data) -> str:

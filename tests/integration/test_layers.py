@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +22,16 @@ from onnx_models import FLOAT, cnn, edited, encoder, feed_of, images, node, save
 
 import optkit
 from optkit.artifact import Artifact
+from optkit.cli.summary import wrongs
 from optkit.parity import layers
 from optkit.passes.onnx_fp16 import PASS as FP16
 from optkit.passes.onnx_quantize import PASS as QUANTIZE
 from optkit.passes.torch_to_onnx import PASS as TO_ONNX
+from optkit.passes.torch_to_openvino import PASS as TO_OPENVINO
 from optkit.registry import get_runner
 from optkit.reports import html, junit, markdown
 from optkit.reports.layers import sentence
+from optkit.reports.rows import remedy
 from optkit.testing import ListSamples
 
 if TYPE_CHECKING:
@@ -59,6 +64,14 @@ def constants(change: dict[str, Callable[[Any], Any]]) -> Callable[[Any], None]:
                 )
 
     return edit
+
+
+THIRD = (np.arange(16) == 3)[:, None, None, None]
+OUTLIER = constants({
+    "w0": lambda w: np.where(THIRD, 0, w), "b0": lambda b: np.where(THIRD[:, 0, 0, 0], 0, b),
+    "w1": lambda w: np.where(THIRD.reshape(1, 16, 1, 1), 90, w),
+})  # fmt: skip
+"""A channel that is never there: in float its weight in conv1 does nothing, in int8 it takes the whole range."""
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +126,7 @@ def test_an_operator_that_amplifies_an_older_error_is_not_blamed(tmp_path: Path)
 
 
 def test_int8_with_an_outlier_in_one_weight(net: Artifact, tmp_path: Path) -> None:
-    """A channel that is never there: in float its weight does nothing, in int8 it takes the whole range."""
-    dead = np.arange(16) == 3
-    source = edited(net, tmp_path / "source", constants({
-        "b0": lambda b: np.where(dead, np.float32(-50), b), "w1": lambda w: np.where(dead[None, :, None, None], 90, w),
-    }))  # fmt: skip
+    source = edited(net, tmp_path / "source", OUTLIER)
     made, _, complaints = onnx_models.made(QUANTIZE, source, tmp_path, ListSamples(images(8)))
     assert not complaints
     found = look(source, made, IMAGES)
@@ -125,6 +134,28 @@ def test_int8_with_an_outlier_in_one_weight(net: Artifact, tmp_path: Path) -> No
     assert (blamed["operator"], blamed["node"]) == ("Conv", "conv1")
     assert blamed["after_db"] < 12 < blamed["before_db"]
     assert all(layer["local_db"] > 25 for layer in found["layers"] if layer["node"] != "conv1")
+
+
+def test_what_the_runtime_does_to_a_layer_among_others_is_told_from_the_layer(net: Artifact, tmp_path: Path) -> None:
+    """onnxruntime quantises the weight of a Conv that was left in float, where what it reads and gives is quantised."""
+    source = edited(net, tmp_path / "source", OUTLIER)
+    made, _, _ = onnx_models.made(QUANTIZE, source, tmp_path, ListSamples(images(8)), exclude=("conv1",))
+    assert "w1" in {t.name for t in onnx.load(made.path).graph.initializer}, "in the file it is float"
+    found = look(source, made, IMAGES)
+    blamed = found["blamed"]
+    assert (blamed["tensor"], blamed["node"], blamed["fused"]) == ("c1", "conv1", True)
+    assert blamed["local_db"] > 100 > 20 > blamed["after_db"]
+    assert "how the runtime computes Conv conv1 together with its neighbours" in sentence(found)
+
+
+def test_the_layer_is_left_out_where_that_helps() -> None:
+    layer = {"operator": "MatMul", "node": "up: 1", "module": "", "fused": False, "alone_db": 12.0, "tensor": "t"}
+    step = {"pass": "onnx.quantize", "fidelity": "lossy", "status": "failed",
+            "blame": {"blamed": layer, "output_db": 11.0, "layers": [], "worst": [], "problem": ""}}  # fmt: skip
+    assert remedy(step).startswith('leave that layer in float, with: {exclude: ["up: 1"]}')
+    for change in ({"operator": "Conv"}, {"fused": True}, {"alone_db": 40.0}):
+        other = {**step, "blame": {**step["blame"], "blamed": {**layer, **change}}}
+        assert remedy(other).startswith("other options")
 
 
 def test_an_overflow_in_float16_names_the_node_of_the_first_infinity(tmp_path: Path) -> None:
@@ -271,6 +302,45 @@ def test_onnx_beside_the_torch_model_it_comes_from(tmp_path: Path) -> None:
     assert blamed["before_db"] > 100 > 40 > blamed["after_db"]
 
 
+def test_openvino_beside_the_torch_model_it_comes_from(tmp_path: Path) -> None:
+    """Their names are those of the exported graph; what is folded together shares a name alone, and is left out."""
+    source, given = tflite_kit.source(tmp_path / "torch", f"{Path(__file__)}:normed", tflite_kit.IMAGE)
+    source = replace(source, meta={"dims": {name: dim.to_json() for name, dim in given.dims.items()}})
+    made, _ = openvino_models.converted(TO_OPENVINO, source, tmp_path / "made", given)
+    feeds = [{"image": np.random.default_rng(n).uniform(-1, 1, (1, 3, 12, 10)).astype(np.float32)} for n in range(2)]
+    assert look(source, made, feeds)["blamed"] is None
+    ops, model = openvino_models.ops, openvino_models.openvino_model.read(made.path)
+    last = [op for op in model.get_ordered_ops() if op.get_type_name() == "GroupConvolution"][-1]
+    kernel = last.input(1).get_source_output().get_node()
+    last.input(1).replace_source_output(ops.constant(kernel.data * np.float32(1.5)).output(0))
+    model.validate_nodes_and_infer_types()
+    found = look(source, openvino_models.written(model, tmp_path / "odd", tflite_kit.IMAGE), feeds)
+    assert found["blamed"]["module"] in ("last", "norm")
+    assert found["blamed"]["operator"] in ("GroupConvolution", "Add")
+    assert found["blamed"]["before_db"] > 100 > 20 > found["blamed"]["after_db"]
+
+
+def normed() -> Any:
+    """Two convolutions, the second of each channel alone, a normalisation behind it."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8)
+            self.norm, self.head = nn.BatchNorm2d(8), nn.Linear(8, 4)
+            self.norm.running_mean.uniform_(-1, 1)
+            self.norm.running_var.uniform_(0.1, 2)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.relu(self.norm(self.last(torch.relu(self.first(image))))).mean((2, 3)))
+
+    return Normed().eval()
+
+
 def staged() -> Any:
     """A stem, a body of two activated convolutions, a head."""
     import torch
@@ -348,10 +418,7 @@ steps:
 
 
 def test_a_failed_step_names_its_layer_in_every_report(net: Artifact, tmp_path: Path) -> None:
-    dead = np.arange(16) == 3
-    edited(net, tmp_path / "source", constants({
-        "b0": lambda b: np.where(dead, np.float32(-50), b), "w1": lambda w: np.where(dead[None, :, None, None], 90, w),
-    }))  # fmt: skip
+    edited(net, tmp_path / "source", OUTLIER)
     for name, seed in (("fit", 0), ("judge", 1)):
         np.savez(tmp_path / f"{name}.npz", image=np.stack([image["image"] for image in images(12, seed)]))
     (tmp_path / "r.yaml").write_text(RECIPE.format(more=""))
@@ -378,6 +445,10 @@ def test_a_failed_step_names_its_layer_in_every_report(net: Artifact, tmp_path: 
     assert "SQNR along the layers" in page
     assert said in junit.render(report.data)
     assert markdown.render(report.data).count("> #") == 1
+
+    told = io.StringIO()
+    told.write("\n".join(wrongs(report.data, told)))
+    assert f"  {said}: " in told.getvalue()
 
     again = run("r.yaml")
     assert again.step("int8")["cached"] == {"run": True, "check": True}
