@@ -126,7 +126,7 @@ class Remote:
         except OptkitError as error:
             return error
         except FileNotFoundError as error:
-            none = "there is no cache there, and this run may not make one"
+            none = "there is none there yet; the first run that may write makes it"
             return self._unreachable(none if READ_ONLY in self.modes else self._said(error))
         except Exception as error:  # whatever a store's client raises: most are no OSError
             return self._unreachable(self._said(error))

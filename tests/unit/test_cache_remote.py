@@ -160,7 +160,7 @@ def test_a_miss_is_asked_for_once(tmp_path: Path) -> None:
 
 
 def test_a_run_that_only_reads_leaves_no_trace(url: str, tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="there is no cache there, and this run may not make one"):
+    with pytest.raises(UnavailableError, match="there is none there yet"):
         machine(tmp_path, "two", url, "read-only")
     filled(machine(tmp_path, "one", url)).settle()
     before = far(url)
