@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from optkit.artifact import Artifact, TensorSpec
-from optkit.errors import OptkitError
+from optkit.errors import OptkitError, StepError
 from optkit.parity.cases import Case, batch_dim, feeds, stacks
 from optkit.registry import get_runner
 from optkit.reports.layers import sentence
@@ -101,6 +101,8 @@ def _beside(
     assert one is not None
     assert two is not None
     outputs = [t.name for t in two.outputs if t.name in {o.name for o in one.outputs}]
+    if not outputs:
+        raise StepError("they have no output in common")
     pairs = [(adapted(tensors, one), adapted(tensors, two)) for tensors in fed]
     ranged = replace(ancestor, meta={**ancestor.meta, "dims": step["dims"]})
     for look in get_runner(ancestor.format).inside:

@@ -392,6 +392,10 @@ class _Run:
         if not case:
             self.finish(state, "failed")
             return
+        if not get_runner(state.artifact.format).inside:
+            state.blame = blaming.untold(f"{state.artifact.format} artifacts cannot be looked into")
+            self.finish(state, "failed")
+            return
         before = [*reversed(self.plan.ancestors(state.step.id)[:-1]), SOURCE]
         chain = [(name, a) for name in before if (a := self.artifact_of(name)) is not None]
         artifacts = [a for _, a in chain]

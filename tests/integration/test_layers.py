@@ -485,3 +485,10 @@ def test_models_without_a_common_tensor_are_told_apart(net: Artifact, tmp_path: 
     result = optkit.compare(net.path, other.path, layers=True)
     assert result["blame"]["problem"] == f"no common tensors with {net.path}"
     assert result["blame"]["blamed"] is None
+
+    def end(proto: Any) -> None:
+        proto.graph.node[-1].output[0] = proto.graph.output[0].name = "scores"
+
+    result = optkit.compare(net.path, edited(net, tmp_path / "end", end).path, layers=True)
+    assert not result["held"]
+    assert result["blame"]["problem"] == f"not compared with {net.path}: they have no output in common"
