@@ -31,7 +31,7 @@ SAME_DB = 90.0
 CHUNK_BYTES = 128 << 20
 """Tensors of one model that are held at a time, as far as their sizes are known."""
 
-FIRST_CHUNK, LARGEST_CHUNK = 16, 64
+FIRST_CHUNK, LARGEST_CHUNK = 4, 64
 MOST = 256  # tensors looked at in one go; of more, those computed with weights, then some in between
 TRIED = 6  # layers whose error alone is put into the other model
 LISTED = 200  # layers a result keeps
@@ -267,8 +267,8 @@ class _Search:
             for name in again:
                 self.layers[name].local_db = self.layers[name].alone_db = None
             self.measure(sorted(again, key=self.order.__getitem__), known)
-            self.notes.append(f"left out {len(odd)}, whose error is gone behind them: {', '.join(odd[:3])}"
-                              + (" ..." if len(odd) > 3 else ""))  # fmt: skip
+            more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+            self.notes.append(f"left out, as their error is gone behind them: {', '.join(odd[:3])}{more}")
 
     def pin(self, layer: Layer) -> None:
         """The very node that makes the first NaN or infinity, among those between tensors that both models have."""

@@ -10,11 +10,12 @@ from optkit.reports.rows import EQUAL_DB
 Data = Mapping[str, Any]
 
 SHOWN = 40
-"""Layers drawn; of more, those around the worst and the first and last."""
+"""About as many layers are drawn."""
 
 FULL_DB = 100.0
 """SQNR of a full bar: float32 rounding has more."""
 
+_DROPS = 5
 _NEXT = 3  # layers named after the worst
 _BAR = 24  # characters of a full bar
 _STANDS_OUT = 0.3  # of the error at the outputs: a layer that makes less of it alone does not stand out
@@ -67,7 +68,7 @@ def sentence(found: Data) -> str:
     if layer["nonfinite"]:
         return f"the first NaN or infinity comes out of {named(layer)}; {other} is finite there"
     at = f"{decibels(layer['before_db'])} before it, {decibels(layer['after_db'])} after it, beside {other}"
-    if layer["fused"]:
+    if layer.get("fused"):
         alone = decibels(layer["local_db"])
         return (
             f"the error comes from how the runtime computes {named(layer)} together with its neighbours: {at}; by "
@@ -88,7 +89,7 @@ def culprit(step: Data) -> Data | None:
     found = step.get("blame") or {}
     layer: Data | None = found.get("blamed")
     alone = share(found) if layer else None
-    if layer is not None and layer["fused"]:
+    if layer is not None and layer.get("fused"):
         return None
     return layer if alone is None or alone >= _STANDS_OUT else None
 
@@ -114,12 +115,13 @@ def is_blamed(layer: Data, found: Data) -> bool:
 
 
 def shown(found: Data) -> list[Data]:
-    """The layers to draw, in order: all, or of many those around the worst, the ends, and some in between."""
+    """The layers to draw, in order: all, or of many the worst, the steepest falls, the ends, and some in between."""
     layers = list(found["layers"])
     if len(layers) <= SHOWN:
         return layers
     blamed = [i for i, layer in enumerate(layers) if is_blamed(layer, found)]
-    near = {i + k for i in [*blamed, *found["worst"]] for k in (-1, 0, 1)} | {0, len(layers) - 1}
+    drops = sorted(range(len(layers)), key=lambda i: layers[i]["after_db"] - layers[i]["before_db"])[:_DROPS]
+    near = {i + k for i in [*blamed, *found["worst"]] for k in (-1, 0, 1)} | {0, len(layers) - 1, *drops}
     near = {i for i in near if 0 <= i < len(layers)}
     step = max(1, len(layers) // max(1, SHOWN - len(near)))
     return [layer for i, layer in enumerate(layers) if i in near or i % step == 0]
