@@ -36,7 +36,7 @@ class Heat:
         return {
             "task": "race", "artifacts": {name: a.to_json() for name, a in self.artifacts.items()},
             "pairs": dict(self.pairs), "check_on": check_on, "case": self.case.to_json(), "threads": self.threads,
-            "dims": keys.dims_json(self.dims), "seconds": self.seconds * len(self.artifacts), "starts": 1, "out": out,
+            "dims": keys.dims_json(self.dims), "seconds": self.seconds * len(self.artifacts), "out": out,
         }  # fmt: skip
 
     def rows(self, entrants: Mapping[str, Any]) -> list[dict[str, Any]]:

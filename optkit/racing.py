@@ -12,6 +12,10 @@ SAME = 0.05
 """Speeds nearer than this are called the same: two processes that run one and the same file differ as much on a busy
 machine."""
 
+STARTS = 5
+"""In how many processes, one after the other, each artifact of a race is opened and run: where a process lies in memory
+alone makes it some percent slower or faster."""
+
 SECONDS = 3.0
 """How long the rounds of a race go on for each artifact in it, unless they are clear before."""
 

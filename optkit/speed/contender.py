@@ -1,7 +1,8 @@
 """The child process that runs one artifact in a race: it opens the model, then runs it when it is told to.
 
 It reads JSON lines from standard input and answers each with one on its original standard output: first what to open,
-answered when the model is open; then how many inferences to run, answered with the seconds of each and the peak memory.
+answered when the model is open; then for how many seconds to run, answered with the seconds, the processor time and
+the forced interruptions of each inference, and the peak memory.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -38,6 +40,7 @@ def _serve(order: dict[str, Any], answer: Any) -> None:
     from optkit.parity.tape import Tape
     from optkit.registry import get_runner
     from optkit.signatures import adapted
+    from optkit.speed.cores import stay_on
 
     artifact = Artifact.from_json(order["artifact"])
     assert artifact.signature is not None
@@ -57,16 +60,24 @@ def _serve(order: dict[str, Any], answer: Any) -> None:
             answers = Tape(Path(order["answers"]))
             for number, tensors in enumerate(feeds):
                 answers.write(0, number, session.infer(tensors))
+        stay_on(order.get("cores"))
         turn = 0
         for line in sys.stdin:
-            seconds = []
-            for _ in range(int(json.loads(line))):
+            times: list[list[float]] = []
+            end = time.perf_counter() + float(json.loads(line))
+            while not times or time.perf_counter() < end:
                 tensors = feeds[turn % len(feeds)]
                 turn += 1
-                since = time.perf_counter()
+                stopped, used, since = interruptions(), time.process_time(), time.perf_counter()
                 session.infer(tensors)
-                seconds.append(time.perf_counter() - since)
-            answer({"seconds": seconds, "peak_bytes": resident_peak()})
+                seconds = time.perf_counter() - since
+                times.append([seconds, time.process_time() - used, interruptions() - stopped])
+            answer({"times": times, "peak_bytes": resident_peak()})
+
+
+def interruptions() -> int:
+    """How often another process was given a core that a thread of this one would have gone on using."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def resident_peak() -> int | None:
