@@ -13,8 +13,8 @@ SAME = 0.05
 machine."""
 
 STARTS = 5
-"""In how many processes, one after the other, each artifact of a race is opened and run: where a process lies in memory
-alone makes it some percent slower or faster."""
+"""In how many processes, one after the other, each artifact of a race is opened and run at most: where a process lies
+in memory alone makes it some percent slower or faster."""
 
 SECONDS = 3.0
 """How long the rounds of a race go on for each artifact in it, unless they are clear before."""
@@ -51,15 +51,17 @@ def speed_of(parent: str, step: str, race: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "against": parent, "ratio": ratio, "verdict": verdict(ratio), "sizes": race["sizes"],
         "threads": race["threads"], "provider": mine["provider"], "latency_ms": mine["latency_ms"],
-        "parent_latency_ms": base["latency_ms"],
+        "parent_latency_ms": base["latency_ms"], "peak_bytes": mine["peak_bytes"],
+        "parent_peak_bytes": base["peak_bytes"],
+        "samples_per_second": race["samples"] / mine["mean_ms"] * 1e3,
     }  # fmt: skip
 
 
 def verdict(ratio: Mapping[str, float]) -> str:
-    """What a ratio with its interval says: faster, slower or same."""
-    if ratio["low"] > 1 and ratio["value"] >= 1 + SAME:
+    """What a ratio says: faster or slower where it is by `SAME`, and its whole interval by half of that; else same."""
+    if ratio["low"] > 1 + SAME / 2 and ratio["value"] >= 1 + SAME:
         return "faster"
-    return "slower" if ratio["high"] < 1 and ratio["value"] <= 1 - SAME else "same"
+    return "slower" if ratio["high"] < 1 - SAME / 2 and ratio["value"] <= 1 - SAME else "same"
 
 
 def told(speed: Mapping[str, Any]) -> str:

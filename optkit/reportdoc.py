@@ -125,6 +125,7 @@ class Ratio(Part):
     low: float
     high: float
     rounds: int
+    clock: Literal["wall", "processor"] = Field("wall", description="whose time was compared")
 
 
 class Latency(Part):
@@ -146,6 +147,9 @@ class Race(Part):
     provider: str | None
     latency_ms: Latency
     parent_latency_ms: Latency
+    samples_per_second: float | None = None
+    peak_bytes: int | None = Field(None, description="most memory that its process had resident")
+    parent_peak_bytes: int | None = None
 
 
 class Must(Part):

@@ -20,7 +20,7 @@ from optkit.deferral import make_up, put_off
 from optkit.errors import DataError, NotHereError, SourceError, StepError, UnavailableError
 from optkit.metricspec import metric_of
 from optkit.named import named_files
-from optkit.parity.cases import Case, batch_dim, feeds, stacks
+from optkit.parity.cases import Case, batch_dim, feeds, fixed_batch, stacks
 from optkit.parity.tape import Reference, Tape
 from optkit.plugin import Context, Pass, Runner, Session
 from optkit.registry import get_pass, get_runner
@@ -383,7 +383,9 @@ def race(step: Data, say: Say) -> Data:
     }  # fmt: skip
     for name, other in pairs.items():
         entrants[name]["parity"] = _beside(other, orders[other]["answers"], orders[name]["answers"])
-    return {"entrants": entrants, "sizes": dict(case.sizes), "threads": step["threads"]}
+    batch = batch_dim(inputs)
+    samples = case.sizes[batch] if batch else fixed_batch(inputs)
+    return {"entrants": entrants, "sizes": dict(case.sizes), "threads": step["threads"], "samples": samples}
 
 
 def _beside(other: str, expected: str, got: str) -> Data:

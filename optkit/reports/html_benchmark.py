@@ -48,8 +48,8 @@ def _how(against: str) -> str:
         "Each ran in processes of its own, in turns with the others, on the same real samples. The bar ends at the "
         "median latency, the line behind it at the 99th percentile, or at the edge where that is beyond it, with a "
         f"mark at the 90th. Speed is the ratio to {against} with its 95 % interval; the upright line is once as fast. "
-        "Start is the import of the runtime in a fresh process, opening and the first inference. Memory is all that the "
-        "process had resident."
+        "Start is the import of the runtime in a fresh process, opening and the first inference. Memory is all that "
+        "the process had resident."
     )
 
 

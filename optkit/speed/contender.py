@@ -1,8 +1,8 @@
 """The child process that runs one artifact in a race: it opens the model, then runs it when it is told to.
 
 It reads JSON lines from standard input and answers each with one on its original standard output: first what to open,
-answered when the model is open; then for how many seconds to run, answered with the seconds, the processor time and
-the forced interruptions of each inference, and the peak memory.
+answered when the model is open; then for how many seconds to run, answered with the seconds, the processor time, the
+waits and the forced interruptions of each inference, and the peak memory.
 """
 
 from __future__ import annotations
@@ -68,16 +68,19 @@ def _serve(order: dict[str, Any], answer: Any) -> None:
             while not times or time.perf_counter() < end:
                 tensors = feeds[turn % len(feeds)]
                 turn += 1
-                stopped, used, since = interruptions(), time.process_time(), time.perf_counter()
+                before, used, since = switches(), time.process_time(), time.perf_counter()
                 session.infer(tensors)
                 seconds = time.perf_counter() - since
-                times.append([seconds, time.process_time() - used, interruptions() - stopped])
+                times.append(
+                    [seconds, time.process_time() - used, *(b - a for a, b in zip(before, switches(), strict=True))]
+                )
             answer({"times": times, "peak_bytes": resident_peak()})
 
 
-def interruptions() -> int:
-    """How often another process was given a core that a thread of this one would have gone on using."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+def switches() -> tuple[int, int]:
+    """How often threads of this process waited of their own accord, and how often another took their core."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_nvcsw, usage.ru_nivcsw
 
 
 def resident_peak() -> int | None:

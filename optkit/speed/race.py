@@ -25,6 +25,9 @@ BURST_SECONDS = 0.06
 raced against itself came out up to 1.5 times as fast, as the scheduler favours one process for longer than a turn."""
 
 LEAST_ROUNDS, MOST_ROUNDS = 10, 60
+FEWEST_HEATS, FEWEST_ROUNDS = 2, 4
+"""Processes of each that are raced, where more than one may be, and rounds of each of them."""
+
 WARM_ROUNDS = (2, 8)
 """Fewest and most rounds that are thrown away until the times stand still."""
 
@@ -43,8 +46,8 @@ LONE = 0.1
 LEAST_FREE = 5
 """Of fewer inferences that were not interrupted it is not told whether one thread made them."""
 
-Burst = list[tuple[float, float, int]]
-"""Wall seconds, processor seconds and forced interruptions of each inference of one turn."""
+Burst = list[tuple[float, float, int, int]]
+"""Of each inference of one turn: wall seconds, processor seconds, waits, and forced interruptions."""
 
 
 @dataclass
@@ -56,6 +59,7 @@ class Entrant:
     """
 
     name: str
+    threads: int
     provider: str = ""
     bare_bytes: int | None = None
     peak_bytes: int | None = None
@@ -90,15 +94,19 @@ class Entrant:
     @property
     def every(self) -> list[float]:
         """The wall seconds of every inference."""
-        return [wall for burst in self.bursts for wall, _, _ in burst]
+        return [wall for burst in self.bursts for wall, *_ in burst]
 
     @property
     def is_lone_thread(self) -> bool:
         """Whether its inferences keep one thread busy and no other: the processor's time is then the wall's, but for
         what other programs take.
         """
-        shares = [used / wall for burst in self.bursts for wall, used, stopped in burst if not stopped and wall > 0]
-        return len(shares) >= LEAST_FREE and abs(statistics.median(shares) - 1) <= LONE
+        every = [(used / wall, waits, stops) for burst in self.bursts for wall, used, waits, stops in burst if wall > 0]
+        ahead = [share for share, waits, _ in every if not waits]
+        if self.threads == 1 and 2 * len(ahead) >= len(every) and statistics.median(ahead) <= 1 + LONE:
+            return True  # it never waited: whatever wall time is not its own, another program took
+        free = [share for share, _, stops in every if not stops]
+        return len(free) >= LEAST_FREE and abs(statistics.median(free) - 1) <= LONE
 
     def latency_ms(self) -> dict[str, float]:
         """Milliseconds for one inference, as quantiles of all of them."""
@@ -165,7 +173,7 @@ class _Child:
         self._say(BURST_SECONDS)
         heard = self.hear()
         self.peak_bytes = heard["peak_bytes"]
-        return [(wall, used, stopped) for wall, used, stopped in heard["times"]]
+        return [(wall, used, waits, stops) for wall, used, waits, stops in heard["times"]]
 
     def _died(self) -> OptkitError:
         code = self.process.wait()
@@ -186,15 +194,16 @@ def race(
     """Each entrant's times, and how many times as fast it is as the first (None for the first itself).
 
     orders: what each is to open: artifact, feeds (a tape's folder), device, threads. seconds: after so long no further
-    round is begun, once there are `LEAST_ROUNDS`. starts: in how many fresh processes each is opened and raced, each
-    time for its share of the seconds; where opening takes longer than racing, only once. What opening took is the
-    median. Raises an entrant's own error, and StepCrashed when one ends.
+    round is begun, once there are `LEAST_ROUNDS`. starts: in how many fresh processes each is opened and raced at
+    most, each time for its share of the seconds; in fewer where opening takes long or the ratios are clear before. What
+    opening took is the median. Raises an entrant's own error, and StepCrashed when one ends.
     """
-    entrants = [Entrant(name) for name in orders]
+    entrants = [Entrant(name, what["threads"]) for name, what in orders.items()]
     asked = {(what["device"], what["threads"]) for what in orders.values()}
     cores = cores_for(max(threads for _, threads in asked)) if {device for device, _ in asked} == {"cpu"} else None
     order = random.Random(seed)
-    for number in range(starts):
+    heats = 0
+    while heats < starts:
         began = time.monotonic()
         with ExitStack() as stack:
             children = []
@@ -203,9 +212,11 @@ def race(
                 log = folder / f"{place}.log"
                 children.append(stack.enter_context(_Child(entrant.name, {**what, "cores": cores}, log)))
                 entrant.opened(children[-1].hear())
-            took = time.monotonic() - began
-            _heat(children, entrants, order, seconds / starts, -(-LEAST_ROUNDS // starts), say)
-        if took * (number + 1) > seconds:
+            if not heats:  # opening takes twice as long as racing at most
+                starts = max(1, min(starts, int(2 * seconds / (time.monotonic() - began))))
+            _heat(children, entrants, order, seconds / starts, LEAST_ROUNDS if starts == 1 else FEWEST_ROUNDS, say)
+        heats += 1
+        if heats >= FEWEST_HEATS and _settled(entrants):
             break
     ratios = [None, *compared(entrants, seed)]
     return {entrant.name: (entrant, ratio) for entrant, ratio in zip(entrants, ratios, strict=True)}
@@ -221,7 +232,7 @@ def _heat(
     """
     for child in children:
         _warm_up(child)
-    heat = [Entrant(entrant.name, heats=[[]]) for entrant in entrants]
+    heat = [Entrant(entrant.name, entrant.threads, heats=[[]]) for entrant in entrants]
     deadline, places = time.monotonic() + seconds, list(range(len(children)))
     for done in range(MOST_ROUNDS):
         if done >= least and (time.monotonic() > deadline or (done % least == 0 and _settled(heat))):
@@ -243,9 +254,9 @@ def compared(entrants: Sequence[Entrant], seed: int) -> list[Ratio]:
     """
     heats = [len(heat) for heat in entrants[0].heats]
     if all(e.is_lone_thread for e in entrants):
-        spent = [[statistics.median(used for _, used, _ in burst) for burst in e.bursts] for e in entrants]
+        spent = [[statistics.median(used for _, used, *_ in burst) for burst in e.bursts] for e in entrants]
         return [ratio(spent[0], other, seed, heats, "processor") for other in spent[1:]]
-    walls = [[[wall for wall, _, _ in burst] for burst in e.bursts] for e in entrants]
+    walls = [[[wall for wall, *_ in burst] for burst in e.bursts] for e in entrants]
     return [quiet_ratio(walls[0], other, seed, heats) for other in walls[1:]]
 
 
@@ -260,7 +271,7 @@ def _warm_up(child: _Child) -> None:
 
 def _typical(burst: Burst) -> float:
     """The lower quartile of a burst's wall seconds: whatever else the machine does only adds time."""
-    return sorted(wall for wall, _, _ in burst)[(len(burst) - 1) // 4]
+    return sorted(wall for wall, *_ in burst)[(len(burst) - 1) // 4]
 
 
 def _settled(entrants: Sequence[Entrant]) -> bool:

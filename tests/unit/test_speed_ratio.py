@@ -50,7 +50,10 @@ def test_too_few_or_unpaired_rounds_are_refused(base: list[float], other: list[f
      (0.97, 0.96, 0.98, "same")],
 )  # fmt: skip
 def test_verdicts(value: float, low: float, high: float, verdict: str) -> None:
-    entrant = {"provider": "p", "latency_ms": {}, "ratio": {"value": value, "low": low, "high": high, "rounds": 9}}
-    speed = speed_of("slim", "int8", {"entrants": {"slim": entrant, "int8": entrant}, "sizes": {}, "threads": 2})
+    entrant = {"provider": "p", "latency_ms": {}, "ratio": {"value": value, "low": low, "high": high, "rounds": 9},
+               "peak_bytes": 9, "mean_ms": 2.0}  # fmt: skip
+    raced = {"entrants": {"slim": entrant, "int8": entrant}, "sizes": {}, "threads": 2, "samples": 4}
+    speed = speed_of("slim", "int8", raced)
+    assert speed["samples_per_second"] == 2000
     assert speed["verdict"] == verdict
     assert f"{value:.2f} times as fast as slim ({low:.2f} to {high:.2f})" in told(speed)
