@@ -18,7 +18,7 @@ from optkit.livedata import Data, dataset_entry
 from optkit.opened import Ranges, ranges_of, sizes_to_try
 from optkit.parity.cases import Case, batch_dim
 from optkit.pool import Pool
-from optkit.racing import SECONDS, STARTS, verdict
+from optkit.racing import SECONDS, STARTS, is_overloaded, verdict
 from optkit.runtimes import CODE, Given, checked, named, unused
 from optkit.sizes import model_bytes
 
@@ -205,6 +205,8 @@ def _unsteady(found: Mapping[str, Any]) -> str:
     ratio, said = found["ratio"], []
     if ratio and (width := (ratio["high"] - ratio["low"]) / 2 / ratio["value"]) > UNSTEADY:
         said.append(f"ratio known to {width:.0%} only")
+    if ratio and is_overloaded(ratio):
+        said.append(f"other programs took {ratio['taken']:.0%} of the time")
     if found["wobble"] > UNSTEADY:
         said.append(f"times vary by {found['wobble']:.0%}")
     if found["inferences"] < FEW:

@@ -126,6 +126,7 @@ class Ratio(Part):
     high: float
     rounds: int
     clock: Literal["wall", "processor"] = Field("wall", description="whose time was compared")
+    taken: float | None = Field(None, description="share of the time that other programs had the processor meanwhile")
 
 
 class Latency(Part):

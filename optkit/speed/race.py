@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -107,6 +107,12 @@ class Entrant:
             return True  # it never waited: whatever wall time is not its own, another program took
         free = [share for share, _, stops in every if not stops]
         return len(free) >= LEAST_FREE and abs(statistics.median(free) - 1) <= LONE
+
+    @property
+    def taken(self) -> float:
+        """The share of its wall time that the processor did not spend on it; of one busy thread, what others took."""
+        used, wall = (sum(inference[place] for burst in self.bursts for inference in burst) for place in (1, 0))
+        return max(0.0, 1 - used / wall) if wall > 0 else 0.0
 
     def latency_ms(self) -> dict[str, float]:
         """Milliseconds for one inference, as quantiles of all of them."""
@@ -255,7 +261,8 @@ def compared(entrants: Sequence[Entrant], seed: int) -> list[Ratio]:
     heats = [len(heat) for heat in entrants[0].heats]
     if all(e.is_lone_thread for e in entrants):
         spent = [[statistics.median(used for _, used, *_ in burst) for burst in e.bursts] for e in entrants]
-        return [ratio(spent[0], other, seed, heats, "processor") for other in spent[1:]]
+        taken = max(e.taken for e in entrants)
+        return [replace(ratio(spent[0], other, seed, heats, "processor"), taken=taken) for other in spent[1:]]
     walls = [[[wall for wall, *_ in burst] for burst in e.bursts] for e in entrants]
     return [quiet_ratio(walls[0], other, seed, heats) for other in walls[1:]]
 

@@ -22,7 +22,8 @@ TRIM = 0.2
 class Ratio:
     """How many times as fast: `value`, and the ends of its 95 % interval. Below 1 is slower.
 
-    clock: "processor" where the time that the processor spent on it was compared, else "wall".
+    clock: "processor" where the time that the processor spent on it was compared, else "wall". taken: the share of the
+    time that other programs had the processor meanwhile; None where that is not known.
     """
 
     value: float
@@ -30,6 +31,7 @@ class Ratio:
     high: float
     rounds: int
     clock: str = "wall"
+    taken: float | None = None
 
     @property
     def spread(self) -> float:

@@ -43,6 +43,7 @@ def test_what_another_program_took_does_not_make_a_thread_slower() -> None:
     quiet, busy = entrant(*[ALONE] * 10), entrant(*[ROBBED] * 10)
     (found,) = compared([quiet, busy], 0)
     assert (found.clock, found.value) == ("processor", pytest.approx(0.99))
+    assert found.taken == pytest.approx(7 / 9)
     (found,) = compared([entrant(*[ASLEEP] * 10), entrant(*[[(1.0, 0.01, 1, 0)] * 9] * 10)], 0)
     assert (found.clock, found.value) == ("wall", pytest.approx(2.0)), (
         "sleeping is time too, where it is the model's own"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from optkit.racing import speed_of, told
+from optkit.racing import verdict as verdict_of
 from optkit.speed.ratio import ratio
 
 
@@ -42,6 +43,12 @@ def test_equal_seeds_give_equal_intervals() -> None:
 def test_too_few_or_unpaired_rounds_are_refused(base: list[float], other: list[float]) -> None:
     with pytest.raises(ValueError, match="rounds"):
         ratio(base, other)
+
+
+def test_where_others_have_the_processor_it_takes_more_to_be_slower() -> None:
+    ratio = {"value": 0.92, "low": 0.91, "high": 0.93}
+    assert [verdict_of({**ratio, "taken": taken}) for taken in (None, 0.4, 0.6)] == ["slower", "slower", "same"]
+    assert verdict_of({"value": 0.8, "low": 0.75, "high": 0.9, "taken": 0.6}) == "slower"
 
 
 @pytest.mark.parametrize(
