@@ -92,9 +92,19 @@ class Entrant:
         return [burst for heat in self.heats for burst in heat]
 
     @property
+    def walls(self) -> list[list[float]]:
+        """The wall seconds of each inference, by turn."""
+        return [[wall for wall, *_ in burst] for burst in self.bursts]
+
+    @property
     def every(self) -> list[float]:
         """The wall seconds of every inference."""
-        return [wall for burst in self.bursts for wall, *_ in burst]
+        return [wall for walls in self.walls for wall in walls]
+
+    @property
+    def spent(self) -> list[float]:
+        """The processor's seconds for the median inference of each turn."""
+        return [statistics.median(used for _, used, *_ in burst) for burst in self.bursts]
 
     @property
     def is_lone_thread(self) -> bool:
@@ -255,16 +265,19 @@ def _heat(
 def compared(entrants: Sequence[Entrant], seed: int) -> list[Ratio]:
     """How many times as fast each but the first is as the first.
 
-    Where all of them keep one thread busy, by what the processor spent on the median inference of each round; else by
-    the wall's time in the quicker moments, for a second thread that waits does not show in the processor's.
+    Where both keep one thread busy, by what the processor spent on the median inference of each round; else by the
+    wall's time in the quicker moments, for a second thread that waits does not show in the processor's.
     """
-    heats = [len(heat) for heat in entrants[0].heats]
-    if all(e.is_lone_thread for e in entrants):
-        spent = [[statistics.median(used for _, used, *_ in burst) for burst in e.bursts] for e in entrants]
-        taken = max(e.taken for e in entrants)
-        return [replace(ratio(spent[0], other, seed, heats, "processor"), taken=taken) for other in spent[1:]]
-    walls = [[[wall for wall, *_ in burst] for burst in e.bursts] for e in entrants]
-    return [quiet_ratio(walls[0], other, seed, heats) for other in walls[1:]]
+    first, *others = entrants
+    return [_pair(first, other, seed) for other in others]
+
+
+def _pair(first: Entrant, other: Entrant, seed: int) -> Ratio:
+    heats = [len(heat) for heat in first.heats]
+    if first.is_lone_thread and other.is_lone_thread:
+        found = ratio(first.spent, other.spent, seed, heats, "processor")
+        return replace(found, taken=max(first.taken, other.taken))
+    return quiet_ratio(first.walls, other.walls, seed, heats)
 
 
 def _warm_up(child: _Child) -> None:

@@ -50,6 +50,11 @@ def test_what_another_program_took_does_not_make_a_thread_slower() -> None:
     )
 
 
+def test_an_entrant_with_more_threads_leaves_the_others_their_processor_time() -> None:
+    found = compared([entrant(*[ALONE] * 10), entrant(*[TWO_THREADS] * 10, threads=2), entrant(*[ROBBED] * 10)], 0)
+    assert [r.clock for r in found] == ["wall", "processor"]
+
+
 def test_the_quicker_moments_decide_where_most_rounds_of_one_side_were_disturbed() -> None:
     base = [[1.0, 1.0, 1.0, 5.0]] * 12
     other = [[3.0, 4.0, 5.0, 6.0]] * 8 + [[1.0, 1.0, 1.0, 1.0]] * 4
