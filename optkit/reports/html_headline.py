@@ -36,17 +36,16 @@ def _smallest(holding: Mapping[str, Data], steps: Mapping[str, Data]) -> Iterato
 
 
 def _fastest(report: Data, holding: Mapping[str, Data]) -> Iterator[Safe]:
-    """The largest speed-up that was measured: of a benchmark if there is one, else of a race against the parent."""
+    """The surest speed-up that was measured: of a benchmark if there is one, else of a race against the parent."""
     rows = [row for row in (report.get("benchmark") or {}).get("rows", ()) if row["ratio"]]
-    found = [(row["ratio"]["value"], row["artifact"], report["benchmark"]["against"]) for row in rows] or [
-        (step["speed"]["ratio"]["value"], i, step["speed"]["against"])
-        for i, step in holding.items() if step.get("speed")
-    ]  # fmt: skip
+    found = [(row["ratio"], row["artifact"], report["benchmark"]["against"]) for row in rows] or [
+        (step["speed"]["ratio"], i, step["speed"]["against"]) for i, step in holding.items() if step.get("speed")
+    ]
     if found:
-        value, name, against = max(found)
+        ratio, name, against = max(found, key=lambda one: one[0]["low"])
         step = name.partition(" [")[0]
         shown = join([link(step), name.removeprefix(step)]) if step in holding else name
-        yield _tile("fastest", f"{value:.2f}x", join([shown, f" over {against}"]))
+        yield _tile("fastest", f"{ratio['value']:.2f}x", join([shown, f" over {against}"]))
 
 
 def _parity(holding: Mapping[str, Data]) -> Iterator[Safe]:

@@ -26,7 +26,7 @@ raced against itself came out up to 1.5 times as fast, as the scheduler favours 
 
 LEAST_ROUNDS, MOST_ROUNDS = 10, 60
 FEWEST_HEATS, FEWEST_ROUNDS = 2, 4
-"""Processes of each that are raced, where more than one may be, and rounds of each of them."""
+"""Processes of each that are raced where more than one may be, one more where there is doubt, and rounds of each."""
 
 WARM_ROUNDS = (2, 8)
 """Fewest and most rounds that are thrown away until the times stand still."""
@@ -232,7 +232,7 @@ def race(
                 starts = max(1, min(starts, int(2 * seconds / (time.monotonic() - began))))
             _heat(children, entrants, order, seconds / starts, LEAST_ROUNDS if starts == 1 else FEWEST_ROUNDS, say)
         heats += 1
-        if heats >= FEWEST_HEATS and _settled(entrants):
+        if heats >= FEWEST_HEATS and _settled(entrants, PRECISE if heats > FEWEST_HEATS else 0.0):
             break
     ratios = [None, *compared(entrants, seed)]
     return {entrant.name: (entrant, ratio) for entrant, ratio in zip(entrants, ratios, strict=True)}
@@ -294,5 +294,6 @@ def _typical(burst: Burst) -> float:
     return sorted(wall for wall, *_ in burst)[(len(burst) - 1) // 4]
 
 
-def _settled(entrants: Sequence[Entrant]) -> bool:
-    return all(r.spread <= PRECISE or r.low > CLEAR or r.high < 1 / CLEAR for r in compared(entrants, 0))
+def _settled(entrants: Sequence[Entrant], precise: float = PRECISE) -> bool:
+    """Whether every ratio is known well enough, or leaves no doubt which is faster."""
+    return all(r.spread <= precise or r.low > CLEAR or r.high < 1 / CLEAR for r in compared(entrants, 0))
