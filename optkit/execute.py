@@ -488,7 +488,7 @@ class _Run:
     def take_race(self, parent_id: str, result: Mapping[str, Any]) -> None:
         there = [s for s in (self.states[step.id] for step in self.heats[parent_id]) if s.proven]
         if result["ok"]:
-            race = {name: result[name] for name in ("entrants", "sizes", "threads")}
+            race = {name: result[name] for name in ("entrants", "sizes", "threads", "samples")}
             self.set_raced(parent_id, self.cache.put(self.race_key(parent_id, there), race).data)
             return
         del self.heats[parent_id]

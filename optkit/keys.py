@@ -286,7 +286,7 @@ def race_key(recipe: Recipe, artifacts: Sequence[Artifact], data: str, case: Cas
     used = [get_runner(a.format) for a in artifacts]
     return digest_of(
         [
-            "race",
+            "race in several processes",
             optkit.__version__,
             [opened_as(a) for a in artifacts],
             data,

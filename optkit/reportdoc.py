@@ -161,6 +161,8 @@ class Ratio(Part):
     low: float
     high: float
     rounds: int
+    clock: Literal["wall", "processor"] = Field("wall", description="whose time was compared")
+    taken: float | None = Field(None, description="share of the time that other programs had the processor meanwhile")
 
 
 class Latency(Part):
@@ -182,6 +184,9 @@ class Race(Part):
     provider: str | None
     latency_ms: Latency
     parent_latency_ms: Latency
+    samples_per_second: float | None = None
+    peak_bytes: int | None = Field(None, description="most memory that its process had resident")
+    parent_peak_bytes: int | None = None
 
 
 class Must(Part):

@@ -20,7 +20,7 @@ from optkit.deferral import make_up, put_off
 from optkit.errors import DataError, NotHereError, SourceError, StepError, UnavailableError
 from optkit.metricspec import metric_of
 from optkit.named import named_files
-from optkit.parity.cases import Case, batch_dim, feeds, stacks
+from optkit.parity.cases import Case, batch_dim, feeds, fixed_batch, stacks
 from optkit.parity.tape import Reference, Tape
 from optkit.plugin import Context, Pass, Runner, Session
 from optkit.registry import get_pass, get_runner
@@ -353,9 +353,10 @@ RACE_FEEDS = 4
 def race(step: Data, say: Say) -> Data:
     """The speed of artifacts beside the first one, on real samples at the case's sizes, each in its own process.
 
-    starts: in how many processes each is opened, to tell how long that takes. pairs: entrants whose answers are
+    starts: in how many processes each is opened and raced, one after the other. pairs: entrants whose answers are
     compared with another's: the same file under other settings.
     """
+    from optkit.racing import STARTS
     from optkit.speed.race import race as run_race
 
     dataset = _dataset(step, step["check_on"])
@@ -372,7 +373,7 @@ def race(step: Data, say: Say) -> Data:
     pairs: dict[str, str] = step.get("pairs", {})
     for number, name in enumerate(dict.fromkeys([*pairs.values(), *pairs])):
         orders[name]["answers"] = str(folder / f"answers-{number}")
-    found = run_race(orders, folder, step["seconds"], step["seed"], say, step.get("starts", 1))
+    found = run_race(orders, folder, step["seconds"], step["seed"], say, step.get("starts", STARTS))
     entrants = {
         name: {"provider": e.provider, "latency_ms": e.latency_ms(), "open_seconds": e.open_seconds,
                "first_seconds": e.first_seconds, "ratio": ratio.to_json() if ratio else None,
@@ -382,7 +383,9 @@ def race(step: Data, say: Say) -> Data:
     }  # fmt: skip
     for name, other in pairs.items():
         entrants[name]["parity"] = _beside(other, orders[other]["answers"], orders[name]["answers"])
-    return {"entrants": entrants, "sizes": dict(case.sizes), "threads": step["threads"]}
+    batch = batch_dim(inputs)
+    samples = case.sizes[batch] if batch else fixed_batch(inputs)
+    return {"entrants": entrants, "sizes": dict(case.sizes), "threads": step["threads"], "samples": samples}
 
 
 def _beside(other: str, expected: str, got: str) -> Data:

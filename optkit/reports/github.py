@@ -53,6 +53,7 @@ def annotated(report: Data, root: Path) -> Iterator[str]:
             yield annotation(f"{name} is deferred", _tell(what, "on_target: true on the step, where that is meant"),
                              where, root)  # fmt: skip
     yield from _baseline(report, root)
+    yield from _benchmark(report, root)
 
 
 def _baseline(report: Data, root: Path) -> Iterator[str]:
@@ -61,6 +62,16 @@ def _baseline(report: Data, root: Path) -> Iterator[str]:
         what = found["problem"] or "\n".join(f"{row['step']}: {row['text']}" for row in worse(report))
         path = (report.get("recipe") or {}).get("path")
         yield annotation("worse than the baseline", _tell(what, found["hint"]), f"{path}:1" if path else "", root)
+
+
+def _benchmark(report: Data, root: Path) -> Iterator[str]:
+    error = (report.get("benchmark") or {}).get("error")
+    if error:
+        path = (report.get("recipe") or {}).get("path")
+        where = error.get("where") or (f"{path}:1" if path else "")
+        yield annotation(
+            f"benchmark: {error.get('code', 'error')}", _tell(error["what"], error.get("hint")), where, root
+        )
 
 
 def of_error(error: OptkitError, root: Path) -> Iterator[str]:

@@ -222,13 +222,15 @@ def _gates(report: Data) -> str:
 def _benchmark(found: Data) -> str:
     """One row for each artifact, batch and number of threads; speeds are ratios, measured in turns."""
     rows = [
-        [_bold(row["artifact"]), str(row["batch"]), str(row["threads"]), f"{row['latency_ms']['p50']:.3g}",
-         f"{row['latency_ms']['p90']:.3g}", f"{row['samples_per_second']:.4g}", escape(benchmark_text(row)),
+        [_bold(row["artifact"]), str(row["batch"]), str(row["threads"]),
+         " / ".join(f"{row['latency_ms'][name]:.3g}" for name in ("p50", "p90", "p99")),
+         f"{row['samples_per_second']:.4g}", escape(benchmark_text(row)),
+         duration(row["open_seconds"] + row["first_seconds"]), size(row["peak_bytes"]), size(row["size_bytes"]),
          escape(row["provider"]), escape(benchmark_parity(row) or "-"), escape(row["unsteady"] or "-")]
         for row in found["rows"]
     ]  # fmt: skip
-    head = ("Artifact", "Batch", "Threads", "p50 ms", "p90 ms", "Samples/s", f"Speed over {escape(found['against'])}",
-            "Run by", "Answers beside its own without settings", "Not steady")  # fmt: skip
+    head = ("Artifact", "Batch", "Threads", "p50 / p90 / p99 ms", "Samples/s", f"Speed over {escape(found['against'])}",
+            "Start", "Memory", "Size", "Run by", "Answers beside its own without settings", "Not steady")  # fmt: skip
     parts = [table(head, rows)] if rows else []
     if found["error"]:
         parts.append(f"**Not measured:** {escape(found['error']['what'])}")

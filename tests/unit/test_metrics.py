@@ -86,7 +86,12 @@ def test_metrics_against_their_definitions(logits):
         tail = 5 if METRICS[name].better == "higher" else 95
         expected = {"worst": column[at], "worst_sample": at, "mean": np.mean(column)}
         expected |= {"p50": np.median(column), f"p{tail:02}": np.percentile(column, tail)}
-        assert measured[name] == pytest.approx(expected, rel=1e-9), name
+        told = {key: value for key, value in measured[name].items() if key != "histogram"}
+        assert told == pytest.approx(expected, rel=1e-9), name
+    counts, edges = np.histogram(-20 * np.log10(rel), 24)
+    drawn = measured["sqnr_db"]["histogram"]
+    assert drawn == {"perfect": 0, "low": pytest.approx(edges[0]), "high": pytest.approx(edges[-1]),
+                     "counts": counts.tolist()}  # fmt: skip
     wrong = np.flatnonzero(r.argmax(1) != c.argmax(1))
     assert measured["top1_agreement"]["disagreeing"] == len(wrong) > 0
     assert measured["top1_agreement"]["worst_sample"] == wrong[0]
