@@ -33,8 +33,9 @@ def recipe_with(
     if not isinstance(document.data, dict):
         return recipe_of(document, base)  # which says what is wrong with it
     own = document.data.get("model")
-    factory = isinstance(own, dict) and "torch" in own
-    document.data["model"] = {k: v for k, v in own.items() if k != "weights"} if factory else dict(_STAND_IN)
+    document.data["model"] = dict(_STAND_IN)
+    if isinstance(own, dict) and "torch" in own:
+        document.data["model"] = {key: value for key, value in own.items() if key != "weights"}
     draft = recipe_of(document, base)
     if draft.inputs:
         make_plan(draft)

@@ -205,8 +205,8 @@ def _copied(trainer: Any, pl_module: Any) -> Any:
 
 def _has_no_forward(pl_module: Any) -> bool:
     """Whether forward() is still the one of LightningModule, which calls nothing."""
-    bases = [cls for cls in type(pl_module).__mro__ if cls.__name__ == "LightningModule"]
-    return any(type(pl_module).forward is cls.forward for cls in bases)
+    bases: list[Any] = [cls for cls in type(pl_module).__mro__ if cls.__name__ == "LightningModule"]
+    return any(type(pl_module).forward is base.forward for base in bases)
 
 
 @memoise

@@ -2,9 +2,11 @@
 
     python recipes/training/lightning_digits.py [--out build/lightning-digits] [--epochs 12] [--gate 'accuracy >= 95%']
 
-It needs `pip install "optkit[training,onnx]"` and takes under a minute on two cores. The weights of the best epoch go to
-ONNX and int8 ONNX, and are judged on digits that neither training, nor the choice of the best, nor calibration has seen.
-Figures go to TensorBoard, beside the training's own: tensorboard --logdir build/lightning-digits
+It needs `pip install "optkit[training,onnx]"` and takes under a minute on two cores. The weights of the best epoch go
+to ONNX and int8 ONNX, and are judged on digits that neither training, nor the choice of the best, nor calibration has
+seen. Figures go to TensorBoard, beside the training's own:
+
+    tensorboard --logdir build/lightning-digits
 """
 
 from __future__ import annotations
