@@ -16,7 +16,7 @@ from typing import Any
 
 from optkit import keys
 from optkit.api import convert, failure, first_of, planned
-from optkit.cache import Cache
+from optkit.cache import Cache, open_cache
 from optkit.errors import CheckError, OptkitError, StepError, UserError, did_you_mean, from_json
 from optkit.integrations import ranks
 from optkit.integrations.tracking import Tracker, active, put
@@ -100,7 +100,7 @@ class Exporter:
             )
         self.when, self.on_failure, self.keep, self.artifacts = when, on_failure, keep, artifacts
         self.out, self.rehearsing, self.options, self.tell = out, rehearse, dict(options), tell or _to_stderr
-        self.cache = cache if isinstance(cache, Cache) else Cache(Path(cache) if cache else None)
+        self.cache = cache if isinstance(cache, Cache) else open_cache(cache)
         self.exports: list[Export] = []
         self.lost: list[str] = []
         self._track = track

@@ -143,8 +143,8 @@ def _word(value: Any) -> Any:
 def _best(state: Any) -> str:
     """The folder of the best checkpoint. Raises UserError where there is none, or the best was not saved."""
     folder, step = state.best_model_checkpoint, state.best_global_step
-    if folder is None or (step is not None and Path(folder).name != f"checkpoint-{step}"):
-        what = "training ended without a best checkpoint" if folder is None else f"step {step} was best, but not saved"
+    if folder is None or (step and Path(folder).name != f"checkpoint-{step}"):
+        what = f"step {step} was best, but not saved" if step else "training ended without a best checkpoint"
         raise UserError(what, hint="give save_strategy and eval_strategy the same steps, or export when='end'")
     return str(folder)
 

@@ -52,9 +52,7 @@ class Samples(torch.utils.data.Dataset[Any]):
 
 
 def trained(
-    tmp_path: Path, cache: Path,
-    *,
-    module: Any = None, script: bool = True, args: dict[str, Any] | None = None,
+    tmp_path: Path, cache: Path, *, module: Any = None, script: bool = True, args: dict[str, Any] | None = None,
     resume: str | None = None, epochs: int = 4, **options: Any,
 ) -> Any:  # fmt: skip
     """The callback after a training, or with an error's `callback`."""
