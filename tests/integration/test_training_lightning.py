@@ -174,7 +174,6 @@ def test_training_goes_on_as_if_nothing_had_been(tmp_path: Path, cache: Path) ->
     def ends_with(callbacks: list[Any]) -> Any:
         pl.seed_everything(5, verbose=False)
         module = Learning()
-        module.net.norm.momentum = None
         pl.Trainer(
             max_epochs=2, accelerator="cpu", callbacks=callbacks, logger=False, enable_progress_bar=False,
             enable_model_summary=False, num_sanity_val_steps=0,
