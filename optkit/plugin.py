@@ -279,6 +279,7 @@ EXTRAS: dict[str, str] = {
     "tensorflow-cpu": "tensorflow", "keras": "tensorflow", "tf2onnx": "tensorflow",
     "h5py": "tensorflow", "fsspec": "remote-cache",
     "ai-edge-litert": "tflite", "ai-edge-quantizer": "tflite", "litert-torch": "tflite", "litert-converter": "tflite",
+    "pytorch-lightning": "training", "accelerate": "training", "tensorboard": "training",
 }  # fmt: skip
 
 
