@@ -26,7 +26,7 @@ from optkit.parity.cases import Case
 from optkit.planning import Plan, Step
 from optkit.plugin import EXTRAS, install_line
 from optkit.recipe import HuggingFaceSource, Recipe, TorchSource
-from optkit.registry import get_runner
+from optkit.registry import conversion, get_runner
 
 _INSTEAD = {"tensorflow-cpu": "tensorflow"}
 """What brings the same modules as a distribution, and more."""
@@ -223,10 +223,18 @@ def step_key(
             *([source.digest] if step.use.wants_source(step.options) else []),
             *([reads] if step.use.reads(step.options) else []),
             *here,
+            *([_tried(step, tried, recipe)] if (tried := step.use.tries(step.options)) else []),
             # A torch model's output names its code by path: another checkout's cannot stand for it.
             digest_file(parent.path) if step.use.target == "torch" else None,
         ]
     )
+
+
+def _tried(step: Step, target: str, recipe: Recipe) -> list[Any]:
+    """What decides the speed of candidates that a step measures on a format's runtime."""
+    way, runner = conversion(step.use.target, target), get_runner(target)
+    tools = [*(tool for p in way for tool in p.tools), *runner.tools]
+    return [[[p.name, p.version] for p in way], runner.version, versions(tools), hardware(), recipe.threads]
 
 
 def record_key(recipe: Recipe, source: Artifact, data: str, cases: Sequence[Case]) -> str:

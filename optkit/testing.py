@@ -60,9 +60,18 @@ class ListSamples:
 
     def stack(self, samples: Sequence[Tensors]) -> Tensors:
         """Equally shaped items along axis 0."""
-        import numpy as np
+        return _stacked(samples)
 
-        return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+    @property
+    def stacker(self) -> Callable[[Sequence[Tensors]], Tensors]:
+        """What `stack` does, as a function that can be pickled."""
+        return _stacked
+
+
+def _stacked(samples: Sequence[Tensors]) -> Tensors:
+    import numpy as np
+
+    return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
 def assert_pass_contract(

@@ -34,7 +34,8 @@ PRECISE = 0.02
 """The race ends when every interval's half width is below this share of its value, or leaves no doubt (`CLEAR`)."""
 
 CLEAR = 1.15
-"""An interval wholly above this, or below its inverse, needs no more rounds to tell which is faster."""
+"""An interval wholly above this, or below its inverse, needs no more rounds to tell which is faster. Where another
+ratio than 1 is in doubt, both are multiplied with it."""
 
 
 @dataclass
@@ -137,13 +138,14 @@ def race(
     seed: int = 0,
     say: Callable[[str, float | None], None] = lambda text, fraction: None,
     starts: int = 1,
+    about: float = 1.0,
 ) -> dict[str, tuple[Entrant, Ratio | None]]:
     """Each entrant's times, and how many times as fast it is as the first (None for the first itself).
 
     orders: what each is to open: artifact, feeds (a tape's folder), device, threads. seconds: after so long no further
     round is begun, once there are `LEAST_ROUNDS`. starts: how many processes each is opened in, one after the other and
-    nothing beside; the medians of what that took are told, and the last one runs. Raises an entrant's own error, and
-    StepCrashed when one ends.
+    nothing beside; the medians of what that took are told, and the last one runs. about: the ratio that is in doubt,
+    where that is not whether one is faster at all. Raises an entrant's own error, and StepCrashed when one ends.
     """
     order = random.Random(seed)
     with ExitStack() as stack:
@@ -168,7 +170,7 @@ def race(
                 entrants[place].every += times
             done = len(entrants[0].rounds)
             say("measuring speed", None)
-            if done >= LEAST_ROUNDS and (time.monotonic() > deadline or _settled(entrants, seed)):
+            if done >= LEAST_ROUNDS and (time.monotonic() > deadline or _settled(entrants, seed, about)):
                 break
         for child, entrant in zip(children, entrants, strict=True):
             entrant.peak_bytes = child.peak_bytes
@@ -195,6 +197,6 @@ def _typical(seconds: Sequence[float]) -> float:
     return sorted(seconds)[(len(seconds) - 1) // 4]
 
 
-def _settled(entrants: Sequence[Entrant], seed: int) -> bool:
+def _settled(entrants: Sequence[Entrant], seed: int, about: float) -> bool:
     found = [ratio(entrants[0].rounds, e.rounds, seed) for e in entrants[1:]]
-    return all(r.spread <= PRECISE or r.low > CLEAR or r.high < 1 / CLEAR for r in found)
+    return all(r.spread <= PRECISE or r.low > about * CLEAR or r.high < about / CLEAR for r in found)
