@@ -252,7 +252,7 @@ EXTRAS: dict[str, str] = {
     "torch": "torch", "onnxscript": "torch", "safetensors": "torch", "transformers": "transformers",
     "onnx": "onnx", "onnxruntime": "onnx", "onnxsim": "onnx", "onnx-ir": "onnx",
     "openvino": "openvino", "nncf": "openvino", "tokenizers": "transformers", "pillow": "images",
-    "tensorrt_rtx": "tensorrt-rtx",
+    "tensorrt_rtx": "tensorrt-rtx", "accelerate": "train",
     "tensorflow-cpu": "tensorflow", "keras": "tensorflow", "tf2onnx": "tensorflow",
     "h5py": "tensorflow",
     "ai-edge-litert": "tflite", "ai-edge-quantizer": "tflite", "litert-torch": "tflite", "litert-converter": "tflite",

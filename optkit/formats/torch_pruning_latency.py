@@ -79,8 +79,8 @@ def search(
         return one.ratio.value * latency >= 1
 
     low, high, most = 0, len(ordered), len(ordered)
-    best = probe(most, SECONDS[1] if sure else SECONDS[0])
-    if not fast(best):
+    best = probe(most)
+    if not fast(best) and not (sure and fast(best := probe(most, SECONDS[1]))):
         return Search(None, tuple(tried))
     slow = gone(frozenset())
     while len(tried) < MOST_PROBES and high - low > 1 and best.gone - slow > FINE:
@@ -93,7 +93,7 @@ def search(
             best, high = one, middle
         else:
             slow, low = one.gone, middle
-    if not sure or high == most:
+    if not sure:
         return Search(best, tuple(tried))
     while not fast(best := probe(high, SECONDS[1])) and high < most:
         high += max(1, (most - high + 3) // 4)

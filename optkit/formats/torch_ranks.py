@@ -23,7 +23,7 @@ from optkit.formats.torch_user_training import Lesson
 from optkit.plugin import need
 
 JOB, PROGRESS, RETURNED = "job.pickle", "progress.jsonl", "returned.pt"
-LAST_LINES = 30
+LAST_LINES = 60
 """Of a process's output: what an error holds."""
 
 Say = Callable[[str, "float | None"], None]

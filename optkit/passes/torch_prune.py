@@ -207,7 +207,7 @@ def _measure(
 
 
 def _fit(options: TorchPrune, context: Context, model: torch_model.TorchModel) -> Fit | None:
-    if options.ranks_by not in FITTED:
+    if options.ranks_by not in FITTED or context.data is None:
         return None
     from optkit.formats.torch_pruning_importance import fit_of
 
