@@ -52,13 +52,13 @@ class TorchPrune(Options):
     )
     latency: Share | None = Field(
         None,
-        description="remove channels until the latency, measured on `runtime`, is down to this share of the unpruned "
+        description="remove channels until the latency, measured on a runtime, is down to this share of the unpruned "
         "model's: 0.6, or 60%",
     )
     runtime: str | None = Field(
         None,
         description="the format on whose runtime latency is measured: onnx, openvino, tflite, torch. Candidates are "
-        "converted as `to:` does it and raced against the unpruned model at the dims' opt sizes",
+        "converted as to: does it and raced against the unpruned model at the dims' opt sizes",
     )
     importance: Literal["l1", "l2", "batch_norm", "activation", "taylor"] | None = Field(
         None,
