@@ -89,6 +89,8 @@ def require_tools(plan: Plan) -> None:
                     needed.setdefault(tool, f"step {step.id}")
         for tool in get_runner(step.use.target).tools:
             needed.setdefault(tool, f"the check of step {step.id}")
+        for tool in tried_tools(step):
+            needed.setdefault(tool, f"the candidates of step {step.id}")
     missing = [tool for tool in needed if version_of(tool) is None]
     if missing:
         what = ", ".join(f"{tool} (for {needed[tool]})" for tool in missing)
@@ -232,9 +234,16 @@ def step_key(
 
 def _tried(step: Step, target: str, recipe: Recipe) -> list[Any]:
     """What decides the speed of candidates that a step measures on a format's runtime."""
-    way, runner = conversion(step.use.target, target), get_runner(target)
-    tools = [*(tool for p in way for tool in p.tools), *runner.tools]
-    return [[[p.name, p.version] for p in way], runner.version, versions(tools), hardware(), recipe.threads]
+    way = [[p.name, p.version] for p in conversion(step.use.target, target)]
+    return [way, get_runner(target).version, versions(tried_tools(step)), hardware(), recipe.threads]
+
+
+def tried_tools(step: Step) -> tuple[str, ...]:
+    """The distributions that convert and run the candidates of a step that measures some."""
+    target = step.use.tries(step.options)
+    if target is None:
+        return ()
+    return (*(tool for p in conversion(step.use.target, target) for tool in p.tools), *get_runner(target).tools)
 
 
 def record_key(recipe: Recipe, source: Artifact, data: str, cases: Sequence[Case]) -> str:
@@ -326,7 +335,7 @@ def environment(plan: Plan) -> dict[str, Any]:
     """Versions and hardware, for the report."""
     tools = dict.fromkeys([*source_tools(plan.recipe), "numpy"])
     for step in plan.steps:
-        tools |= dict.fromkeys([*step.use.tools, *get_runner(step.use.target).tools])
+        tools |= dict.fromkeys([*step.use.tools, *get_runner(step.use.target).tools, *tried_tools(step)])
     return {
         "optkit": optkit.__version__,
         "python": platform.python_version(),
