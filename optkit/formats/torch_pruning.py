@@ -18,7 +18,7 @@ from optkit.formats.torch_structure import Stage, cut
 from optkit.plugin import need
 
 if TYPE_CHECKING:
-    from optkit.speed.ratio import Ratio
+    from optkit.plugin import Ratio
 
 Measure = Callable[[Any, list[Stage], float, float], "Ratio"]
 """A smaller module, all its cuts, the ratio in doubt and seconds, to how many times as fast it is as the first."""

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from optkit.speed.ratio import Ratio
+    from optkit.plugin import Ratio
 
 FINE = 0.01
 """Two candidates whose multiply-accumulates differ by less than this share are not told apart by a race."""
 
 MOST_PROBES = 8
-"""Races of the bisection, at most."""
+"""Races of the bisection, at most; two more each time that it has to go on."""
 
 SECONDS = 2.0, 6.0
 """How long a race goes on at most: of the bisection, and of the candidate it has come to."""
@@ -66,38 +66,40 @@ def search(
 
     rounded: what of them really goes. measure: how many times as fast the model is without them, in a race of so many
     seconds. sure: the candidate is raced once more, for longer, and only that counts: one that looked fast enough in
-    the bisection may have been lucky. Where it is not, more goes.
+    the bisection may have been lucky. Where it is not, the bisection goes on above it.
     """
     tried: list[Probe] = []
+    fast: dict[int, Probe] = {}
 
-    def probe(count: int, seconds: float = SECONDS[0]) -> Probe:
+    def is_fast(count: int, seconds: float = SECONDS[0]) -> bool:
         removed = rounded(ordered[:count])
         tried.append(Probe(removed, gone(removed), measure(removed, seconds)))
-        return tried[-1]
+        if tried[-1].ratio.value * latency >= 1:
+            fast[count] = tried[-1]
+            return True
+        fast.pop(count, None)
+        return False
 
-    def fast(one: Probe) -> bool:
-        return one.ratio.value * latency >= 1
-
-    low, high, most = 0, len(ordered), len(ordered)
-    best = probe(most)
-    if not fast(best) and not (sure and fast(best := probe(most, SECONDS[1]))):
+    low, slow, most = 0, gone(frozenset()), len(ordered)
+    if not is_fast(most) and not (sure and is_fast(most, SECONDS[1])):
         return Search(None, tuple(tried))
-    slow = gone(frozenset())
-    while len(tried) < MOST_PROBES and high - low > 1 and best.gone - slow > FINE:
-        middle = (low + high) // 2
-        if rounded(ordered[:middle]) in (best.removed, rounded(ordered[:low])):
-            low = middle
-            continue
-        one = probe(middle)
-        if fast(one):
-            best, high = one, middle
-        else:
-            slow, low = one.gone, middle
-    if not sure:
-        return Search(best, tuple(tried))
-    while not fast(best := probe(high, SECONDS[1])) and high < most:
-        high += max(1, (most - high + 3) // 4)
-    return Search(best if fast(best) else None, tuple(tried))
+    left = MOST_PROBES
+    while fast:
+        high = min(fast)
+        while left and high - low > 1 and fast[high].gone - slow > FINE:
+            middle = (low + high) // 2
+            if rounded(ordered[:middle]) in (fast[high].removed, rounded(ordered[:low])):
+                low = middle
+                continue
+            left -= 1
+            if is_fast(middle):
+                high = middle
+            else:
+                slow, low = tried[-1].gone, middle
+        if not sure or is_fast(high, SECONDS[1]):
+            return Search(fast[high], tuple(tried))
+        slow, low, left = tried[-1].gone, high, left + 2
+    return Search(None, tuple(tried))
 
 
 __all__ = ["Probe", "Search", "search"]

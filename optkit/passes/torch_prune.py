@@ -22,7 +22,7 @@ from optkit.plugin import Context, Options, Pass, need
 if TYPE_CHECKING:
     from optkit.formats.torch_pruning import Measure, Target
     from optkit.formats.torch_pruning_importance import Fit
-    from optkit.speed.ratio import Ratio
+    from optkit.plugin import Ratio
 
 FITTED = ("taylor", "activation")
 TARGETS = ("ratio", "remove_macs", "remove_parameters", "latency")
