@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +36,6 @@ class Trials:
     parent: Artifact
     target: str
     context: Context
-    done: int = 0
     base: Artifact | None = None
     feeds: Path | None = None
 
@@ -43,18 +43,17 @@ class Trials:
         """How many times as fast the model in `candidate` is as the pass's input."""
         from optkit.tasks import reread
 
-        self.done += 1
-        folder = self.context.scratch / f"trial-{self.done}"
-        folder.mkdir()
         if self.base is None:
-            self.base = self._converted(self.parent, folder / "base")
-        made = self._converted(reread(self.use, self.parent, candidate, self.context), folder / "candidate")
-        orders = {
-            name: {"artifact": artifact.to_json(), "feeds": str(self._fed()), "device": self.context.device,
-                   "threads": self.context.threads}
-            for name, artifact in (("the step's input", self.base), ("the candidate", made))
-        }  # fmt: skip
-        found = race(orders, folder, seconds, self.context.seed, about=about)["the candidate"][1]
+            self.base = self._converted(self.parent, self.context.scratch / "trial-base")
+        with tempfile.TemporaryDirectory(prefix="trial-", dir=self.context.scratch) as temporary:
+            folder = Path(temporary)
+            made = self._converted(reread(self.use, self.parent, candidate, self.context), folder / "candidate")
+            orders = {
+                name: {"artifact": artifact.to_json(), "feeds": str(self._fed()), "device": self.context.device,
+                       "threads": self.context.threads}
+                for name, artifact in (("the step's input", self.base), ("the candidate", made))
+            }  # fmt: skip
+            found = race(orders, folder, seconds, self.context.seed, about=about)["the candidate"][1]
         assert found is not None
         return found
 
