@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +99,7 @@ def assert_pass_contract(
     from optkit.named import named_files
     from optkit.signatures import promised
     from optkit.tasks import reread
+    from optkit.trials import Trials
 
     if use.environment is not None and environments.running() != use.environment:
         assert runner is None, f"{use.name} runs in {use.environment}, which has the registered runners alone"
@@ -130,6 +131,8 @@ def assert_pass_contract(
                 **context,
             }
         )
+        if (tried := use.tries(given)) is not None and whole.trial is None:
+            whole = replace(whole, trial=Trials(use, artifact, tried, whole))
         before = _tree(artifact.path.parent), given.model_copy(deep=True), dict(whole.dims)
         with chdir(elsewhere):
             notes = use.run(artifact, out, given, whole)
