@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from optkit.speed.ratio import Ratio as Ratio
+
     Tensors = dict[str, NDArray[np.generic]]
 
 Fidelity = Literal["exact", "rounding", "lossy"]
@@ -82,6 +84,24 @@ class Samples(Protocol):
         """Samples that this dataset gave, in any order and number, stacked and padded as `feeds` does it."""
         ...
 
+    @property
+    def stacker(self) -> Callable[[Sequence[Tensors]], Tensors]:
+        """What `stack` does, as something that can be pickled for another process, once samples were read."""
+        ...
+
+
+class Trial(Protocol):
+    """How fast a candidate is that a pass has written."""
+
+    def __call__(self, candidate: Path, about: float = 1.0, seconds: float = 2.0) -> Ratio:
+        """How many times as fast the model in the folder `candidate` is as the step's input, with its interval.
+
+        Both are converted as `to:` converts them, and run in turns at the dims' opt sizes, each in a process of its
+        own. about: the ratio that is in doubt; what lies far off it is measured in fewer rounds. seconds: after so long
+        no further round is begun. Raises what a conversion or a runtime raises.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Context:
@@ -94,6 +114,7 @@ class Context:
     source: the source model, for a pass that asks for it with `needs_source`.
     files: for a pass that `reads` files its options name: the absolute paths behind each text, the file itself first,
         then, of a callable FILE.py:NAME, the files that it imports from beside it.
+    trial: for a pass that `tries` its candidates on a runtime, what measures one.
     kept: for a pass that `resumes`, a folder that outlives a kill, empty at first: a run of the same step, with the
         same input, options and data, finds in it what the last one wrote. It goes once the step has succeeded.
     progress: tell the user a sentence, and how much is done (0 to 1) where that is known.
@@ -111,6 +132,7 @@ class Context:
     source: Artifact | None = None
     kept: Path | None = None
     files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    trial: Trial | None = None
 
 
 Run = Callable[[Artifact, Path, Any, Context], Mapping[str, Any]]
@@ -137,6 +159,8 @@ class Pass:
     needs_source: the pass works with the source model too, as a teacher, so that its output depends on that.
     reads: the texts among the options that name files: a path, or a callable FILE.py:NAME; what the files hold counts
         in the cache key, and the pass finds them in `context.files`.
+    tries(options) -> the format on whose runtime the pass measures candidates, or None; `context.trial` does it. Their
+        speed then decides the output, so that the hardware and the runtime's version count in the cache key.
     resumes: the pass writes checkpoints to `context.kept` and goes on from them.
     modules: what an idle worker may import ahead of the pass, to save its time.
     timed: whether the output's speed on its own format's runtime says anything: not where it is made for another one.
@@ -160,6 +184,7 @@ class Pass:
     needs_data: bool | Callable[[Any], bool] = False
     needs_source: bool | Callable[[Any], bool] = False
     reads: Callable[[Any], Sequence[str]] = lambda options: ()
+    tries: Callable[[Any], str | None] = lambda options: None
     resumes: bool = False
     modules: tuple[str, ...] = ()
     timed: bool | Callable[[Any], bool] = True
@@ -275,7 +300,7 @@ EXTRAS: dict[str, str] = {
     "torch": "torch", "onnxscript": "torch", "safetensors": "torch", "transformers": "transformers",
     "onnx": "onnx", "onnxruntime": "onnx", "onnxsim": "onnx", "onnx-ir": "onnx",
     "openvino": "openvino", "nncf": "openvino", "tokenizers": "transformers", "pillow": "images",
-    "tensorrt_rtx": "tensorrt-rtx",
+    "tensorrt_rtx": "tensorrt-rtx", "accelerate": "training",
     "tensorflow-cpu": "tensorflow", "keras": "tensorflow", "tf2onnx": "tensorflow",
     "h5py": "tensorflow", "fsspec": "remote-cache",
     "ai-edge-litert": "tflite", "ai-edge-quantizer": "tflite", "litert-torch": "tflite", "litert-converter": "tflite",
@@ -326,6 +351,7 @@ __all__ = [
     "Session",
     "Signature",
     "TensorSpec",
+    "Trial",
     "UnavailableError",
     "checked_feeds",
     "install_line",

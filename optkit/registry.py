@@ -201,6 +201,20 @@ def route(source: str, target: str) -> tuple[Pass, ...]:
     )
 
 
+def conversion(source: str, target: str) -> tuple[Pass, ...]:
+    """The passes by which a pass's candidates of one format come to another's runtime; none where they are the same.
+
+    Raises UserError for a format without a runtime, without a way to it, and where a way leads through an environment
+    of its own.
+    """
+    get_runner(target)
+    way = () if source == target else route(source, target)
+    if apart := [p.name for p in way if p.environment]:
+        raise UserError(f"{apart[0]} runs in an environment of its own, where no candidate can be tried",
+                        hint="measure on another runtime")  # fmt: skip
+    return way
+
+
 def _faithful_conversion(p: Pass) -> bool:
     return p.source != p.target and p.fidelity != "lossy" and p.needs_data is False
 

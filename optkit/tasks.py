@@ -100,6 +100,10 @@ def run(step: Data, say: Say) -> Data:
             _context(step, Path(scratch), say), kept=kept, files=named_files(use, options, Path(step["base"])),
             source=Artifact.from_json(step["source"]) if step.get("source") else None,
         )  # fmt: skip
+        if (tried := use.tries(options)) is not None:
+            from optkit.trials import Trials
+
+            context = replace(context, trial=Trials(use, parent, tried, context))
         before = _stamps(parent)
         notes: object = use.run(parent, out, options, context)
         if not isinstance(notes, Mapping):

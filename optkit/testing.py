@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,9 +60,18 @@ class ListSamples:
 
     def stack(self, samples: Sequence[Tensors]) -> Tensors:
         """Equally shaped items along axis 0."""
-        import numpy as np
+        return _stacked(samples)
 
-        return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+    @property
+    def stacker(self) -> Callable[[Sequence[Tensors]], Tensors]:
+        """What `stack` does, as a function that can be pickled."""
+        return _stacked
+
+
+def _stacked(samples: Sequence[Tensors]) -> Tensors:
+    import numpy as np
+
+    return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
 def assert_pass_contract(
@@ -90,6 +99,7 @@ def assert_pass_contract(
     from optkit.named import named_files
     from optkit.signatures import promised
     from optkit.tasks import reread
+    from optkit.trials import Trials
 
     if use.environment is not None and environments.running() != use.environment:
         assert runner is None, f"{use.name} runs in {use.environment}, which has the registered runners alone"
@@ -121,6 +131,8 @@ def assert_pass_contract(
                 **context,
             }
         )
+        if (tried := use.tries(given)) is not None and whole.trial is None:
+            whole = replace(whole, trial=Trials(use, artifact, tried, whole))
         before = _tree(artifact.path.parent), given.model_copy(deep=True), dict(whole.dims)
         with chdir(elsewhere):
             notes = use.run(artifact, out, given, whole)

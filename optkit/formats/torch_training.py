@@ -135,17 +135,19 @@ class _Loop:
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.state = State(**saved["state"])
-        self.learner.load(saved["learner"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        torch_checkpoint.set_random_states(saved["random"])
+        if not self.state.finished:  # then what is left to do is to take the best weights
+            self.learner.load(saved["learner"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            torch_checkpoint.set_random_states(saved["random"])
         self.begun_at = self.state.step
 
     def save(self) -> None:
         """Write a checkpoint."""
-        torch_checkpoint.save({
-            "state": vars(self.state), "learner": self.learner.state(), "optimizer": self.optimizer.state_dict(),
+        going_on = {} if self.state.finished else {
+            "learner": self.learner.state(), "optimizer": self.optimizer.state_dict(),
             "random": torch_checkpoint.random_states(),
-        }, self.kept)  # fmt: skip
+        }  # fmt: skip
+        torch_checkpoint.save({"state": vars(self.state), **going_on}, self.kept)
         self.saved_at = time.perf_counter()
 
     def run(self) -> None:

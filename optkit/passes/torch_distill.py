@@ -14,27 +14,20 @@ from optkit.errors import DataError, SourceError, StepError
 from optkit.formats import torch_checkpoint, torch_model, torch_structure, torch_training
 from optkit.formats.torch_device import check_device
 from optkit.formats.torch_distill_loss import Distillation
-from optkit.formats.torch_distill_options import Loss, Student
+from optkit.formats.torch_distill_options import Lesson, Student
 from optkit.formats.torch_files import read_weights
 from optkit.formats.torch_training import Learner, Trained
 from optkit.formats.torch_training_data import TrainingData
-from optkit.formats.torch_training_options import BATCH_SIZE, Training
+from optkit.formats.torch_training_options import BATCH_SIZE
 from optkit.plugin import Context, Pass, need
 
 SAME = 1e-5
 """The part by which the held-out loss of the written model may differ from the one measured in training."""
 
 
-class TorchDistill(Training):
+class TorchDistill(Lesson):
     student: Student | None = Field(
         None, description="the model that learns; default the one that the step comes from, such as a pruned one"
-    )
-    losses: tuple[Loss, ...] = Field(
-        (), description="what is made small, as a sum; default: every float output's, cosine for embeddings of length "
-        "one and mse for others"
-    )  # fmt: skip
-    mask: str | None = Field(
-        None, description="an input (batch, position) whose zeros mark positions that are not compared: attention_mask"
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from optkit.parity.scores import change_text, source_text, spell, value_text
 from optkit.reports.bounds import bound_rows, problems, unbounded
 from optkit.reports.layers import drawn, remarks, told
+from optkit.reports.pruning import HEAD, LEFT_HEAD, pruned
 from optkit.reports.rows import (
     Judged,
     against_baseline,
@@ -70,6 +71,8 @@ def render(report: Data) -> str:
         parts += ["## Checks", _KEY, *(_check(s, report) for s in measured)]
     if budgeted := [s for s in steps if (s.get("notes") or {}).get("budget")]:
         parts += ["## Budgets", *(_budget(s) for s in budgeted)]
+    if cut := [(s, found) for s in steps if (found := pruned(s))]:
+        parts += ["## Pruning", *(_pruned(s, *found) for s, found in cut)]
     parts += ["## Reproduce", _reproduce(report), "## Environment", _environment(report)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -350,6 +353,13 @@ def _budget(step: Data) -> str:
         f"{escape(found['reached'])}. The relative error that each group causes alone:"
     )
     return "\n\n".join([head, said, fenced("\n".join(lines))])
+
+
+def _pruned(step: Data, said: str, rows: Iterable[Sequence[str]], left: Sequence[Sequence[str]]) -> str:
+    """How much a pruning removed, of which layers, and what could not be pruned."""
+    tables = [(HEAD, rows), *([(LEFT_HEAD, left)] if left else [])]
+    drawn = [table(head, ([escape(cell) for cell in row] for row in body)) for head, body in tables]
+    return "\n\n".join([f"### {escape(step['id'])}", escape(said), *drawn])
 
 
 def _verdicts(step: Data) -> Iterable[Sequence[str]]:

@@ -38,7 +38,8 @@ PRECISE = 0.02
 """The race ends when every interval's half width is below this share of its value, or leaves no doubt (`CLEAR`)."""
 
 CLEAR = 1.15
-"""An interval wholly above this, or below its inverse, needs no more rounds to tell which is faster."""
+"""An interval wholly above this, or below its inverse, needs no more rounds to tell which is faster. Where another
+ratio than 1 is in doubt, both are multiplied with it."""
 
 LONE = 0.1
 """How far processor time may be from wall time, as a share, in inferences that were not interrupted, for one thread."""
@@ -206,13 +207,14 @@ def race(
     seed: int = 0,
     say: Callable[[str, float | None], None] = lambda text, fraction: None,
     starts: int = 1,
+    about: float = 1.0,
 ) -> dict[str, tuple[Entrant, Ratio | None]]:
     """Each entrant's times, and how many times as fast it is as the first (None for the first itself).
 
     orders: what each is to open: artifact, feeds (a tape's folder), device, threads. seconds: after so long no further
     round is begun, once there are `LEAST_ROUNDS`. starts: in how many fresh processes each is opened and raced at
     most, each time for its share of the seconds; in fewer where opening takes long or the ratios are clear before. What
-    opening took is the median. Raises an entrant's own error, and StepCrashed when one ends.
+    opening took is the median. about: the ratio that is in doubt, where that is not whether one is faster at all. Raises an entrant's own error, and StepCrashed when one ends.
     """
     entrants = [Entrant(name, what["threads"]) for name, what in orders.items()]
     asked = {(what["device"], what["threads"]) for what in orders.values()}
@@ -230,9 +232,10 @@ def race(
                 entrant.opened(children[-1].hear())
             if not heats:  # opening takes twice as long as racing at most
                 starts = max(1, min(starts, int(2 * seconds / (time.monotonic() - began))))
-            _heat(children, entrants, order, seconds / starts, LEAST_ROUNDS if starts == 1 else FEWEST_ROUNDS, say)
+            _heat(children, entrants, order, seconds / starts, LEAST_ROUNDS if starts == 1 else FEWEST_ROUNDS, say,
+                  about)  # fmt: skip
         heats += 1
-        if heats >= FEWEST_HEATS and _settled(entrants, PRECISE if heats > FEWEST_HEATS else 0.0):
+        if heats >= FEWEST_HEATS and _settled(entrants, about, PRECISE if heats > FEWEST_HEATS else 0.0):
             break
     ratios = [None, *compared(entrants, seed)]
     return {entrant.name: (entrant, ratio) for entrant, ratio in zip(entrants, ratios, strict=True)}
@@ -240,7 +243,7 @@ def race(
 
 def _heat(
     children: Sequence[_Child], entrants: Sequence[Entrant], order: random.Random, seconds: float, least: int,
-    say: Callable[[str, float | None], None],
+    say: Callable[[str, float | None], None], about: float,
 ) -> None:  # fmt: skip
     """Rounds of one process of each entrant, in each of which every one has its turn; added to the entrants' own.
 
@@ -251,7 +254,7 @@ def _heat(
     heat = [Entrant(entrant.name, entrant.threads, heats=[[]]) for entrant in entrants]
     deadline, places = time.monotonic() + seconds, list(range(len(children)))
     for done in range(MOST_ROUNDS):
-        if done >= least and (time.monotonic() > deadline or (done % least == 0 and _settled(heat))):
+        if done >= least and (time.monotonic() > deadline or (done % least == 0 and _settled(heat, about))):
             break
         places = order.sample(places, len(places)) if done % 2 == 0 else places[::-1]
         for place in places:
@@ -294,6 +297,6 @@ def _typical(burst: Burst) -> float:
     return sorted(wall for wall, *_ in burst)[(len(burst) - 1) // 4]
 
 
-def _settled(entrants: Sequence[Entrant], precise: float = PRECISE) -> bool:
-    """Whether every ratio is known well enough, or leaves no doubt which is faster."""
-    return all(r.spread <= precise or r.low > CLEAR or r.high < 1 / CLEAR for r in compared(entrants, 0))
+def _settled(entrants: Sequence[Entrant], about: float, precise: float = PRECISE) -> bool:
+    """Whether every ratio is known well enough, or leaves no doubt on which side of `about` it lies."""
+    return all(r.spread <= precise or r.low > about * CLEAR or r.high < about / CLEAR for r in compared(entrants, 0))
