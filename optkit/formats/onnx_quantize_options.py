@@ -28,7 +28,7 @@ class QuantizeOptions(Options):
     )
     calibration: Literal["minmax", "entropy", "percentile", "mse"] | None = Field(
         None, description="how a range follows from the data (static); mse: with the least squared error, for "
-                          "activations with outliers; minmax unless given")  # fmt: skip
+                          "heavy tails; minmax unless given")  # fmt: skip
     percentile: float | None = Field(
         None, gt=50, le=100, description="percent of the values inside the range, with calibration: percentile; 99.99 "
                                          "unless given")  # fmt: skip

@@ -25,6 +25,7 @@ Ranges = dict[str, tuple[float, float]]
 _BINS = 4096  # over [-reach, reach]
 _LEVELS = 128  # of an 8-bit integer on either side of zero
 _NO_PREPACK_FROM = 256 << 20  # bytes: prepacking copies the weights
+_LEAST = 1e-30  # of a reach: bins have edges that float32 can tell apart
 _CUTS = 64  # thresholds that are tried at each end
 
 
@@ -108,9 +109,11 @@ class Histogram:
 
         if not values.size:
             return
+        values = values.astype(np.float32, copy=False)  # float16 has no room for so many edges
         low, high = float(values.min()), float(values.max())
         self.widen(low, high)
         reach = max(abs(low), abs(high))
+        reach = max(reach, _LEAST) if reach else 0.0
         self.reach = self.reach or reach  # zeros counted so far lie in the same bin at any reach
         while self.reach < reach:
             pairs = self.counts.reshape(-1, 2).sum(axis=1)
