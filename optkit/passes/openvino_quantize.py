@@ -165,7 +165,7 @@ def _quantised(artifact: Artifact, out_dir: Path, options: OpenVinoQuantize, con
         context.dims,
         outputs=artifact.signature.outputs if artifact.signature else (),
     )
-    return {"samples": size * session.batch, "fake_quantize": made, "smoothed": smoothed, "warnings": session.warnings}  # fmt: skip
+    return {"samples": size * session.batch, "fake_quantize": made, "smoothed": smoothed, "warnings": session.warnings}
 
 
 def _advanced(session: Session, options: OpenVinoQuantize) -> Any:
