@@ -246,6 +246,12 @@ def tried_tools(step: Step) -> tuple[str, ...]:
     return (*(tool for p in conversion(step.use.target, target) for tool in p.tools), *get_runner(target).tools)
 
 
+def shared_key(plan: Plan, step: Step, data: str) -> str:
+    """The key of what a step may share with others on the same data; what it makes of which model is for it to add."""
+    inputs = [t.to_json() for t in plan.recipe.inputs]
+    return digest_of(["shared", data, inputs, dims_json(plan.recipe.dims), versions(step.use.tools, step.python)])
+
+
 def record_key(recipe: Recipe, source: Artifact, data: str, cases: Sequence[Case]) -> str:
     """The key of the source model's recorded answers."""
     return digest_of(

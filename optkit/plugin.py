@@ -118,6 +118,8 @@ class Context:
     kept: for a pass that `resumes`, a folder that outlives a kill, empty at first: a run of the same step, with the
         same input, options and data, finds in it what the last one wrote. It goes once the step has succeeded.
     progress: tell the user a sentence, and how much is done (0 to 1) where that is known.
+    shared: shared(what, make) gives the folder that make(folder) filled, once for all steps and runs on the same data
+        that ask for the same; `what` is JSON data that says all else that decides it. None where nothing is kept.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -133,6 +135,7 @@ class Context:
     kept: Path | None = None
     files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     trial: Trial | None = None
+    shared: Callable[[Sequence[Any], Callable[[Path], None]], Path] | None = None
 
 
 Run = Callable[[Artifact, Path, Any, Context], Mapping[str, Any]]
@@ -304,7 +307,7 @@ EXTRAS: dict[str, str] = {
     "tensorflow-cpu": "tensorflow", "keras": "tensorflow", "tf2onnx": "tensorflow",
     "h5py": "tensorflow", "fsspec": "remote-cache",
     "ai-edge-litert": "tflite", "ai-edge-quantizer": "tflite", "litert-torch": "tflite", "litert-converter": "tflite",
-    "pytorch-lightning": "training", "accelerate": "training", "tensorboard": "training",
+    "pytorch-lightning": "training", "tensorboard": "training",
 }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from optkit.parity.cases import Case, batch_dim, feeds, fixed_batch, stacks
 from optkit.parity.tape import Reference, Tape
 from optkit.plugin import Context, Pass, Runner, Session
 from optkit.registry import get_pass, get_runner
+from optkit.sharing import Shared
 from optkit.signatures import adapted, carried, merge, promised
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def run(step: Data, say: Say) -> Data:
         context = replace(
             _context(step, Path(scratch), say), kept=kept, files=named_files(use, options, Path(step["base"])),
             source=Artifact.from_json(step["source"]) if step.get("source") else None,
+            shared=Shared(step["shared"], say) if step.get("shared") else None,
         )  # fmt: skip
         if (tried := use.tries(options)) is not None:
             from optkit.trials import Trials

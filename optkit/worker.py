@@ -214,6 +214,7 @@ def replay(step_json: Path, out: Path) -> dict[str, Any]:
         raise UserError(f"{out} cannot be written to: {error.strerror}", hint="name another with --out") from error
     step |= {"out": str(out)} | ({"tape": None} if task == "check" else {})  # a tape is for the steps after it
     step.pop("scratch", None)  # that run's own folder is gone
+    step.pop("shared", None)  # what it reads is the step's alone
     limit, python = float(step.get("limit_seconds", 3600.0)), step.get("python")
     return run_alone(step, out.with_name(out.name + ".log"), limit, python=python)
 

@@ -22,6 +22,9 @@ Kind = Literal["int8", "uint8"]
 FLOAT, UINT8, INT8, FLOAT16 = 1, 2, 3, 10  # TensorProto.DataType
 PREFIX = "optkit_"
 
+Rounds = Callable[["Array", "Array", int], "Array"]
+"""(values, scale that broadcasts to them, greatest integer) -> whole numbers near values / scale."""
+
 
 @dataclass(frozen=True)
 class Scheme:
@@ -44,11 +47,15 @@ class Scheme:
 
 @dataclass
 class Weight:
-    """A float initializer and its integer form. scale: one number, or one for each index along `axis`."""
+    """A float initializer and its integer form. scale: one number, or one for each index along `axis`.
+
+    rounds: what chooses the integers; None takes the nearest.
+    """
 
     tensor: Any
     axis: int | None
     scale: Array
+    rounds: Rounds | None = None
 
     def quantised(self, folder: Path, scheme: Scheme, transpose: bool = False) -> Array:
         """The integers, in the tensor's own shape, or with its two axes exchanged."""
@@ -58,8 +65,11 @@ class Weight:
         scale = self.scale
         if self.axis is not None:
             scale = scale.reshape([-1 if i == self.axis else 1 for i in range(values.ndim)])
-        whole = values / scale
-        np.rint(whole, out=whole)
+        if self.rounds is not None:
+            whole = self.rounds(values, scale, scheme.steps)
+        else:
+            whole = values / scale
+            np.rint(whole, out=whole)
         np.clip(whole, -scheme.steps, scheme.steps, out=whole)
         if scheme.zero:
             whole += scheme.zero
@@ -114,11 +124,15 @@ def attribute(node: Any, name: str, default: Any) -> Any:
 
 @dataclass
 class Rewrite:
-    """A graph under rewriting: new tensors and nodes, and where the new weights' values come from."""
+    """A graph under rewriting: new tensors and nodes, and where the new weights' values come from.
+
+    rounding: by the name of a weight, what chooses its integers where that is not the nearest.
+    """
 
     model: Any
     folder: Path
     scheme: Scheme
+    rounding: Mapping[str, Rounds] = field(default_factory=dict)
     payloads: dict[str, Callable[[], Array]] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
 
@@ -150,6 +164,7 @@ class Rewrite:
         import numpy as np
 
         name, dtype = weight.tensor.name, np.dtype(self.scheme.kind)
+        weight.rounds = self.rounding.get(name)
         dims = list(weight.tensor.dims)[::-1] if transpose else list(weight.tensor.dims)
         integers = onnx_weights.placeholder(self.fresh(f"{name}_quantized"), dims, dtype)
         self.model.graph.initializer.append(integers)

@@ -10,14 +10,14 @@ import contextlib
 import functools
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.errors import StepError
 from optkit.formats import onnx_weights
-from optkit.formats.onnx_integer import FLOAT, FLOAT16, Kind, Rewrite, channel_axis, measure, weight_input
+from optkit.formats.onnx_integer import FLOAT, FLOAT16, Kind, Rewrite, Weight, channel_axis, measure, weight_input
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,6 +37,7 @@ class Static:
 
     tensorrt: one pair per consumer, none behind a product or convolution, bias in float. Products of two activations
     stay float: they gain little, and attention loses much. left: why targets were left alone, with how many each.
+    each_weight: called with every node and its weight, before biases are quantised.
     """
 
     rewrite: Rewrite
@@ -46,6 +47,7 @@ class Static:
     symmetric: bool
     tensorrt: bool
     left: Counter[str] = field(default_factory=Counter)
+    each_weight: Callable[[Any, Weight], None] = lambda node, weight: None
 
     def __post_init__(self) -> None:
         found = []
@@ -149,6 +151,8 @@ class Static:
             integers = rewrite.integers(weight)
             output = ""
             for node in nodes:
+                if node.input[1] == name:
+                    self.each_weight(node, weight)
                 if self.tensorrt or not output:
                     output = rewrite.fresh(f"{name}_dequantized")
                     dequantise.append(onnx.helper.make_node("DequantizeLinear", list(integers), [output], axis=axis,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,76 +19,42 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
     Feed = Mapping[str, NDArray[Any]]
 
-Method = Literal["minmax", "entropy", "percentile"]
+Method = Literal["minmax", "entropy", "percentile", "mse"]
 Ranges = dict[str, tuple[float, float]]
 
 _BINS = 4096  # over [-reach, reach]
 _LEVELS = 128  # of an 8-bit integer on either side of zero
 _NO_PREPACK_FROM = 256 << 20  # bytes: prepacking copies the weights
-_FLOAT, _FLOAT16 = 1, 10
+_LEAST = 1e-30  # of a reach: bins have edges that float32 can tell apart
+_CUTS = 64  # thresholds that are tried at each end
 
 
-def ranges(
-    model: Any,
-    folder: Path,
-    tensors: Mapping[str, int],
-    feeds: Iterable[Feed],
-    method: Method,
-    *,
-    percentile: float = 99.99,
-    threads: int = 1,
-    each: Callable[[], None] = lambda: None,
-) -> Ranges:
-    """Smallest and largest value to represent, for each of `tensors` (name to ONNX type, float32 or float16).
+@dataclass(frozen=True)
+class Rule:
+    """How a range follows from what was seen of a tensor.
 
-    "minmax" takes the extremes, "percentile" cuts off (100 - percentile) / 2 percent at each end, "entropy" cuts where
-    8 bits lose least information. `model` may refer to weights in `folder`. `each` is called after every feed. One
-    feed's tensors are held at a time. Raises StepError where a tensor becomes NaN or infinite.
+    "minmax" takes the extremes; "percentile" cuts off (100 - percentile) / 2 percent at each end; "entropy" cuts where
+    8 bits lose least information, "mse" where they are least off. symmetric: the range will be one around 0.
     """
-    if method == "minmax":
-        return _extremes(model, folder, tensors, feeds, threads, each)
-    session, fetched = watched(model, folder, list(tensors), threads)
-    histograms = {name: Histogram(name) for name in tensors}
-    for feed in feeds:
-        values = dict(zip(fetched, run(session, fetched, feed), strict=True))
-        for name, histogram in histograms.items():
-            histogram.add(values[name] if name in values else feed[name])
-        each()
-    if method == "entropy":
-        return {name: histogram.entropy() for name, histogram in histograms.items()}
-    return {name: histogram.percentile(percentile) for name, histogram in histograms.items()}
 
+    method: Method = "minmax"
+    percentile: float = 99.99
+    symmetric: bool = False
 
-def _extremes(
-    model: Any, folder: Path, tensors: Mapping[str, int], feeds: Iterable[Feed], threads: int, each: Callable[[], None]
-) -> Ranges:
-    """The extremes, found inside the graph so that no tensor leaves it."""
-    import numpy as np
-    import onnx
+    @property
+    def binned(self) -> bool:
+        """Whether it takes more than the extremes."""
+        return self.method != "minmax"
 
-    augmented = onnx.ModelProto()
-    augmented.CopyFrom(model)
-    names = []
-    for i, (name, kind) in enumerate(tensors.items()):
-        if kind == _FLOAT16:  # no float16 kernel on a CPU
-            wide = f"optkit_{i}_wide"
-            augmented.graph.node.append(onnx.helper.make_node("Cast", [name], [wide], to=_FLOAT))
-            name = wide
-        for operator in ("ReduceMin", "ReduceMax"):
-            output = f"optkit_{i}_{operator}"
-            augmented.graph.node.append(onnx.helper.make_node(operator, [name], [output], keepdims=0))
-            augmented.graph.output.append(onnx.helper.make_tensor_value_info(output, _FLOAT, []))
-            names.append(output)
-    session = _open(augmented, folder, threads)
-    low, high = np.full(len(tensors), np.inf), np.full(len(tensors), -np.inf)
-    for feed in feeds:
-        found = np.asarray(run(session, names, feed), np.float64).reshape(-1, 2)
-        for (smallest, largest), name in zip(found, tensors, strict=True):
-            if not np.isfinite(smallest) or not np.isfinite(largest):
-                raise not_finite(name)
-        low, high = np.minimum(low, found[:, 0]), np.maximum(high, found[:, 1])
-        each()
-    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(tensors)}
+    def range(self, seen: Histogram) -> tuple[float, float]:
+        """Smallest and largest value to represent."""
+        if self.method == "entropy":
+            return seen.entropy()
+        if self.method == "percentile":
+            return seen.percentile(self.percentile)
+        if self.method == "mse":
+            return seen.least_error(self.symmetric)
+        return seen.low, seen.high
 
 
 def watched(model: Any, folder: Path, tensors: Sequence[str], threads: int) -> tuple[Any, list[str]]:
@@ -102,10 +69,11 @@ def watched(model: Any, folder: Path, tensors: Sequence[str], threads: int) -> t
     for name in fetched:
         if name not in there:
             augmented.graph.output.append(onnx.ValueInfoProto(name=name))
-    return _open(augmented, folder, threads), fetched
+    return opened(augmented, folder, threads), fetched
 
 
-def _open(model: Any, folder: Path, threads: int) -> Any:
+def opened(model: Any, folder: Path, threads: int) -> Any:
+    """A session over a model whose weights may lie in `folder`."""
     prepack = onnx_model.size_bytes(model) < _NO_PREPACK_FROM
     return onnx_session.open_session(model.SerializeToString(), threads=threads, folder=folder, prepack=prepack)
 
@@ -141,11 +109,11 @@ class Histogram:
 
         if not values.size:
             return
+        values = values.astype(np.float32, copy=False)  # float16 has no room for so many edges
         low, high = float(values.min()), float(values.max())
-        if not np.isfinite(low) or not np.isfinite(high):
-            raise not_finite(self.name)
-        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.widen(low, high)
         reach = max(abs(low), abs(high))
+        reach = max(reach, _LEAST) if reach else 0.0
         self.reach = self.reach or reach  # zeros counted so far lie in the same bin at any reach
         while self.reach < reach:
             pairs = self.counts.reshape(-1, 2).sum(axis=1)
@@ -154,6 +122,14 @@ class Histogram:
             self.reach *= 2
         span = self.reach or 1.0
         self.counts += np.histogram(values, _BINS, (-span, span))[0]
+
+    def widen(self, low: float, high: float) -> None:
+        """Take in the extremes of further values. Raises StepError where one is NaN or infinite."""
+        import numpy as np
+
+        if not np.isfinite(low) or not np.isfinite(high):
+            raise not_finite(self.name)
+        self.low, self.high = min(self.low, low), max(self.high, high)
 
     def percentile(self, percent: float) -> tuple[float, float]:
         """The range that `percent` of the values lie in, an equal share cut off at each end."""
@@ -186,6 +162,40 @@ class Histogram:
                 best, threshold = divergence, end
         limit = self.reach * threshold / half
         return max(self.low, -limit), min(self.high, limit)
+
+    def least_error(self, symmetric: bool) -> tuple[float, float]:
+        """The range at which 8 bits have the least mean squared error: rounding inside of it, clipping outside.
+
+        Rounding is off by step^2 / 12 on average (W. R. Bennett, "Spectra of quantized signals", 1948), so that steps
+        narrower than a bin are told apart too. symmetric: the steps reach as far on either side of 0.
+        """
+        import numpy as np
+
+        counts = self.counts.astype(np.float64)
+        half = _BINS // 2
+        counts[half] = min(counts[half], counts[half + 1] or counts[half])  # zeros of ReLU are free, see `entropy`
+        if not counts.any() or self.low >= self.high:
+            return self.low, self.high
+        centres = (np.arange(_BINS) - half + 0.5) * (2 * self.reach / _BINS)
+        low, high = min(self.low, 0.0), max(self.high, 0.0)
+        cuts = np.geomspace(1e-3, 1.0, _CUTS)
+
+        def off(ends: tuple[float, float]) -> float:
+            left, right = (-max(-ends[0], ends[1]), max(-ends[0], ends[1])) if symmetric else ends
+            step = (right - left) / (2 * _LEVELS - 1)
+            beyond = np.maximum(centres - right, 0) + np.maximum(left - centres, 0)
+            inside = counts[beyond == 0].sum()
+            return float(inside * step**2 / 12 + (counts * beyond**2).sum())
+
+        if symmetric:
+            limit = max(-low, high)
+            best = min(((max(low, -limit * cut), min(high, limit * cut)) for cut in cuts), key=off)
+            return best
+        best = (low, high)
+        for _ in range(3):  # one end after the other: they meet through the step alone
+            best = min(((best[0], high * cut) for cut in cuts), key=off) if high else best
+            best = min(((low * cut, best[1]) for cut in cuts), key=off) if low else best
+        return best
 
 
 def _divergence(counts: NDArray[np.float64], end: int) -> float:

@@ -1,9 +1,10 @@
 """NNCF on OpenVINO models, for the passes that use it: quiet, offline, on the threads it was given.
 
-NNCF has no switches for most of this (3.4), so `nncf_session` changes five things inside it and puts them back: its
+NNCF has no switches for most of this (3.4), so `nncf_session` changes six things inside it and puts them back: its
 telemetry (on by default), its log handler (stdout), its progress bars, its inference engine (all cores; see also
-`openvino_core.infer`), and what it imports. It imports torch and onnx only to ask whether an OpenVINO model is one of
-theirs; without them its import takes 0.4 s in place of 2 s, and its results are the same to the byte.
+`openvino_core.infer`), what it remembers of samples (all of it), and what it imports. It imports torch and onnx only to
+ask whether an OpenVINO model is one of theirs; without them its import takes 0.4 s in place of 2 s, and its results are
+the same to the byte.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ from optkit.plugin import Context, Options
 
 if TYPE_CHECKING:
     from optkit.plugin import Samples, Tensors
+
+REMEMBERED = 1024
+"""Most values, one a sample, that NNCF remembers of a statistic it cannot update as it goes: a mean, a quantile."""
+
+HELD = 60
+"""Most samples that full bias correction is done on: a fifth of NNCF's own default of 300."""
 
 
 class Ignored(Options):
@@ -244,7 +251,9 @@ def preload() -> None:
 
 @contextmanager
 def _patched(session: Session, stages: int) -> Iterator[None]:
+    import nncf.common.tensor_statistics.collectors as collectors
     import nncf.openvino.engine as engine
+    import nncf.quantization.algorithms.post_training.pipeline as pipeline
     import nncf.telemetry.decorator as tracking
     from nncf.common.logging import nncf_logger
     from nncf.common.logging.track_progress import track
@@ -256,6 +265,11 @@ def _patched(session: Session, stages: int) -> Iterator[None]:
         (engine, "OVNativeEngine", _engine(engine, session.context.threads)),
         (nncf_logger, "handlers", [_Collect(session.logged)]),
         *((track, name, method) for name, method in bars.items()),
+        *(
+            (kind, "register_reduced_input", _remembering(kind))
+            for kind in (collectors.OfflineAggregatorBase, collectors.PercentileAggregator)
+        ),
+        (pipeline, "BiasCorrection", _on_few(pipeline.BiasCorrection)),
     ]
     before = [(place, name, getattr(place, name)) for place, name, _ in places]
     level = nncf_logger.level
@@ -301,6 +315,31 @@ def _engine(engine: Any, threads: int) -> type:
             self.engine.infer_request = Request(self.engine.infer_request)
 
     return Engine
+
+
+def _remembering(kind: Any) -> Any:
+    """The method by which a statistic takes a sample's value: the same values up to `REMEMBERED`, then evenly fewer."""
+
+    def register(self: Any, x: Any) -> None:
+        if self._num_samples is not None and self._collected_samples >= self._num_samples:
+            return
+        every = getattr(self, "_optkit_every", 1) if self._collected_samples else 1
+        if self._collected_samples % every == 0:
+            self._register_reduced_input_impl(x)
+        self._collected_samples += 1
+        if len(self._container) > REMEMBERED:
+            kept = list(self._container)[::2]
+            self._container.clear()
+            self._container.extend(kept)
+            every *= 2
+        self._optkit_every = every
+
+    return register
+
+
+def _on_few(algorithm: Any) -> Any:
+    """Full bias correction on `HELD` samples at most: it holds the inputs of layers for each."""
+    return lambda subset_size, *rest: algorithm(min(subset_size, HELD), *rest)
 
 
 def _bars(track: Any, progress: Any, stages: int) -> Mapping[str, Any]:

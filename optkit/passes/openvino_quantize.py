@@ -11,7 +11,7 @@ from pydantic import Field
 from optkit.artifact import Artifact
 from optkit.errors import StepError
 from optkit.formats import budget, openvino_ir, openvino_model, openvino_trial
-from optkit.formats.openvino_nncf import Ignored, Session, counts, nncf_session
+from optkit.formats.openvino_nncf import HELD, Ignored, Session, counts, nncf_session
 from optkit.plugin import Context, Options, Pass
 
 HEAVY = ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData", "LSTMSequence",
@@ -48,7 +48,7 @@ class OpenVinoQuantize(Options):
     fast_bias_correction: bool = Field(
         True,
         description="correct each layer's bias from its input's mean; false: layer by layer on the quantised model, on "
-        "a fifth of the samples, which are then held in memory: slower and sometimes better",
+        f"a fifth of the samples and at most {HELD}, which are then held in memory: slower and sometimes better",
     )
     subset_size: int | None = Field(
         None, ge=1, description=f"how many samples to fit on; default all of the dataset, at most {CAP}"
@@ -58,8 +58,8 @@ class OpenVinoQuantize(Options):
         Literal["minmax", "mean_minmax", "median_minmax", "mean_no_outliers", "quantile", "histogram"] | None
     ) = Field(
         None,
-        description="how the range of activations is found; default mean_minmax, and minmax per channel. histogram "
-        "keeps to minmax for activations quantised per channel (depthwise convolutions)",
+        description="how the range of activations is found; default mean_minmax, and minmax per channel. histogram: "
+        "with the least squared error, but minmax for activations quantised per channel (depthwise convolutions)",
     )
     target_device: Literal["any", "cpu", "gpu", "npu"] = Field("any", description="whose int8 rules to follow")
     budget: tuple[str, ...] = Field((), description=budget.DESCRIPTION)
@@ -196,7 +196,7 @@ def confirm(parent: Artifact, artifact: Artifact, options: OpenVinoQuantize, con
 
 PASS = Pass(
     name="openvino.quantize",
-    version=1,
+    version=2,
     source="openvino",
     target="openvino",
     summary="Quantise an IR's weights and activations to int8, fitted on data (NNCF)",

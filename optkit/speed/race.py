@@ -214,7 +214,8 @@ def race(
     orders: what each is to open: artifact, feeds (a tape's folder), device, threads. seconds: after so long no further
     round is begun, once there are `LEAST_ROUNDS`. starts: in how many fresh processes each is opened and raced at
     most, each time for its share of the seconds; in fewer where opening takes long or the ratios are clear before. What
-    opening took is the median. about: the ratio that is in doubt, where that is not whether one is faster at all. Raises an entrant's own error, and StepCrashed when one ends.
+    opening took is the median. about: the ratio that is in doubt, where that is not whether one is faster at all.
+    Raises an entrant's own error, and StepCrashed when one ends.
     """
     entrants = [Entrant(name, what["threads"]) for name, what in orders.items()]
     asked = {(what["device"], what["threads"]) for what in orders.values()}

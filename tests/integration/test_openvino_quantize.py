@@ -32,7 +32,7 @@ from openvino_models import (
 
 from optkit.artifact import Artifact, Dim, TensorSpec
 from optkit.errors import DataError, OptkitError, StepError
-from optkit.formats import openvino_model
+from optkit.formats import openvino_model, openvino_nncf
 from optkit.passes.openvino_quantize import PASS
 
 if TYPE_CHECKING:
@@ -276,6 +276,39 @@ def test_samples_are_streamed(
     assert ctx.data.peak <= most
 
 
+def test_what_nncf_remembers_has_a_bound(pictures: tuple[Artifact, Context], tmp_path: Path,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Fewer values remembered than there are samples: the same ranges within a little."""
+    source, ctx = pictures
+    held: list[int] = []
+    whole, _ = converted(PASS, source, tmp_path / "whole", ctx, range_estimator="quantile")
+    monkeypatch.setattr(openvino_nncf, "REMEMBERED", 6)
+    from nncf.common.tensor_statistics.collectors import OfflineAggregatorBase
+
+    aggregate = OfflineAggregatorBase._aggregate_impl
+
+    def counting(self: Any) -> Any:
+        held.append(len(self._container))
+        return aggregate(self)
+
+    monkeypatch.setattr(OfflineAggregatorBase, "_aggregate_impl", counting)
+    few, _ = converted(PASS, source, tmp_path / "few", ctx, range_estimator="quantile")
+    assert max(held) == 6  # of 24: every fourth
+    for index in range(100, 104):
+        feed = {"image": images(1).make(index)["image"][None]}
+        assert sqnr_db(infer(source, feed)["logits"], infer(few, feed)["logits"]) > 20
+    assert few.path.with_suffix(".bin").read_bytes() != whole.path.with_suffix(".bin").read_bytes()
+
+
+def test_full_bias_correction_holds_few_samples(pictures: tuple[Artifact, Context], tmp_path: Path,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    source, ctx = pictures
+    assert isinstance(ctx.data, Streamed)
+    monkeypatch.setattr(openvino_nncf, "HELD", 1)
+    converted(PASS, source, tmp_path / "out", ctx, fast_bias_correction=False)
+    assert ctx.data.peak <= 1 + 3
+
+
 def test_reports_progress_and_prints_nothing(
     pictures: tuple[Artifact, Context], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -295,8 +328,17 @@ def test_puts_back_what_it_changed_in_nncf(pictures: tuple[Artifact, Context], t
         import nncf.openvino.engine
         import nncf.telemetry.decorator
         from nncf.common.logging.track_progress import track
+        from nncf.common.tensor_statistics.collectors import OfflineAggregatorBase
+        from nncf.quantization.algorithms.post_training import pipeline
 
-        own = (nncf.openvino.engine.OVNativeEngine, nncf.telemetry.decorator.telemetry, track.__init__, track.__iter__)
+        own = (
+            nncf.openvino.engine.OVNativeEngine,
+            nncf.telemetry.decorator.telemetry,
+            track.__init__,
+            track.__iter__,
+            OfflineAggregatorBase.register_reduced_input,
+            pipeline.BiasCorrection,
+        )
         return (*own, track.update, list(logging.getLogger("nncf").handlers), list(sys.meta_path))
 
     source, ctx = pictures
