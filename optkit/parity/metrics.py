@@ -365,9 +365,6 @@ def _histogram(column: Array, best: float) -> dict[str, Any]:
     """How many samples are perfect, and of the others how many lie in each of equal bins from low to high."""
     rest = column[column != best]
     low, high = (float(rest.min()), float(rest.max())) if len(rest) else (best, best)
-    if high > low:  # by position: numpy's own histogram refuses bins narrower than a float's last digit
-        place = ((rest - low) / (high - low) * BINS).astype(np.int64)
-        counts = np.bincount(np.minimum(place, BINS - 1), minlength=BINS)
-    else:
-        counts = np.array([len(rest)])
+    apart = high - low > 1e-9 * max(abs(low), abs(high))  # nearer values differ by the order of sums alone
+    counts = np.histogram(rest, BINS, (low, high))[0] if apart else np.array([len(rest)])
     return {"perfect": len(column) - len(rest), "low": low, "high": high, "counts": counts.tolist()}

@@ -598,8 +598,7 @@ def test_ranges(r, c):
         assert METRICS[name].low <= value.get("worst", value.get("value")) <= METRICS[name].high
 
 
-def test_a_histogram_of_errors_that_differ_in_the_last_digit_alone() -> None:
+def test_errors_that_differ_in_the_last_digit_alone_are_one_bar() -> None:
     high = np.nextafter(40.0, 41.0)
     found = metrics._histogram(np.array([40.0, high, high, 100.0]), 100.0)
-    assert (found["perfect"], sum(found["counts"]), found["counts"][0], found["counts"][-1]) == (1, 3, 1, 2)
-    assert metrics._histogram(np.array([40.0, 40.0]), 100.0)["counts"] == [2]
+    assert (found["perfect"], found["counts"]) == (1, [3])
