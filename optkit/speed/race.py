@@ -206,13 +206,15 @@ def race(
     seed: int = 0,
     say: Callable[[str, float | None], None] = lambda text, fraction: None,
     starts: int = 1,
+    rough: bool = False,
 ) -> dict[str, tuple[Entrant, Ratio | None]]:
     """Each entrant's times, and how many times as fast it is as the first (None for the first itself).
 
     orders: what each is to open: artifact, feeds (a tape's folder), device, threads. seconds: after so long no further
-    round is begun, once there are `LEAST_ROUNDS`. starts: in how many fresh processes each is opened and raced at
-    most, each time for its share of the seconds; in fewer where opening takes long or the ratios are clear before. What
-    opening took is the median. Raises an entrant's own error, and StepCrashed when one ends.
+    round is begun, once there are `LEAST_ROUNDS`.starts: in how many fresh processes each is opened and raced at
+    most, each time for its share of the seconds; in fewer where opening takes long or the ratios are clear before.
+    rough: one process of each is enough where that leaves no doubt which is faster. What opening took is the median.
+    Raises an entrant's own error, and StepCrashed when one ends.
     """
     entrants = [Entrant(name, what["threads"]) for name, what in orders.items()]
     asked = {(what["device"], what["threads"]) for what in orders.values()}
@@ -232,7 +234,7 @@ def race(
                 starts = max(1, min(starts, int(2 * seconds / (time.monotonic() - began))))
             _heat(children, entrants, order, seconds / starts, LEAST_ROUNDS if starts == 1 else FEWEST_ROUNDS, say)
         heats += 1
-        if heats >= FEWEST_HEATS and _settled(entrants, PRECISE if heats > FEWEST_HEATS else 0.0):
+        if heats >= (1 if rough else FEWEST_HEATS) and _settled(entrants, PRECISE if heats > FEWEST_HEATS else 0.0):
             break
     ratios = [None, *compared(entrants, seed)]
     return {entrant.name: (entrant, ratio) for entrant, ratio in zip(entrants, ratios, strict=True)}
