@@ -211,7 +211,7 @@ def race(
     """Each entrant's times, and how many times as fast it is as the first (None for the first itself).
 
     orders: what each is to open: artifact, feeds (a tape's folder), device, threads. seconds: after so long no further
-    round is begun, once there are `LEAST_ROUNDS`.starts: in how many fresh processes each is opened and raced at
+    round is begun, once there are `LEAST_ROUNDS`. starts: in how many fresh processes each is opened and raced at
     most, each time for its share of the seconds; in fewer where opening takes long or the ratios are clear before.
     rough: one process of each is enough where that leaves no doubt which is faster. What opening took is the median.
     Raises an entrant's own error, and StepCrashed when one ends.
