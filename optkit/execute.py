@@ -470,6 +470,7 @@ class _Run:
                     "task": "race", "artifacts": {name: a.to_json() for name, a in artifacts.items() if a},
                     "check_on": self.recipe.check_on, "case": self.cases[0].to_json(),
                     "seconds": SECONDS * len(artifacts), "out": str(self.stage(f"race:{parent_id}")),
+                    "rough": not self.is_judged_by_speed(there),
                 }, {"numpy"})  # fmt: skip
                 return True
             self.set_raced(parent_id, entry.data)
@@ -477,7 +478,13 @@ class _Run:
 
     def race_key(self, parent_id: str, there: Sequence[StepState]) -> str:
         artifacts = [a for a in (self.artifact_of(parent_id), *(s.artifact for s in there)) if a]
-        return keys.race_key(self.recipe, artifacts, self.judge_key, self.cases[0], self.threads)
+        key = keys.race_key(self.recipe, artifacts, self.judge_key, self.cases[0], self.threads)
+        return digest_of([key, self.is_judged_by_speed(there)])
+
+    def is_judged_by_speed(self, states: Sequence[StepState]) -> bool:
+        """Whether something fails by how fast one of these steps is, or how much memory it takes."""
+        timed = (gate.timed for s in states for gate, _ in self.plan.gates_of(s.step))
+        return self.recipe.baseline is not None or any("faster" in s.step.must for s in states) or any(timed)
 
     def set_raced(self, parent_id: str, race: Mapping[str, Any]) -> None:
         for step in self.heats.pop(parent_id):

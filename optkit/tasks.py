@@ -359,8 +359,8 @@ RACE_FEEDS = 4
 def race(step: Data, say: Say) -> Data:
     """The speed of artifacts beside the first one, on real samples at the case's sizes, each in its own process.
 
-    starts: in how many processes each is opened and raced, one after the other. pairs: entrants whose answers are
-    compared with another's: the same file under other settings.
+    starts, rough: in how many processes each is opened and raced, and whether one may do. pairs: entrants whose answers
+    are compared with another's: the same file under other settings.
     """
     from optkit.racing import STARTS
     from optkit.speed.race import race as run_race
@@ -379,7 +379,8 @@ def race(step: Data, say: Say) -> Data:
     pairs: dict[str, str] = step.get("pairs", {})
     for number, name in enumerate(dict.fromkeys([*pairs.values(), *pairs])):
         orders[name]["answers"] = str(folder / f"answers-{number}")
-    found = run_race(orders, folder, step["seconds"], step["seed"], say, step.get("starts", STARTS))
+    found = run_race(orders, folder, step["seconds"], step["seed"], say, step.get("starts", STARTS),
+                     step.get("rough", False))  # fmt: skip
     entrants = {
         name: {"provider": e.provider, "latency_ms": e.latency_ms(), "open_seconds": e.open_seconds,
                "first_seconds": e.first_seconds, "ratio": ratio.to_json() if ratio else None,

@@ -208,13 +208,15 @@ def race(
     say: Callable[[str, float | None], None] = lambda text, fraction: None,
     starts: int = 1,
     about: float = 1.0,
+    rough: bool = False,
 ) -> dict[str, tuple[Entrant, Ratio | None]]:
     """Each entrant's times, and how many times as fast it is as the first (None for the first itself).
 
     orders: what each is to open: artifact, feeds (a tape's folder), device, threads. seconds: after so long no further
     round is begun, once there are `LEAST_ROUNDS`. starts: in how many fresh processes each is opened and raced at
-    most, each time for its share of the seconds; in fewer where opening takes long or the ratios are clear before. What
-    opening took is the median. about: the ratio that is in doubt, where that is not whether one is faster at all.
+    most, each time for its share of the seconds; in fewer where opening takes long or the ratios are clear before.
+    rough: one process of each is enough where that leaves no doubt which is faster. What opening took is the median.
+    about: the ratio that is in doubt, where that is not whether one is faster at all.
     Raises an entrant's own error, and StepCrashed when one ends.
     """
     entrants = [Entrant(name, what["threads"]) for name, what in orders.items()]
@@ -236,7 +238,9 @@ def race(
             _heat(children, entrants, order, seconds / starts, LEAST_ROUNDS if starts == 1 else FEWEST_ROUNDS, say,
                   about)  # fmt: skip
         heats += 1
-        if heats >= FEWEST_HEATS and _settled(entrants, about, PRECISE if heats > FEWEST_HEATS else 0.0):
+        if heats >= (1 if rough else FEWEST_HEATS) and _settled(
+            entrants, about, PRECISE if heats > FEWEST_HEATS else 0.0
+        ):
             break
     ratios = [None, *compared(entrants, seed)]
     return {entrant.name: (entrant, ratio) for entrant, ratio in zip(entrants, ratios, strict=True)}
