@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.errors import UnavailableError, UserError
+from optkit.integrations import ranks
 from optkit.integrations.exporting import Export, Exporter, on_cpu, part_of
 from optkit.integrations.tracking import LightningLogger, Tracker
 
@@ -110,6 +111,12 @@ class _Hooks:
             )
         if self.exporter.when != "end" and not trainer.fast_dev_run:
             self._best_of(trainer)
+            if type(trainer.strategy.checkpoint_io).__name__ == "AsyncCheckpointIO":
+                raise UserError(
+                    f"when={self.exporter.when!r}: AsyncCheckpointIO has not written a checkpoint yet when it is best",
+                    hint="leave that plug-in out, or export when='end'",
+                    subject="when",
+                )
         if self.model is None and _has_no_forward(pl_module):
             parts = [child for child, _ in pl_module.named_children()]
             raise UserError(
@@ -164,7 +171,11 @@ class _Hooks:
             self._export_best(trainer, pl_module, best)
 
     def _export_best(self, trainer: Any, pl_module: Any, path: str) -> None:
-        loaded = trainer.strategy.load_checkpoint(path, weights_only=False)  # this training's own file
+        loaded: dict[str, Any] = {}
+
+        def load() -> dict[str, Any]:
+            loaded.update(trainer.strategy.load_checkpoint(path, weights_only=False))  # this training's own file
+            return {"step": loaded["global_step"], "epoch": loaded["epoch"]}
 
         def make() -> Any:
             whole = _copied(trainer, pl_module)
@@ -172,7 +183,7 @@ class _Hooks:
             whole.load_state_dict(loaded["state_dict"], strict=whole.strict_loading)
             return part_of(whole, self.model)
 
-        self.exporter.export(make, step=loaded["global_step"], epoch=loaded["epoch"], checkpoint=path)
+        self.exporter.export(make, **ranks.on_first(load), checkpoint=path)
 
     def _best_of(self, trainer: Any) -> Any:
         """The ModelCheckpoint that says what is best."""

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.errors import UserError
+from optkit.integrations import ranks
 from optkit.integrations.exporting import Export, Exporter, on_cpu, part_of
 from optkit.integrations.tracking import TensorBoard, Tracker
 from optkit.plugin import need
@@ -108,7 +109,7 @@ class _Hooks:
         if self.exporter.when == "every best" and state.best_global_step == state.global_step:
             self.exporter.export(
                 lambda: self._module(model), step=state.global_step, epoch=state.epoch or 0.0,
-                checkpoint=_best(state),
+                checkpoint=_best_of(state),
             )  # fmt: skip
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -116,7 +117,7 @@ class _Hooks:
         if self.exporter.when == "end":
             self.exporter.export(lambda: self._module(model), step=state.global_step, epoch=state.epoch or 0.0)
         else:
-            best = _best(state)
+            best = _best_of(state)
             if not self.exporter.exported(best):
                 self._export_saved(model, best)
         self.exporter.finish()
@@ -129,8 +130,7 @@ class _Hooks:
             _load(whole, Path(folder))
             return part_of(whole, self.model)
 
-        step, epoch = _when(Path(folder))
-        self.exporter.export(make, step=step, epoch=epoch, checkpoint=folder)
+        self.exporter.export(make, **ranks.on_first(lambda: _when(Path(folder))), checkpoint=folder)
 
     def _module(self, model: Any) -> Any:
         return part_of(on_cpu(model), self.model)
@@ -138,6 +138,11 @@ class _Hooks:
 
 def _word(value: Any) -> Any:
     return getattr(value, "value", value)
+
+
+def _best_of(state: Any) -> str:
+    """`_best`, as the first process sees it: others may be on machines that do not have the folder."""
+    return str(ranks.on_first(lambda: {"best": _best(state)})["best"])
 
 
 def _best(state: Any) -> str:
@@ -149,11 +154,11 @@ def _best(state: Any) -> str:
     return str(folder)
 
 
-def _when(folder: Path) -> tuple[int, float]:
+def _when(folder: Path) -> dict[str, Any]:
     """The step and the epoch of a checkpoint."""
     try:
         state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        return int(state["global_step"]), float(state["epoch"])
+        return {"step": int(state["global_step"]), "epoch": float(state["epoch"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} is no whole checkpoint: {error}", hint="is it still being written or moved?"
