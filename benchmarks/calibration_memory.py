@@ -3,8 +3,8 @@
 Usage: python benchmarks/calibration_memory.py [--samples 100 10000] [--side 224] [--only PATTERN]
 Makes a small convolutional network with random weights, and images of 3 x side x side that are generated one at a time.
 Each pass runs in a process of its own; the number is the most memory that was resident in it. Prints a table; exits 1
-where a pass's peak with the most samples is over 1.2 times that with the fewest; the allocator alone moves it by a
-tenth.
+where a pass's peak with the most samples is over 1.25 times that with the fewest; the allocator alone moves it by a
+tenth, and NNCF's full bias correction holds a fifth of the samples, up to 60.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def table(made: dict[str, str], counts: list[int], side: int, pattern: str) -> b
         found = [peak(name, made[parent], count, side) for count in counts]
         peaks, seconds = [most for most, _ in found], found[-1][1]
         ratio = peaks[-1] / peaks[0]
-        flat = flat and ratio <= 1.2
+        flat = flat and ratio <= 1.25
         shown = "".join(f"{value / 1e6:20.0f}" for value in peaks)
         told = ", ".join(f"{key}: {value}" for key, value in options.items())
         print(f"{use:18} {told:44}{shown} {ratio:7.2f} {seconds:9.0f}", flush=True)

@@ -119,7 +119,7 @@ def _bias_of(rewrite: onnx_integer.Rewrite, node: Any, channels: int) -> str:
             return ""
         name = next((n for n in users[0].input if n in rewrite.initializers), "")
     tensor = rewrite.initializers.get(name)
-    own = tensor is not None and list(tensor.dims) == [channels] and sum(list(n.input).count(name) for n in nodes) == 1
+    own = tensor is not None and list(tensor.dims) == [channels] and rewrite.alone(name)
     return name if own else ""
 
 

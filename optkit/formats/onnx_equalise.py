@@ -129,7 +129,7 @@ def _layer(rewrite: onnx_integer.Rewrite, node: Any) -> _Layer | None:
     depthwise = node.op_type == "Conv" and group > 1 and dims[1] == 1
     if (group > 1 and not depthwise) or len(dims) < 2 or (node.op_type == "MatMul" and len(dims) > 2):
         return None
-    if attribute(node, "transA", 0) or sum(list(n.input).count(tensor.name) for n in rewrite.model.graph.node) != 1:
+    if attribute(node, "transA", 0) or not rewrite.alone(tensor.name):
         return None
     values = np.abs(onnx_weights.read(tensor, rewrite.folder)).astype(np.float32)
     if not np.isfinite(values).all():
@@ -149,33 +149,33 @@ def _pairs(
     for node in graph.node:
         for name in node.input:
             uses.setdefault(name, []).append(node)
-    inner = onnx_integer.used_names(graph) - set(uses)  # outputs, and what bodies of control flow take
+    inner = onnx_integer.inner_names(graph)
     found, left = [], Counter[str]()
     for layer in layers.values():
         at, constants, why = layer.node, [], ""
         if layer.node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(at.input) > 2 and at.input[2]:
             constants.append(at.input[2])
         while True:
-            after = uses.get(at.output[0], [])
-            if len(after) != 1 or at.output[0] in inner or any(v.name == at.output[0] for v in graph.output):
+            source, after = at.output[0], uses.get(at.output[0], [])
+            if len(after) != 1 or source in inner:
                 why = "used more than once"
                 break
             at = after[0]
             added = [name for name in at.input if name in rewrite.initializers]
             if at.op_type == "Add" and layer.node.op_type == "MatMul" and len(added) == 1:
                 constants += added
-            elif at.op_type not in THROUGH:
+            elif at.op_type not in THROUGH or at.input[0] != source:
                 break
         second = layers.get(at.name)
         if why or second is None or second is layer:
             left[why or f"followed by {at.op_type}"] += 1
             continue
-        if len(second.inputs) != len(layer.outputs) or at.input[0] in rewrite.initializers:
+        if len(second.inputs) != len(layer.outputs) or at.input[0] != source:
             left["with channels that are mixed on the way"] += 1
             continue
         biases = [rewrite.initializers.get(name) for name in constants]
-        if len(biases) > 1 or any(b is None or list(b.dims) != [len(layer.outputs)] or len(uses[b.name]) > 1
-                                  for b in biases):  # fmt: skip
+        size = [len(layer.outputs)]
+        if len(biases) > 1 or any(b is None or list(b.dims) != size or not rewrite.alone(b.name) for b in biases):
             left["with a bias that is shared or not constant"] += 1
             continue
         layer.bias = biases[0] if biases else None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from optkit.errors import StepError, did_you_mean
-from optkit.formats import onnx_types, onnx_weights
+from optkit.formats import onnx_model, onnx_types, onnx_weights
 from optkit.plugin import need
 
 if TYPE_CHECKING:
@@ -173,6 +173,11 @@ class Rewrite:
         zero = np.full(weight.scale.shape if spread_zero else (), self.scheme.zero, dtype)
         return integers.name, scale, self.constant(f"{name}_zero_point", zero)
 
+    def alone(self, name: str) -> bool:
+        """Whether an initializer has one use, so that it may be changed for that."""
+        uses = sum(list(node.input).count(name) for node in self.model.graph.node)
+        return uses == 1 and name not in inner_names(self.model.graph)
+
     def prune(self) -> None:
         """Drop initializers that nothing refers to any more."""
         used = used_names(self.model.graph)
@@ -183,6 +188,12 @@ class Rewrite:
         inputs = [v for v in self.model.graph.input if v.name not in self.initializers or v.name in names]
         del self.model.graph.input[:]
         self.model.graph.input.extend(inputs)
+
+
+def inner_names(graph: Any) -> set[str]:
+    """The names that bodies of a graph's control flow refer to, and the graph's outputs: not to be changed."""
+    bodies = [body for node in graph.node for body in onnx_model.subgraphs(node)]
+    return {v.name for v in graph.output}.union(*(used_names(body) for body in bodies))
 
 
 def used_names(graph: Any) -> set[str]:

@@ -32,13 +32,12 @@ class Group:
 
 def groups(rewrite: onnx_integer.Rewrite, targets: Sequence[Any]) -> list[Group]:
     """The products among `targets` that can be smoothed: of a computed input and a matrix that nothing else uses."""
-    uses = [name for node in rewrite.model.graph.node for name in node.input]
     found: dict[str, list[Any]] = {}
     for node in targets:
         tensor = rewrite.initializers.get(node.input[1]) if len(node.input) > 1 else None
         if node.op_type not in ("Gemm", "MatMul") or tensor is None or len(tensor.dims) != 2:
             continue
-        if node.input[0] in rewrite.initializers or attribute(node, "transA", 0) or uses.count(tensor.name) != 1:
+        if node.input[0] in rewrite.initializers or attribute(node, "transA", 0) or not rewrite.alone(tensor.name):
             continue
         found.setdefault(node.input[0], []).append(node)
     return [Group(source, tuple(nodes)) for source, nodes in found.items()]
@@ -90,23 +89,17 @@ def _folded(rewrite: onnx_integer.Rewrite, group: Group, scale: Array) -> bool:
     graph = rewrite.model.graph
     maker = next((n for n in graph.node if group.source in n.output), None)
     names = [name for node in graph.node for name in node.input]
-    if maker is None or maker.op_type != "LayerNormalization" or any(v.name == group.source for v in graph.output):
+    inner = onnx_integer.inner_names(graph)
+    if maker is None or maker.op_type != "LayerNormalization" or group.source in inner:
         return False
     own = [t for name in maker.input[1:] if (t := rewrite.initializers.get(name)) is not None]
     alone = names.count(group.source) == len(group.nodes)
-    fit = len(own) == len(maker.input) - 1 and all(
-        list(t.dims) == [len(scale)] and names.count(t.name) == 1 for t in own
-    )
-    inner = any(group.source in onnx_integer.used_names(body) for n in graph.node for body in _bodies(n))
-    if not alone or not fit or inner:
+    fit = len(own) == len(maker.input) - 1 and all(list(t.dims) == [len(scale)] and rewrite.alone(t.name) for t in own)
+    if not alone or not fit:
         return False
     for tensor in own:
         rewrite.payloads[tensor.name] = _payload(rewrite, tensor, 1 / scale)
     return True
-
-
-def _bodies(node: Any) -> list[Any]:
-    return [g for a in node.attribute for g in (*([a.g] if a.HasField("g") else []), *a.graphs)]
 
 
 def _divided(rewrite: onnx_integer.Rewrite, group: Group, scale: Array) -> None:

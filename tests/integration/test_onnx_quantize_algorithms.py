@@ -37,7 +37,8 @@ from test_onnx_quantize import BUILD
 
 from optkit.artifact import Artifact
 from optkit.errors import DataError, StepError
-from optkit.formats import onnx_balance, onnx_ranges
+from optkit.formats import onnx_balance, onnx_ranges, onnx_smooth
+from optkit.formats.onnx_quantize_job import job_of
 from optkit.passes.onnx_fp16 import PASS as FP16
 from optkit.passes.onnx_quantize import PASS
 from optkit.passes.onnx_to_openvino import PASS as TO_OPENVINO
@@ -453,3 +454,30 @@ def test_what_learns_needs_data(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="no samples"):
             PASS.run(source, tmp_path, dynamic, context(tmp_path, ListSamples([])))
     assert operators(source)["MatMul"] == 2
+
+
+def test_weights_that_control_flow_also_uses_are_left_alone(tmp_path: Path) -> None:
+    """Neither a weight that a branch reads nor a value that goes into a product's bias may change."""
+    branches = [
+        onnx.helper.make_graph([node("MatMul", "x w0", name)], name, [], [value(name, FLOAT, ["batch", 8])])
+        for name in ("then", "else")
+    ]
+    nodes = [
+        node("Gemm", "x w0", "a"), node("Relu", "a", "r"), node("Gemm", "r w1 a2", "b"), node("Gemm", "x w3", "a2"),
+        node("If", "go", "c", then_branch=branches[0], else_branch=branches[1]), node("Add", "b c", "y"),
+    ]  # fmt: skip
+    nodes[2], nodes[3] = nodes[3], nodes[2]
+    inputs = [value("x", FLOAT, ["batch", 8]), value("go", onnx.TensorProto.BOOL, [])]
+    constants = {f"w{i}": weight(8, 8, seed=i) * np.float32(4) ** np.arange(8, dtype=np.float32) for i in (0, 1, 3)}
+    proto = model(nodes, inputs, [value("y", FLOAT, ["batch", 8])], constants)
+    source = saved(proto, tmp_path / "source")
+    data = ListSamples([{"x": weight(8, seed=s), "go": np.array(True)} for s in range(4)])
+    with pytest.raises(StepError, match="nothing to equalise"):
+        onnx_balance.balanced(source, PASS.options(equalise=True), context(tmp_path, data))
+    job = job_of(source, PASS.options())
+    smoothed = {n.name for group in onnx_smooth.groups(job.rewrite, job.targets) for n in group.nodes}
+    assert smoothed == {"b", "a2"}  # whose weights are their own
+    result, notes = onnx_balance.balanced(source, PASS.options(correct_bias="fast"), context(tmp_path, data))
+    assert notes["biases_added"] == 2  # not of the one whose bias is computed
+    feed = {"x": weight(3, 8, seed=9), "go": np.array(True)}
+    assert sqnr_db(infer(source, feed)[0], infer(result.path, feed)[0]) > 100
