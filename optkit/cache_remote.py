@@ -289,21 +289,23 @@ class Remote:
         return taken
 
     def summary(self) -> str:
-        """What was fetched and uploaded, in words."""
+        """What was fetched and uploaded, in words; "" where it was never reached."""
+        if self._fs is None:
+            return ""
         t = self.traffic
         fetched = f"{t.fetched} fetched ({t.fetched_bytes / 1e6:.1f} MB)"
         uploaded = "" if READ_ONLY in self.modes else f", {t.uploaded} uploaded ({t.uploaded_bytes / 1e6:.1f} MB)"
         damaged = f", {t.damaged} damaged" if t.damaged else ""
         return f"{self.name}: {fetched}{uploaded}{damaged}"
 
-    def holdings(self) -> tuple[int, int]:
-        """How many entries it has, and their bytes: asks for its whole list. Raises UnavailableError."""
+    def holdings(self) -> tuple[int, int | None]:
+        """How many entries it has, and their bytes where its list tells. Raises UnavailableError."""
         try:
             found = self._try(lambda: self._fs.find(f"{self._base}/entries", detail=True))
         except FileNotFoundError:
             return 0, 0
-        sizes = [int(info.get("size") or 0) for name, info in found.items() if name.endswith(".zip")]
-        return len(sizes), sum(sizes)
+        sizes = [info.get("size") for name, info in found.items() if name.endswith(".zip")]
+        return len(sizes), None if None in sizes else sum(sizes)
 
 
 def _protocol(fs: Any) -> str:
