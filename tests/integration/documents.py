@@ -106,6 +106,7 @@ def steps_of(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         lacking = [s["from"] for s in made if "from" in s and s["from"] not in ids | {"source"}]
         if not lacking:
             return made
+        assert lacking[0] in STEPS, f"a fragment begins at {lacking[0]!r}: add that step to it, or to STEPS"
         made.insert(0, {"id": lacking[0], **STEPS[lacking[0]]})
 
 
