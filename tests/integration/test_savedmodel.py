@@ -46,7 +46,9 @@ def test_it_is_described_without_tensorflow(plain: Path) -> None:
 def test_the_signature_is_chosen(several: Path) -> None:
     with pytest.raises(SourceError, match="2 signatures, none of them 'serving_default': first, second") as caught:
         RUNNER.describe(several, {})
-    assert caught.value.hint == "choose one: model: {savedmodel: model, signature: first}"
+    assert caught.value.hint == (
+        "choose one: model: {savedmodel: model, signature: first}; without a recipe --set model.signature=first"
+    )
     with pytest.raises(SourceError, match="no signature 'secund'; it has first, second") as caught:
         RUNNER.describe(several, {"signature": "secund"})
     assert caught.value.hint == "did you mean 'second'?"
