@@ -226,6 +226,15 @@ def test_operators_types_and_control_flow_tflite_has_not(tmp_path: Path) -> None
     }
 
 
+def test_operators_that_tflite_has_at_some_sizes_alone_are_told_as_unchecked(tmp_path: Path) -> None:
+    nodes = [zoo.node("Det", "x", "d", "area"), zoo.node("DFT", "s", "y", "spectrum")]
+    inputs = [zoo.value("x", TensorProto.FLOAT, [2, 4, 4]), zoo.value("s", TensorProto.FLOAT, [1, 8, 1])]
+    outputs = [zoo.value("d", TensorProto.FLOAT, [2]), zoo.value("y", TensorProto.FLOAT, [1, 8, 2])]
+    result = look(written(zoo.model(nodes, inputs, outputs, {}), tmp_path), "tflite")
+    assert [r["operator"] for r in result["refused"]] == ["DFT"]
+    assert result["unchecked"] == ["whether Det 'area' can be converted at these sizes"]
+
+
 def test_integers_and_dims_tflite_has_not(tmp_path: Path) -> None:
     source = zoo.saved(zoo.cnn(), tmp_path / "cnn")
     made, _, _ = zoo.made(onnx_quantize.PASS, source, tmp_path, ListSamples(zoo.images(8)))
@@ -290,7 +299,7 @@ def test_what_cannot_be_linted(tmp_path: Path) -> None:
     assert caught.value.hint == "did you mean 'tensorrt'?"
     with pytest.raises(UserError, match="is no ONNX model"):
         optkit.lint(tmp_path / "net.py:build", "openvino")
-    with pytest.raises(UserError, match="there is no .*/nt") as caught:
+    with pytest.raises(UserError, match=r"there is no .*/nt") as caught:
         optkit.lint(tmp_path / "nt", "edgetpu")
     with pytest.raises(UserError, match="is no TFLite model, which is what lint --for edgetpu looks at") as caught:
         optkit.lint(path, "edgetpu")

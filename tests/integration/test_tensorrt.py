@@ -176,8 +176,11 @@ def test_integers_made_for_onnxruntime(forms: Forms, tmp_path: Path) -> None:
 
 def quantised(zero: Any, kind: Any, *, constant: bool = False) -> onnx.ModelProto:
     """A product of an activation quantised with this zero point, which a Constant node may hold."""
-    nodes = [zoo.node("QuantizeLinear", "x scale zero", "q", "quant"), zoo.node("DequantizeLinear", "q scale zero", "d"),
-             zoo.node("MatMul", "d w", "y", "product")]  # fmt: skip
+    nodes = [
+        zoo.node("QuantizeLinear", "x scale zero", "q", "quant"),
+        zoo.node("DequantizeLinear", "q scale zero", "d"),
+        zoo.node("MatMul", "d w", "y", "product"),
+    ]
     held = np.array(zero, kind)
     constants = {"scale": 0.05, "w": np.eye(4, dtype=np.float32)} | ({} if constant else {"zero": held})
     if constant:
