@@ -79,7 +79,7 @@ def _of_onnx(model: Any) -> Iterator[Refusal]:
 
 
 def _to_be_tried(model: Any) -> list[str]:
-    """What only the conversion tells: operators that depend on sizes, and whether other dims than the batch can vary."""
+    """What only the conversion tells: operators that depend on sizes, and which dims but the batch can vary."""
     named = [f"{node.op_type} {node.name or node.output[0]!r}" for node in onnx_model.all_nodes(model.graph)
              if node.op_type in _AT_SOME_SIZES]  # fmt: skip
     told = [f"whether {', '.join(named)} can be converted at these sizes"] if named else []

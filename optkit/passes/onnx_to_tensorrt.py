@@ -357,7 +357,7 @@ def _inspected(folder: Path, built: dict[str, Any], machine: tensorrt_engine.Mac
         del engine, runtime
     layers = json.loads(text).get("Layers", [])
     given = Counter(
-        str(tensor.get("Format/Datatype", "?")) for layer in layers if isinstance(layer, dict)
+        str(tensor.get("Format/Datatype") or tensor.get("DataType", "?")) for layer in layers if isinstance(layer, dict)
         for tensor in layer.get("Outputs", ())
     )  # fmt: skip
     return {"precisions_from": "the engine inspector", "engine_layers": len(layers), "engine_outputs": dict(given)}
