@@ -15,7 +15,7 @@ from optkit.cache import Cache
 from optkit.common_inputs import UNKNOWN, Side, common_inputs
 from optkit.errors import UserError
 from optkit.livedata import Data, dataset_entry
-from optkit.opened import Ranges, ranges_of, sizes_to_try
+from optkit.opened import Ranges, beside, ranges_of
 from optkit.parity.cases import Case, batch_dim
 from optkit.pool import Pool
 from optkit.racing import SECONDS, STARTS, is_overloaded, verdict
@@ -63,7 +63,7 @@ def bench(
     chosen_settings = checked(settings or {})
     refs = _refs(artifacts, against)
     asked = ranges_of(dims)
-    tried = sizes_to_try(inputs, asked)
+    inputs, tried = beside(refs.values(), inputs, asked)
     _check(batch, threads, seconds)
     common: dict[str, Any] = {
         "base": str(Path.cwd()), "seed": 0, "device": device, "threads": keys.cores(), "outputs": [],

@@ -692,8 +692,10 @@ class _Run:
     def located(self, error: OptkitError, step: Step | None = None) -> OptkitError:
         """The error with the place in the recipe that it is about."""
         subject = error.subject
-        if step and (not subject or subject.startswith(("with", "data"))) and subject != f"data.{step.data}":
+        if step and (not subject or subject.startswith(("with", "data", "from"))) and subject != f"data.{step.data}":
             subject = f"steps.{step.id}" + (f".{subject}" if subject else "")
+        elif step and subject.partition(".")[0] not in self.recipe.document.data:  # the recipe left that to optkit
+            subject = f"steps.{step.id}"
         error.where = self.recipe.place_of(subject) if subject else None
         return error
 

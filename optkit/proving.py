@@ -17,7 +17,7 @@ from optkit.errors import UserError
 from optkit.judging import judge_case, judge_cases
 from optkit.livedata import Data, dataset_entry
 from optkit.metricspec import bound_table, metrics_of
-from optkit.opened import Ranges, delivered, ranges_of, read_record, sizes_to_try
+from optkit.opened import Ranges, beside, delivered, ranges_of, read_record
 from optkit.parity.bounds import Bound, BoundError, parse_bound
 from optkit.parity.cases import make_cases
 from optkit.planning import Check
@@ -49,7 +49,7 @@ def compare(
     """
     stated = tuple(_bound(text) for text in bounds)
     asked = ranges_of(dims)
-    tried = sizes_to_try(inputs, asked)
+    inputs, tried = beside((str(a), str(b)), inputs, asked)
     with tempfile.TemporaryDirectory(prefix="optkit-check-") as temporary:
         work = Path(temporary)
         sides: list[Side] = []

@@ -10,6 +10,7 @@ from optkit.artifact import Dim, TensorSpec
 from optkit.errors import StepError
 from optkit.formats import onnx_weights
 from optkit.formats.torch_feeds import static_shape
+from optkit.formats.torch_files import WRAPPED
 from optkit.plugin import need
 
 
@@ -47,7 +48,7 @@ def rename(model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     for value in [*graph.initializers.values(), *_values(model)]:
         if id(value) in ends or value.name is None:
             continue
-        wanted = re.sub(r"^(inner\.)+", "", value.name) if value.is_initializer() else value.name
+        wanted = re.sub(rf"^({WRAPPED}\.)+", "", value.name) if value.is_initializer() else value.name
         count = 0
         name = wanted
         while name in taken:
@@ -69,7 +70,7 @@ def _drop_notes(model: Any) -> None:
         for key in [key for key in part.metadata_props if key.startswith("pkg.") or key == "namespace"]:
             del part.metadata_props[key]
         path = (
-            re.sub(r"^(inner\.?)+", "", re.findall(r"'([^']*)'", scopes)[-2])
+            re.sub(rf"^({WRAPPED}\.?)+", "", re.findall(r"'([^']*)'", scopes)[-2])
             if scopes and scopes.count("'") > 2
             else ""
         )

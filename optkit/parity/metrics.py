@@ -116,7 +116,9 @@ class Comparison:
                 find("count", name, f"compared on {track.covered} of {self._samples} samples")
             for kind, text in track.findings() if track.elements else ():
                 find(kind, name, text)
-            if not track.elements and not failed:
+            if not track.places and not failed:
+                find("hollow", name, "it has no elements on either side, so nothing was compared")
+            elif not track.elements and not failed:
                 find("empty", name, "not one finite element was compared")
         if 0 < self._labelled < self._samples:
             find("unlabelled", None, f"accuracy is over the {self._labelled} samples that have labels")
@@ -139,6 +141,7 @@ class Comparison:
         elif kind == "other":
             self._find("dtype", name, start, f"{r.dtype} cannot be compared; make it real or integer")
         elif r.shape == c.shape:
+            track.places += r.size
             batched = r.ndim > 0 and r.shape[0] == samples
             rows, item = (r.shape[0], r.shape[1:]) if batched else (1, r.shape)
             size = math.prod(item)
@@ -191,6 +194,7 @@ class _Track:
     kind: str
     covered: int = 0
     elements: int = 0  # finite ones, compared
+    places: int = 0  # finite or not
     blocks: list[dict[str, Array]] = field(default_factory=list)
     tallies: dict[str, tuple[int, int, int | None]] = field(default_factory=dict)  # misses, total, first
     hits: list[Array] = field(default_factory=list)  # (3, samples): the reference's, the candidate's, and the labels

@@ -138,7 +138,8 @@ def _failure(error: Exception, program: Any) -> StepError:
     text = str(error)
     unknown = re.search(r"No conversion rule found for operations: (.+)", text)
     failed = re.search(r"Conversion is failed for: (.+)", text)
-    named = [word.strip() for match in (unknown, failed) if match for word in match[1].split(",")]
+    told = unknown or failed  # what comes after an operator that is unknown fails too, for want of its input's type
+    named = [word.strip() for word in told[1].split(",")] if told else []
     if not named:
         return StepError(
             f"OpenVINO cannot convert the model: {openvino_model.reason(error)}",

@@ -276,7 +276,7 @@ def test_no_samples_fail(logits, batches):
 def test_no_outputs_and_no_elements_fail():
     assert kinds(compare({}, {}, 4)) == {("empty", None)}
     empty = np.zeros((4, 0), np.float32)
-    assert kinds(compare({"y": empty}, {"y": empty}, 4)) == {("empty", "y")}
+    assert kinds(compare({"y": empty}, {"y": empty}, 4)) == {("hollow", "y")}
 
 
 def test_one_sample_without_elements_among_others_is_fine():
