@@ -30,11 +30,15 @@ Progress = Callable[[str, "float | None"], None]
 
 @dataclass(frozen=True)
 class Learner:
-    """What learns. module: trained and evaluated. helpers: trained beside it and thrown away. losses: of a batch."""
+    """What learns. module: trained and evaluated. helpers: trained beside it. losses: of a batch.
+
+    still: the module stays in evaluation mode while it learns, without dropout, its batch norms as they are.
+    """
 
     module: Any
     helpers: Any
     losses: Callable[[Batch], Losses]
+    still: bool = False
 
     def state(self) -> dict[str, Any]:
         """Copies of all tensors that a training changes."""
@@ -167,7 +171,7 @@ class _Loop:
     def epoch(self) -> None:
         state = self.state
         order = self.data.order(self.size, self.seed, state.epoch)
-        self.learner.module.train()
+        self.learner.module.train(not self.learner.still)
         self.learner.helpers.train()
         for position in range(state.position, len(order)):
             if state.step == self.total:

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from optkit.artifact import Artifact
 from optkit.errors import DataError, SourceError, StepError
-from optkit.formats import torch_model, torch_sparse, torch_structure
+from optkit.formats import torch_model, torch_quantised, torch_sparse, torch_structure
 from optkit.formats.torch_export import runnable_feeds
 from optkit.plugin import Context, Options, Pass, need
 
@@ -122,6 +122,7 @@ def run(artifact: Artifact, out_dir: Path, options: TorchPrune, context: Context
         raise DataError(f"importance: {options.ranks_by} needs data to rank on", subject="data",
                         hint="give the step `data:`, or set with.importance: l2")  # fmt: skip
     descriptor = torch_model.read_descriptor(artifact.path)
+    torch_quantised.refuse(descriptor, "torch.prune")
     model = torch_model.load(artifact.path)
     if model.exported is not None or model.scripted:
         kind = "a torch.export program" if model.exported is not None else "TorchScript"

@@ -33,7 +33,7 @@ from pydantic import Field, field_validator
 
 from optkit.artifact import Artifact
 from optkit.errors import DataError, OptkitError, SourceError, StepError
-from optkit.formats import torch_checkpoint, torch_model, torch_structure
+from optkit.formats import torch_checkpoint, torch_model, torch_quantised, torch_structure
 from optkit.formats.torch_device import check_device
 from optkit.formats.torch_factory import kind_of_value
 from optkit.formats.torch_training_data import Batch, TrainingData
@@ -76,7 +76,9 @@ def run(artifact: Artifact, out_dir: Path, options: TorchTrain, context: Context
     if context.data is None:
         raise DataError("there is no data to train on", subject="data", hint="give the step `data:`")
     check_device(context.device)
-    model = torch_model.load(artifact.path, device=context.device)
+    descriptor = torch_model.read_descriptor(artifact.path)
+    torch_quantised.refuse(descriptor, "torch.train")
+    model = torch_model.load_described(descriptor, device=context.device)
     if model.exported is not None or model.scripted:
         kind = "a torch.export program" if model.exported is not None else "TorchScript"
         raise StepError(f"the model is {kind}, a graph fixed in evaluation mode; training needs the nn.Module",
@@ -97,7 +99,6 @@ def run(artifact: Artifact, out_dir: Path, options: TorchTrain, context: Context
     trained.eval()
     batch = next(data.held_out_batches(BATCH_SIZE))
     answers = _answers(model, trained, batch)
-    descriptor = torch_model.read_descriptor(artifact.path)
     torch_structure.save(trained.to("cpu"), descriptor, artifact.digest, [], out_dir)
     _rebuilt(out_dir, answers, batch, context.device)
     return {
