@@ -46,8 +46,9 @@ def fit_data(student: torch_model.TorchModel, options: Lessons, context: Context
 
 
 def lesson(
-    student: torch_model.TorchModel, data: TrainingData, options: Lessons, context: Context, grids: Any = None
-) -> Lesson:
+    student: torch_model.TorchModel, data: TrainingData, options: Lessons, context: Context, grids: Any = None,
+    otherwise: str = "",
+) -> Lesson:  # fmt: skip
     """Made by running both models once. grids: what learns beside the student and stays with it, an nn.Module."""
     assert context.source is not None
     teacher = torch_model.load(context.source.path, device=context.device)
@@ -59,7 +60,7 @@ def lesson(
         from torch.nn import ModuleDict
 
         helpers = ModuleDict({"losses": helpers, "grids": grids})
-    learner = Learner(student.source.module, helpers, losses, still=grids is not None)
+    learner = Learner(student.source.module, helpers, losses, still=grids is not None, otherwise=otherwise)
     return Lesson(student, teacher, data, losses, learner)
 
 

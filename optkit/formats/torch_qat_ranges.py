@@ -24,7 +24,7 @@ from optkit.formats.torch_quantised import (
 )
 from optkit.plugin import need
 
-GAIN = 10.0
+GAIN = 1.0
 """How much faster than a weight the logarithm of a scale is learned."""
 TINY = 1e-12
 
@@ -108,7 +108,7 @@ def learned(module: Any, places: Places, start: Mapping[str, Activation], learns
         def activation(self, name: str, tensor: Any) -> Any:
             scale, zero, low, high = start[name].numbers()
             if not self.training:
-                return torch.fake_quantize_per_tensor_affine(tensor.float(), float(self.scale(name)), zero, low, high)
+                return torch.fake_quantize_per_tensor_affine(tensor.float(), float(self.scale(name).detach()), zero, low, high)
             return _passed(tensor, self.scale(name), zero, low, high)
 
         def weight(self, name: str, tensor: Any) -> Any:
@@ -128,11 +128,11 @@ def learned(module: Any, places: Places, start: Mapping[str, Activation], learns
         def bias_scale(self, name: str) -> Any:
             """The scale of the products that a bias is added to."""
             bias = places.biases[name]
-            return (self.scale(bias.weight) * float(self.scale(bias.input))).detach()
+            return (self.scale(bias.weight) * float(self.scale(bias.input).detach())).detach()
 
         def record(self, target: str, folded: Any) -> tuple[Quantised, dict[str, Any]]:
             """What is written down, and the scales of weights and biases."""
-            on = {name: Activation(float(self.scale(name)), grid.zero, grid.kind) for name, grid in start.items()}
+            on = {name: Activation(float(self.scale(name).detach()), grid.zero, grid.kind) for name, grid in start.items()}
             scales = {name: self.scale(name).detach().clone() for name in places.weights}
             scales |= {name: self.bias_scale(name) for name in places.biases}
             written = Quantised(target, tuple(folded), on, places.weights, places.biases, places.calls)

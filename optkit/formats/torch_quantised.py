@@ -165,6 +165,9 @@ class Written:
     def __init__(self, module: Any, record: Quantised) -> None:
         self.module, self.record, self.integers = module, record, True
         need("torch.ao.quantization.fx._decomposed", "torch")  # registers the operators
+        # onnxruntime fuses products whose zero points are there, OpenVINO convolutions whose zero points are not.
+        self.products = {name for key, call in record.calls.items() if key.split(":")[1] in ("linear", "addmm")
+                         for _, name in filter(None, (call.weight, call.bias))}  # fmt: skip
         self.operators = need("torch").ops.quantized_decomposed
 
     def activation(self, name: str, tensor: Any) -> Any:
@@ -190,7 +193,7 @@ class Written:
         zeros = torch.zeros_like(scale, dtype=torch.int64)
         held = _attribute(self.module, f"{name}_quantised") if self.integers else (
             per.quantize_per_channel(tensor, scale, zeros, grid.axis, *ends))  # fmt: skip
-        return per.dequantize_per_channel(held, scale, zeros, grid.axis, *ends)
+        return per.dequantize_per_channel(held, scale, self._zeros(name, zeros), grid.axis, *ends)
 
     def bias(self, name: str, tensor: Any) -> Any:
         torch = need("torch")
@@ -201,7 +204,10 @@ class Written:
         if scale.numel() == 1 < held.numel():
             return self.operators.dequantize_per_tensor(held, self._single[name], 0, *ends)
         zeros = torch.zeros_like(scale, dtype=torch.int64)
-        return self.operators.dequantize_per_channel(held, scale, zeros, 0, *ends)
+        return self.operators.dequantize_per_channel(held, scale, self._zeros(name, zeros), 0, *ends)
+
+    def _zeros(self, name: str, zeros: Any) -> Any:
+        return zeros if name in self.products or not self.integers else None
 
     @property
     def _single(self) -> Mapping[str, float]:
@@ -238,6 +244,15 @@ def read(path: str | Path) -> Quantised:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{file} is damaged: {type(error).__name__}: {error}", subject="model",
                           hint="run torch.qat again") from error  # fmt: skip
+
+
+def record_of(descriptor: Path) -> Quantised | None:
+    """The record that a torch.json names; None for a model without fake quantisers. Raises SourceError."""
+    try:
+        name = json.loads(descriptor.read_text(encoding="utf-8")).get("quantised")
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{descriptor} cannot be read: {error}", subject="model") from error
+    return read(descriptor.parent / name) if name else None
 
 
 def prepare(module: Any, record: Quantised, state: Mapping[str, Any]) -> None:
@@ -314,5 +329,5 @@ def _unlike(name: str, what: str) -> SourceError:
 
 __all__ = [
     "RECORD", "Activation", "Bias", "Call", "Quantised", "Rounding", "Weight", "Written", "along", "attach", "dequantised", "finish",
-    "fold_away", "integers", "prepare", "read", "refuse", "state_of", "written",
+    "fold_away", "integers", "prepare", "read", "record_of", "refuse", "state_of", "written",
 ]  # fmt: skip

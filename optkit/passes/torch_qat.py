@@ -25,6 +25,7 @@ MEASURED = 512
 """From how many samples first ranges are taken, at most."""
 FOLDED = 1e-3
 """The part by which a model may answer otherwise with its batch norms multiplied into its layers."""
+OTHERWISE = "; where rounding costs as little as this, onnx.quantize does as well without training"
 
 
 class TorchQat(Lessons):
@@ -66,7 +67,7 @@ def run(artifact: Artifact, out_dir: Path, options: TorchQat, context: Context) 
         measured, samples = _measured(student, data, size, places, options, context)
         rounding = learned(student.source.module, places, measured, options.learn_ranges).to(context.device)
         torch_quantised.attach(student.source.module, places.calls, rounding)
-    lesson = torch_lesson.lesson(student, data, options, context, rounding)
+    lesson = torch_lesson.lesson(student, data, options, context, rounding, otherwise=OTHERWISE)
     trained = torch_lesson.learn(lesson, options, context)
     context.progress("write", 1.0)
     record, scales = rounding.record(options.target, folded)
