@@ -87,7 +87,9 @@ def tensor_slots(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, An
     return found
 
 
-def with_slots(args: Sequence[Any], kwargs: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+def with_slots(
+    args: Sequence[Any], kwargs: Mapping[str, Any], new: Mapping[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
     """The arguments with other tensors in some slots."""
     positional, named = list(args), dict(kwargs)
     for slot, value in new.items():

@@ -14,7 +14,7 @@ from optkit.formats.torch_distill_options import Lessons
 from optkit.formats.torch_training import Learner, Trained
 from optkit.formats.torch_training_data import TrainingData
 from optkit.formats.torch_training_options import BATCH_SIZE
-from optkit.plugin import Context
+from optkit.plugin import Context, need
 
 SAME = 1e-5
 """The part by which the held-out loss of the written model may differ from the one measured in training."""
@@ -57,9 +57,7 @@ def lesson(
         losses = Distillation(student, teacher, options.losses, data, mask=options.mask, size=size, seed=context.seed)
     helpers = losses.helpers
     if grids is not None:
-        from torch.nn import ModuleDict
-
-        helpers = ModuleDict({"losses": helpers, "grids": grids})
+        helpers = need("torch").nn.ModuleDict({"losses": helpers, "grids": grids})
     learner = Learner(student.source.module, helpers, losses, still=grids is not None, otherwise=otherwise)
     return Lesson(student, teacher, data, losses, learner)
 

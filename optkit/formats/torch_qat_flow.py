@@ -127,7 +127,7 @@ def foldable(module: Any, flow: Flow) -> list[tuple[str, str]]:
         if not isinstance(own, kinds) or not isinstance(other, torch.nn.modules.batchnorm._BatchNorm):
             continue
         once = times[after[0][0].key.rpartition(":")[0]] == 1
-        plain = not own._parameters.get("weight") is None and other.affine and other.running_mean is not None
+        plain = own._parameters.get("weight") is not None and other.affine and other.running_mean is not None
         grouped = getattr(own, "transposed", False) and own.groups > 1
         vector = not isinstance(own, torch.nn.Linear) or flow.dims[call.gives[0]] == 2
         if once and plain and not grouped and vector and flow.uses()[f"{layer}.weight"] == 1:
@@ -173,9 +173,7 @@ class Places:
     left: dict[str, list[str]]
 
 
-def places(
-    module: Any, flow: Flow, *, target: str, per_channel: bool, bits: int, keep: Sequence[str]
-) -> Places:
+def places(module: Any, flow: Flow, *, target: str, per_channel: bool, bits: int, keep: Sequence[str]) -> Places:
     """Choose them. Raises StepError for a glob in `keep` that matches no layer, and where nothing is left to round."""
     return _Chooser(module, flow, target, per_channel, bits, keep).choose()
 
@@ -309,12 +307,10 @@ class _Chooser:
                 made.calls[call.key] = Call(at, result, weight, bias)
         return made
 
-    def _layer(
-        self, call: Seen, at: str, made: Places
-    ) -> tuple[tuple[str, str], tuple[str, str] | None]:
+    def _layer(self, call: Seen, at: str, made: Places) -> tuple[tuple[str, str], tuple[str, str] | None]:
         slot = _slot(call, "weight")
         weight = call.parameters[slot]
-        path, _, leaf = weight.rpartition(".")
+        path = weight.rpartition(".")[0]
         owner = self.module.get_submodule(path)
         axis: int | None = 1 if call.name in (*TRANSPOSED, "addmm") else 0
         if not self.per_channel or (call.name in TRANSPOSED and getattr(owner, "groups", 1) > 1):

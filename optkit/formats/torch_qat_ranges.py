@@ -1,8 +1,8 @@
 """Grids that are measured on data first and learned then, beside the weights.
 
 A scale is learned as the logarithm of its ratio to the measured one, as in Jain et al., "Trained Quantization
-Thresholds" (MLSys 2020), so that one learning rate fits them all; its gradient is that of Esser et al., "Learned Step
-Size Quantization" (ICLR 2020), with rounding taken for the identity. Zero points stay as measured.
+Thresholds" (MLSys 2020), so that the weights' learning rate fits all of them; its gradient is that of Esser et al.,
+"Learned Step Size Quantization" (ICLR 2020), with rounding taken for the identity. Zero points stay as measured.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from optkit.formats.torch_quantised import (
 )
 from optkit.plugin import need
 
-GAIN = 1.0
-"""How much faster than a weight the logarithm of a scale is learned."""
 TINY = 1e-12
 
 
@@ -85,8 +83,8 @@ def learned(module: Any, places: Places, start: Mapping[str, Activation], learns
             self.numbers: dict[str, str] = {}
             for name, grid in start.items():
                 self._add(name, torch.tensor([grid.scale]))
-            for name, grid in places.weights.items():
-                self._add(name, _first_scale(parameters[name], grid.axis, grid.high, self._floor(name, grid.axis)))
+            for name, per in places.weights.items():
+                self._add(name, _first_scale(parameters[name], per.axis, per.high, self._floor(name, per.axis)))
 
         def _add(self, name: str, scale: Any) -> None:
             key = self.numbers.setdefault(name, str(len(self.numbers)))
@@ -103,12 +101,14 @@ def learned(module: Any, places: Places, start: Mapping[str, Activation], learns
 
         def scale(self, name: str) -> Any:
             key = self.numbers[name]
-            return getattr(self, f"first_{key}") * torch.exp(GAIN * self.ratios[key])
+            return getattr(self, f"first_{key}") * self.ratios[key].exp()
 
         def activation(self, name: str, tensor: Any) -> Any:
-            scale, zero, low, high = start[name].numbers()
+            _, zero, low, high = start[name].numbers()
             if not self.training:
-                return torch.fake_quantize_per_tensor_affine(tensor.float(), float(self.scale(name).detach()), zero, low, high)
+                return torch.fake_quantize_per_tensor_affine(
+                    tensor.float(), float(self.scale(name).detach()), zero, low, high
+                )
             return _passed(tensor, self.scale(name), zero, low, high)
 
         def weight(self, name: str, tensor: Any) -> Any:
@@ -132,7 +132,9 @@ def learned(module: Any, places: Places, start: Mapping[str, Activation], learns
 
         def record(self, target: str, folded: Any) -> tuple[Quantised, dict[str, Any]]:
             """What is written down, and the scales of weights and biases."""
-            on = {name: Activation(float(self.scale(name).detach()), grid.zero, grid.kind) for name, grid in start.items()}
+            on = {
+                name: Activation(float(self.scale(name).detach()), grid.zero, grid.kind) for name, grid in start.items()
+            }
             scales = {name: self.scale(name).detach().clone() for name in places.weights}
             scales |= {name: self.bias_scale(name) for name in places.biases}
             written = Quantised(target, tuple(folded), on, places.weights, places.biases, places.calls)

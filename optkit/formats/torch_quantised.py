@@ -94,17 +94,18 @@ class Quantised:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Quantised:
-        pair = {"weight": tuple, "bias": tuple}
-        calls = {
-            key: Call(**{name: pair[name](value) if value and name in pair else value for name, value in call.items()})
-            for key, call in data["calls"].items()
-        }
+        calls = {key: Call(call["operands"], call["result"], _pair(call["weight"]), _pair(call["bias"]))
+                 for key, call in data["calls"].items()}  # fmt: skip
         return Quantised(
             data["for"], tuple((conv, norm) for conv, norm in data["folded"]),
             {key: Activation(**value) for key, value in data["activations"].items()},
             {key: Weight(**value) for key, value in data["weights"].items()},
             {key: Bias(**value) for key, value in data["biases"].items()}, calls,
         )  # fmt: skip
+
+
+def _pair(items: Sequence[str] | None) -> tuple[str, str] | None:
+    return (items[0], items[1]) if items else None
 
 
 class Rounding(Protocol):
@@ -328,6 +329,6 @@ def _unlike(name: str, what: str) -> SourceError:
 
 
 __all__ = [
-    "RECORD", "Activation", "Bias", "Call", "Quantised", "Rounding", "Weight", "Written", "along", "attach", "dequantised", "finish",
-    "fold_away", "integers", "prepare", "read", "record_of", "refuse", "state_of", "written",
+    "RECORD", "Activation", "Bias", "Call", "Quantised", "Rounding", "Weight", "Written", "along", "attach",
+    "dequantised", "finish", "fold_away", "integers", "prepare", "read", "record_of", "refuse", "state_of", "written",
 ]  # fmt: skip

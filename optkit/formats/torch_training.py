@@ -204,9 +204,11 @@ class _Loop:
         try:
             loss.backward()
         except RuntimeError as error:  # the model's own code, such as a tensor that is written over
-            raise StepError(f"the model's gradient cannot be computed: {str(error).strip().partition(chr(10))[0]}",
-                            subject="model", details=str(error),
-                            hint="train it by hand in torch: x = x + y in place of x += y often mends it") from error  # fmt: skip
+            raise StepError(
+                f"the model's gradient cannot be computed: {str(error).strip().partition(chr(10))[0]}",
+                subject="model", details=str(error),
+                hint="train it by hand in torch: x = x + y in place of x += y often mends it",
+            ) from error  # fmt: skip
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.how.clip_norm or math.inf)
         if not torch.isfinite(norm):
             raise self.lost("the loss has a gradient that is not finite", 1)

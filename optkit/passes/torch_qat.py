@@ -99,9 +99,9 @@ def _places(
     for name, tensor in answers().items() if folded else ():
         off = (tensor.double() - before[name].double()).norm() / before[name].double().norm().clamp(min=1e-30)
         if not float(off) <= FOLDED:
-            raise StepError(f"with its batch norms multiplied into the layers before them, the model answers otherwise: "
-                            f"{name} is {float(off):.2g} off", subject="model",
-                            hint="call layers and batch norms as modules, and read no weights of theirs elsewhere")  # fmt: skip
+            raise StepError("with its batch norms multiplied into the layers before them, the model answers "
+                            f"otherwise: {name} is {float(off):.2g} off", subject="model", hint="call layers and "
+                            "batch norms as modules, and read no weights of theirs elsewhere")  # fmt: skip
     flow = torch_qat_flow.watch(module, answers)
     bits = 7 if options.reduce_range else 8
     places = torch_qat_flow.places(module, flow, target=options.target, per_channel=options.per_channel, bits=bits,

@@ -40,8 +40,8 @@ def run(artifact: Artifact, out_dir: Path, options: TorchToTflite, context: Cont
     if torch_quantised.record_of(artifact.path):
         # Its files were looked at: each rounding becomes QUANTIZE and DEQUANTIZE around kernels that stay float.
         raise StepError("the model has fake quantisers in it (torch.qat), which litert-torch writes as float kernels",
-                        subject="from", hint="deliver it as ONNX or OpenVINO; for TFLite take the step before torch.qat, "
-                        "then tflite.quantize")  # fmt: skip
+                        subject="from", hint="deliver it as ONNX or OpenVINO; for TFLite take the step before "
+                        "torch.qat, then tflite.quantize")  # fmt: skip
     model = torch_model.load(artifact.path)
     if model.scripted:
         raise StepError("litert-torch cannot read TorchScript", subject="model",
