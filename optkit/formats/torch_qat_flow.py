@@ -1,9 +1,9 @@
 """Which tensors of a torch model an int8 runtime needs as integers, found by watching one forward.
 
-The places are those that `onnx.quantize` takes: what goes into convolutions and linear layers, their weights, and, for
-onnxruntime's convolutional models, what lies between them, so that one integer kernel hands over to the next. An
-activation that a kernel does along the way (relu) has nothing in front of it; tensors that differ in shape alone, or
-are chosen from one another (max pooling), share a grid.
+The places are those that `onnx.quantize` takes: what goes into convolutions and linear layers, their weights, and, in
+convolutional models for onnxruntime or OpenVINO, what lies between them, so that one integer kernel hands over to the
+next. What a kernel does along the way (relu; for OpenVINO an addition) has nothing in front of it; tensors that differ
+in shape alone, or are chosen from one another (max pooling), share a grid.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class _Chooser:
                             hint="keep fewer layers" if self.keep else "convolutions, linear layers and addmm with "
                             "weights of their own can be")  # fmt: skip
         convolutional = sum(c.name not in LINEAR for c in heavy) >= sum(c.name in LINEAR for c in heavy)
-        between = self._between(heavy) if convolutional and self.target == "onnxruntime" else []
+        between = self._between(heavy) if convolutional and self.target != "tensorrt" else []
         for call in self.flow.calls:
             if call.name in SAME and len(call.takes) == 1 and len(call.gives) == 1:
                 self._unite(next(iter(call.takes.values())), call.gives[0])
@@ -254,12 +254,15 @@ class _Chooser:
         made_by = {value: c for c in self.flow.calls for value in c.gives}
         if call.name in IN_PLACE:
             return {}
-        if call.name in FUSED:
-            value = next(iter(call.takes.values()))
-            maker = made_by.get(value)
-            if maker is not None and maker.name in (*HEAVY, *ADD) and len(self.users[value]) == 1:
-                return {}
-        return dict(call.takes)
+        alone = {
+            slot: made_by[value].name for slot, value in call.takes.items()
+            if value in made_by and len(self.users[value]) == 1
+        }  # fmt: skip
+        if call.name in FUSED and set(alone.values()) & {*HEAVY, *ADD}:
+            return {}
+        added = [slot for slot, maker in alone.items() if call.name in ADD and maker in CONV][:1]
+        summed = added if self.target == "openvino" else []  # its convolutions add before they round
+        return {slot: value for slot, value in call.takes.items() if slot not in summed}
 
     def _needs(self, call: Seen, operands: Mapping[str, Mapping[str, int]]) -> bool:
         """Whether a call's result is rounded at once, as not every one who takes it does that."""
@@ -267,7 +270,7 @@ class _Chooser:
         users = self.users.get(value, [])
         if call.name in HEAVY and (call.name in LINEAR or self.target == "tensorrt"):
             return False
-        if len(users) == 1 and users[0][0].name in FUSED and users[0][0].key in operands:
+        if len(users) == 1 and users[0][0].name in (*FUSED, *ADD) and users[0][0].key in operands:
             return False
         return not users or any(slot not in operands.get(c.key, {}) for c, slot in users)
 

@@ -35,7 +35,7 @@ class Images(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         wide = functional.silu(self.norm(self.wide(functional.max_pool2d(self.deep(x), 3, 1, 1))))
-        y = x + torch.relu(self.last(torch.cat([wide, x], 1)))
+        y = torch.relu(x + self.last(torch.cat([wide, x], 1)))
         scores: Tensor = self.head(functional.avg_pool2d(y, 8).flatten(1))
         return scores
 
