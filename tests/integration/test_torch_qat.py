@@ -22,7 +22,7 @@ import torch_kit as kit
 from distill_kit import Turn
 
 from optkit.artifact import Artifact, TensorSpec
-from optkit.errors import DataError, OptkitError, StepError
+from optkit.errors import DataError, OptkitError, StepError, UnavailableError
 from optkit.formats import onnx_model, torch_model, torch_quantised, torch_structure
 from optkit.formats.torch_structure import Stage
 from optkit.passes import (
@@ -37,7 +37,7 @@ from optkit.passes import (
 )
 from optkit.passes.torch_qat import PASS
 from optkit.plugin import Pass
-from optkit.runners import onnx_runner, openvino_runner
+from optkit.runners import onnx_runner, openvino_runner, torch_runner
 from optkit.testing import ListSamples
 
 ZOO = qat_zoo.__file__
