@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from optkit.artifact import Dim
-from optkit.cache import Cache
+from optkit.cache import Cache, open_cache
 from optkit.capture import capture
 from optkit.errors import CheckError, OptkitError, UserError
 from optkit.events import Listener, ignore
@@ -89,12 +89,13 @@ def convert(
         name (axis 0 counts samples), or an iterable of samples or batches, such as a Dataset or DataLoader of torch.
         Without `data`, faithful conversions are checked on random inputs, and the report says so.
     metric: task metrics to measure on `data`, as a recipe's `metric:`, such as "accuracy" or {"top_k": 5}.
-    out: folder of the deliveries and the reports, default build/NAME. raise_on_failure: raise CheckError (with its
+    out: folder of the deliveries and the reports, default build/NAME. cache: a folder, or a URL of a cache that is
+        shared, as the command line's --cache. raise_on_failure: raise CheckError (with its
         `.report`) unless all held, KeyboardInterrupt when interrupted.
 
     Raises RecipeError, SourceError, DataError, UnavailableError for what concerns the whole run.
     """
-    store = cache if isinstance(cache, Cache) else Cache(Path(cache) if cache else None)
+    store = cache if isinstance(cache, Cache) else open_cache(cache)
     if isinstance(model, Recipe | Mapping) or (isinstance(model, str | Path) and is_recipe(str(model))):
         beside = {
             "to": to, "steps": steps, "weights": weights, "example_inputs": example_inputs, "inputs": inputs,

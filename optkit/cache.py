@@ -12,6 +12,9 @@ container it runs.
 A folder's mtime says when it was last used: that of an entry and of a `partial` folder is set at each use, and
 the number in a staging folder's name is the same clock when its process began. Both are set under a shared lock on
 `entries`, so that `optkit.cache_trim`, which holds that lock alone, never takes away what a living process has used.
+
+Behind the folder there may be an `optkit.cache_remote`: what is not here is looked for there and put here, and what is
+made here is put there. An empty file `at-XXXX` in an entry's folder says that the remote XXXX is known to have it.
 """
 
 from __future__ import annotations
@@ -27,10 +30,15 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optkit.artifact import digest_file, digest_of
+from optkit.cache_archive import is_key
+from optkit.cache_place import default_root, place_of
 from optkit.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from optkit.cache_remote import Remote
 
 # A file written within this time of being read may change again without its mtime telling (coarse clocks).
 _RACY_NS = 2_000_000_000
@@ -49,10 +57,14 @@ class Entry:
 
 
 class Cache:
-    """The store under `root` ($OPTKIT_CACHE, else the user's cache folder). Raises UnavailableError if unusable."""
+    """The store under `root` ($OPTKIT_CACHE, else the user's cache folder), and an opened remote one behind it.
 
-    def __init__(self, root: Path | None = None) -> None:
+    Raises UnavailableError if unusable. `open_cache` makes the one that a command line or the environment names.
+    """
+
+    def __init__(self, root: Path | None = None, remote: Remote | None = None) -> None:
         self.root = (root or default_root()).absolute()
+        self.remote = remote
         self._own: Path | None = None
         try:
             for name in ("entries", "staging", "digests"):
@@ -77,13 +89,55 @@ class Cache:
                 unlock_folder(lock)
 
     def _folder(self, key: str) -> Path:
-        return self.root / "entries" / key[:2] / key
+        return self.root / "entries" / _safe(key)[:2] / key
 
-    def get(self, key: str) -> Entry | None:
-        """The entry under `key`, or None. An entry whose files do not match their record is deleted."""
+    def get(self, key: str, *, shared: bool = True) -> Entry | None:
+        """The entry under `key`, or None. An entry whose files do not match their record is deleted.
+
+        shared: whether it may come from, and go to, the remote cache; not where it is about this machine's folders.
+        Raises UnavailableError where that fails and is not optional.
+        """
         folder = self._folder(key)
         with guard(self.root, exclusive=False):
-            return self._get(key, folder)
+            found = self._get(key, folder)
+        if self.remote is None or not shared:
+            return found
+        if found is None:
+            return self._fetch(key, self.remote)
+        self._offer(key, self.remote)
+        return found
+
+    def _fetch(self, key: str, remote: Remote) -> Entry | None:
+        """The entry that the remote cache has, put here; None where it has none that is whole."""
+        from optkit.cache_archive import DamagedError, unpack
+
+        with self.scratch() as folder:
+            archive = folder / "archive"
+            if not remote.fetch(key, archive):
+                return None
+            try:
+                data, digests = unpack(archive, key, folder / "files")
+            except DamagedError as error:
+                remote.reject(key, str(error))
+                return None
+            archive.unlink()
+            entry = self._store(key, data, folder / "files", digests)
+            self._mark(key, remote)
+            return entry
+
+    def _offer(self, key: str, remote: Remote) -> None:
+        """Give an entry to the remote cache, in the background, unless it is known to be there."""
+        from optkit.cache_remote import Upload
+
+        if not self._at(key, remote).exists():
+            remote.offer(Upload(key, self._folder(key), self.scratch, lambda: self._mark(key, remote)))
+
+    def _mark(self, key: str, remote: Remote) -> None:
+        with contextlib.suppress(OSError):  # without it, the remote is asked again the next time
+            self._at(key, remote).touch()
+
+    def _at(self, key: str, remote: Remote) -> Path:
+        return self._folder(key) / f"at-{digest_of(remote.url)[:16]}"
 
     def _get(self, key: str, folder: Path) -> Entry | None:
         try:
@@ -121,7 +175,7 @@ class Cache:
 
     def partial(self, key: str) -> Path:
         """The folder, made where it is missing, in which an unfinished result keeps its checkpoints beyond the run."""
-        folder = self.root / "partial" / key
+        folder = self.root / "partial" / _safe(key)
         with guard(self.root, exclusive=False):
             folder.mkdir(parents=True, exist_ok=True)
             os.utime(folder)
@@ -129,7 +183,7 @@ class Cache:
 
     def drop_partial(self, key: str) -> None:
         """Remove the checkpoints of a result that is finished."""
-        shutil.rmtree(self.root / "partial" / key, ignore_errors=True)
+        shutil.rmtree(self.root / "partial" / _safe(key), ignore_errors=True)
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -146,12 +200,22 @@ class Cache:
         data: Mapping[str, Any],
         staged: Path | None = None,
         digests: Mapping[str, str] | None = None,
+        *,
+        shared: bool = True,
     ) -> Entry:
         """Store `data`, and the files in `staged` (which is consumed), under `key`.
 
-        `digests` gives the sha256 of files whose maker has computed it already. Raises OSError when the disk is full;
-        nothing is left behind then.
+        `digests` gives the sha256 of files whose maker has computed it already; shared: as for `get`. Raises OSError
+        when the disk is full; nothing is left behind then.
         """
+        entry = self._store(key, data, staged, digests)
+        if self.remote is not None and shared:
+            self._offer(key, self.remote)
+        return entry
+
+    def _store(
+        self, key: str, data: Mapping[str, Any], staged: Path | None, digests: Mapping[str, str] | None
+    ) -> Entry:
         making: Path | None = None
         try:
             making = self.stage()
@@ -171,7 +235,8 @@ class Cache:
                     making.rename(folder)
                     break
                 except OSError:
-                    winner = self.get(key)  # somebody else was first; a damaged entry in the way is deleted here
+                    # Somebody else was first; a damaged entry in the way is deleted here.
+                    winner = self.get(key, shared=False)
                     if winner is not None:
                         return winner
                     if attempt == 2:
@@ -181,6 +246,19 @@ class Cache:
             for left in (making, staged):
                 if left is not None:
                     shutil.rmtree(left, ignore_errors=True)
+
+    def settle(self) -> None:
+        """Wait until what was made is in the remote cache too. Raises UnavailableError where that failed."""
+        if self.remote is not None:
+            self.remote.settle()
+
+    def notices(self) -> list[str]:
+        """What is to be told of the remote cache since the last call."""
+        return self.remote.taken_notices() if self.remote is not None else []
+
+    def traffic(self) -> str:
+        """What came from the remote cache and went to it, as a sentence; "" without one."""
+        return self.remote.summary() if self.remote is not None else ""
 
     def digest(self, path: Path, *, known_only: bool = False) -> str | None:
         """sha256 (hex) of a file, from memory while its size, mtime and inode are as they were.
@@ -220,15 +298,25 @@ class Cache:
         return digest_of(parts)
 
 
-def default_root() -> Path:
-    """$OPTKIT_CACHE, else $XDG_CACHE_HOME/optkit, else ~/.cache/optkit. Raises UnavailableError without a home."""
-    try:
-        if named := os.environ.get("OPTKIT_CACHE"):
-            return Path(named).expanduser()
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "optkit"
-    except RuntimeError as error:
-        hint = "name one with --cache DIR or OPTKIT_CACHE"
-        raise UnavailableError(f"there is no place for the cache: {error}", hint=hint, code="OPK-405") from error
+def open_cache(given: str | Path | None = None) -> Cache:
+    """The cache of a `--cache`, a folder or a URL, completed by the environment as `optkit.cache_place` says.
+
+    Raises UserError, and UnavailableError for a folder or a URL that cannot be used.
+    """
+    place = place_of(given)
+    remote = None
+    if place.remote is not None:
+        from optkit.cache_remote import Remote
+
+        remote = Remote(place.remote, place.modes).open()
+    return Cache(place.root, remote)
+
+
+def _safe(key: str) -> str:
+    """The key, which becomes part of a path. Raises ValueError for what no digest is."""
+    if not is_key(key):
+        raise ValueError(f"{key!r} is no key")
+    return key
 
 
 @contextlib.contextmanager

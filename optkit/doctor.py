@@ -131,7 +131,7 @@ def examine(tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    from optkit.cache import default_root
+    from optkit.cache_place import place_of, shown
     from optkit.environment_making import listing
 
     lines, python_spec = requirements()
@@ -153,13 +153,18 @@ def examine(tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     broken = plugin_problems()
     problems += broken
     environments = [] if broken else listing()
-    root = default_root()
+    place = place_of()
+    root = place.root
     held = next(p for p in (root, *root.absolute().parents) if p.exists())
     return {
         "optkit": optkit.__version__,
         "python": {"version": platform.python_version(), "executable": sys.executable, "expected": python_spec},
         "machine": machine(),
-        "cache": {"path": str(root), "free_bytes": shutil.disk_usage(held).free},
+        "cache": {
+            "path": str(root),
+            "free_bytes": shutil.disk_usage(held).free,
+            "remote": shown(place.remote) if place.remote else None,
+        },
         "packages": [asdict(f) for f in found],
         "environments": environments,
         "problems": problems,

@@ -47,6 +47,14 @@ class StepFinished:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """Something about the run as a whole that one should know, such as what the remote cache gave or lacked."""
+
+    about: str
+    text: str
+
+
+@dataclass(frozen=True)
 class RunFinished:
     """The run is over."""
 
@@ -54,7 +62,7 @@ class RunFinished:
     seconds: float
 
 
-Event = RunStarted | StepStarted | StepProgress | StepFinished | RunFinished
+Event = RunStarted | StepStarted | StepProgress | StepFinished | Notice | RunFinished
 Listener = Callable[[Event], None]
 
 

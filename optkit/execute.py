@@ -12,12 +12,12 @@ from typing import Any
 
 from optkit import __version__, keys
 from optkit.artifact import Artifact, Dim, Signature, digest_of
-from optkit.cache import Cache, Entry
+from optkit.cache import Cache, Entry, open_cache
 from optkit.deferral import beside
 from optkit.deliver import clear, deliver, output_folder
 from optkit.disk import disk_error, temporary_files
 from optkit.errors import OptkitError, SourceError, StepError, UnavailableError, UserError, did_you_mean, from_json
-from optkit.events import Listener, RunFinished, RunStarted, StepFinished, StepProgress, StepStarted, ignore
+from optkit.events import Listener, Notice, RunFinished, RunStarted, StepFinished, StepProgress, StepStarted, ignore
 from optkit.gating import Measured, judged
 from optkit.judging import judge_cases, with_scores
 from optkit.parity.cases import Case, make_cases
@@ -45,7 +45,7 @@ def execute(
     as the recipe says or an unusable `out`, UnavailableError for what is not installed. An interrupt gives a report
     with exit code 130; finished steps stay in the cache.
     """
-    cache = cache or Cache()
+    cache = cache or open_cache()
     keys.require_tools(plan)
     jobs = jobs or min(4, keys.cores())
     with (
@@ -155,6 +155,7 @@ class _Run:
                 self.data_keys[name] = key
             while True:
                 self.advance()
+                self.tell_of_cache()
                 if all(s.phase == "done" for s in self.states.values()) and not self.races():
                     break  # whatever still warms up is not waited for
                 message = self.pool.wait(0.1)
@@ -162,15 +163,23 @@ class _Run:
                     self.take(message)
             self.judge_limits()
             self.measure()
+            self.cache.settle()
         except KeyboardInterrupt:
             code = 130
         finally:
+            self.tell_of_cache()
             for folder in self.staging.values():
                 shutil.rmtree(folder, ignore_errors=True)
         report = self.report(code)
         report.write(self.out / "report.json")
+        if traffic := self.cache.traffic():
+            self.listen(Notice("cache", traffic))
         self.listen(RunFinished(report.exit_code, report.data["seconds"]))
         return report
+
+    def tell_of_cache(self) -> None:
+        for text in self.cache.notices():
+            self.listen(Notice("cache", text))
 
     # --- what can be done now
 

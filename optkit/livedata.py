@@ -150,7 +150,7 @@ def keep(folder: Path, store: Cache) -> Path:
     The folder is consumed.
     """
     digests = {path.name: digest_file(path) for path in sorted(folder.iterdir())}
-    return store.put(digest_of(["live", digests]), {}, folder, digests).folder
+    return store.put(digest_of(["live", digests]), {}, folder, digests, shared=False).folder
 
 
 class _Samples:

@@ -229,7 +229,7 @@ EXTRAS: dict[str, str] = {
     "openvino": "openvino", "nncf": "openvino", "tokenizers": "transformers", "pillow": "images",
     "tensorrt_rtx": "tensorrt-rtx",
     "tensorflow-cpu": "tensorflow", "keras": "tensorflow", "tf2onnx": "tensorflow",
-    "h5py": "tensorflow",
+    "h5py": "tensorflow", "fsspec": "remote-cache",
     "ai-edge-litert": "tflite", "ai-edge-quantizer": "tflite", "litert-torch": "tflite", "litert-converter": "tflite",
 }  # fmt: skip
 

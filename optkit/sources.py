@@ -67,11 +67,11 @@ def source_artifact(recipe: Recipe, cache: Cache, *, known_only: bool = False) -
     digest = digest_of([*content, files])
     # Two checkouts of the same model share a digest, but not a place: the descriptor's key tells them apart.
     key = digest_of(["torch-source", digest, descriptor])
-    entry = cache.get(key)
+    entry = cache.get(key, shared=False)
     if entry is None:
         staged = cache.stage()
         _write(descriptor, staged)
-        entry = cache.put(key, {}, staged)
+        entry = cache.put(key, {}, staged, shared=False)
     return Artifact("torch", entry.folder / DESCRIPTOR, digest, None, (DESCRIPTOR,))
 
 
@@ -154,12 +154,12 @@ def _known_external(path: Path, cache: Cache) -> tuple[str, ...]:
     """`external_files`, remembered for as long as the file stays what it is."""
     digest = cache.digest(path, known_only=True)  # a big file is scanned sooner than it is read
     key = digest_of(["onnx-external", digest])
-    entry = cache.get(key) if digest else None
+    entry = cache.get(key, shared=False) if digest else None
     if entry is not None:
         return tuple(entry.data["names"])
     names = external_files(path)
     if digest:
-        cache.put(key, {"names": list(names)})
+        cache.put(key, {"names": list(names)}, shared=False)
     return names
 
 

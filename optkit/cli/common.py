@@ -59,9 +59,9 @@ def cache_option(command: F) -> F:
     """Where results are kept."""
     return click.option(
         "--cache",
-        type=click.Path(file_okay=False, path_type=Path),
-        metavar="DIR",
-        help="The cache; default $OPTKIT_CACHE or ~/.cache/optkit.",
+        metavar="DIR|URL",
+        help="The cache: a folder, or the URL of one that is shared; default $OPTKIT_CACHE or ~/.cache/optkit, and "
+        "$OPTKIT_CACHE_REMOTE behind it.",
     )(command)
 
 

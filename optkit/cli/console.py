@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from optkit.cli.text import clean, count, has_colour, is_terminal, paint, silence, width
-from optkit.events import Event, RunFinished, RunStarted, StepFinished, StepProgress, StepStarted
+from optkit.events import Event, Notice, RunFinished, RunStarted, StepFinished, StepProgress, StepStarted
 from optkit.reports.rows import duration
 
 if TYPE_CHECKING:
@@ -112,6 +112,8 @@ class Console:
                 self._progress(event)
             elif isinstance(event, StepFinished):
                 self._finished(event)
+            elif isinstance(event, Notice):
+                self._line(event.about, clean(event.text))
             elif isinstance(event, RunFinished):
                 self._running.clear()
 

@@ -79,7 +79,7 @@ if TYPE_CHECKING:
 def command(
     model: str, to: tuple[str, ...], inputs: tuple[str, ...], dims: tuple[str, ...], data: str | None,
     weights: str | None, sets: tuple[str, ...], only: tuple[str, ...], frozen: bool, lock: Path | None,
-    out: Path | None, cache: Path | None, jobs: int | None, as_json: bool, quiet: bool,
+    out: Path | None, cache: str | None, jobs: int | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     r"""Make every artifact of a recipe, prove each against the source model, and deliver those that hold.
 
@@ -185,9 +185,9 @@ def make(model: str, flags: Mapping[str, Any], sets: tuple[str, ...], only: tupl
     return plan.only(only) if only else plan
 
 
-def run(plan: Plan, out: Path, cache: Path | None, jobs: int | None, quiet: bool) -> Report:
+def run(plan: Plan, out: Path, cache: str | None, jobs: int | None, quiet: bool) -> Report:
     """Execute a plan under a console, and draw its report beside its report.json."""
-    from optkit.cache import Cache
+    from optkit.cache import open_cache
     from optkit.cli.console import Console, seconds_before
     from optkit.errors import OptkitError
     from optkit.execute import execute
@@ -196,7 +196,7 @@ def run(plan: Plan, out: Path, cache: Path | None, jobs: int | None, quiet: bool
     try:
         before = seconds_before(out / "report.json")
         with Console(quiet=quiet, passes={s.id: s.use.name for s in plan.steps}, expected=before) as console:
-            report = execute(plan, out=out, cache=Cache(cache), jobs=jobs, listen=console)
+            report = execute(plan, out=out, cache=open_cache(cache), jobs=jobs, listen=console)
     except OptkitError as error:
         raise placed(error, plan.recipe) from None
     write_reports(report, out)

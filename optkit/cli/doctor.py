@@ -62,7 +62,11 @@ def draw(report: Mapping[str, Any]) -> str:
         ("Python", f"{python['version']} ({python['executable']}), needs {python['expected']}"),
         ("machine", f"{machine['processor']}, {machine['cores']} cores, {size(machine['memory_bytes'])} memory"),
         ("system", machine["platform"]),
-        ("cache", f"{cache['path']}, {size(cache['free_bytes'])} free"),
+        (
+            "cache",
+            f"{cache['path']}, {size(cache['free_bytes'])} free"
+            + (f"; behind it {clean(cache['remote'])}" if cache["remote"] else ""),
+        ),
         *((f"on {p['name']}", devices(p["devices"])) for p in report["packages"] if p["devices"] is not None),
     ]
     rows = [

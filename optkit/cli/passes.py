@@ -176,18 +176,26 @@ def page(listed: Sequence[Pass]) -> str:
 
 def example(use: Pass) -> str:
     """A step of a recipe that uses the pass."""
-    parent = "source" if use.source == "torch" else f"STEP_THAT_GIVES_{use.source.upper()}"
+    import yaml
+
+    from optkit.registry import passes
+
+    made = any(other.target == use.source != other.source for other in passes().values())
+    parent = f"STEP_THAT_GIVES_{use.source.upper()}" if made else "source"
+    option = example_option(use)
     lines = [
         "steps:",
         f"  - id: {use.name.rpartition('.')[2].removeprefix('to_')}",
         f"    from: {parent}",
         f"    use: {use.name}",
     ]
-    if use.needs_data:
+    if use.wants_data(use.options.model_validate(yaml.safe_load(f"{{{option}}}"))):
         lines.append("    data: fit" + ("  # where its options need it" if callable(use.needs_data) else ""))
+    elif use.needs_data:
+        lines.append("    # data: fit, where its options need it")
     if use.fidelity == "lossy":
         lines.append('    check: ["cosine >= 0.99"]')
-    if option := example_option(use):
+    if option:
         lines.append(f"    with: {{{option}}}")
     return "\n".join(lines)
 
@@ -197,6 +205,7 @@ def example_option(use: Pass) -> str:
     schema = use.options.model_json_schema(by_alias=True)
     found = []
     for name, field in schema.get("properties", {}).items():
+        found += [(name, value, f'"{value}"') for value in field.get("examples", [])]
         if field.get("default") is not None and not isinstance(field["default"], list | dict):
             found.append((name, field["default"], default_text(field["default"])))
             continue

@@ -29,7 +29,7 @@ _LINES, _ASCII = ("├─ ", "└─ ", "│  ", "   "), ("|- ", "`- ", "|  ", "
 @json_option
 def command(
     recipes: tuple[str, ...], sets: tuple[str, ...], only: tuple[str, ...], frozen: bool, lock: Path | None,
-    cache: Path | None, as_json: bool,
+    cache: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Draw what a recipe would do: its steps, what each is judged by, and what the cache has.
 
@@ -47,7 +47,10 @@ def command(
         found = [as_data(plan, cached(plan, cache)) for plan in plans]
         click.echo(json.dumps(found if len(found) > 1 else found[0], indent=1, ensure_ascii=False))
     else:
-        click.echo("\n\n".join(draw(plan, cached(plan, cache)) for plan in plans))
+        from optkit.cache_place import place_of
+
+        remote = place_of(cache).remote
+        click.echo("\n\n".join(draw(plan, cached(plan, cache), remote) for plan in plans))
     for plan in plans:
         require_environments(plan)
 
@@ -68,11 +71,15 @@ def read(recipes: Sequence[str], sets: Sequence[str], only: Sequence[str]) -> li
     return plans
 
 
-def cached(plan: Plan, root: Path | None) -> Mapping[str, bool | None]:
-    """Per step whether its result is in the cache; a cache that is not there is not made."""
-    from optkit.cache import Cache, default_root
+def cached(plan: Plan, given: str | None) -> Mapping[str, bool | None]:
+    """Per step whether its result is in the cache's folder, which is not made where it is not there.
 
-    root = root or default_root()
+    A remote cache is not asked: a plan needs no network.
+    """
+    from optkit.cache import Cache
+    from optkit.cache_place import place_of
+
+    root = place_of(given).root
     if not (root / "entries").is_dir():
         return {step.id: False for step in plan.steps}
     from optkit.execute import cached_steps
@@ -80,8 +87,10 @@ def cached(plan: Plan, root: Path | None) -> Mapping[str, bool | None]:
     return cached_steps(plan, Cache(root))
 
 
-def draw(plan: Plan, known: Mapping[str, bool | None]) -> str:
-    """The plan as a tree with its source at the root."""
+def draw(plan: Plan, known: Mapping[str, bool | None], remote: str | None = None) -> str:
+    """The plan as a tree with its source at the root. remote: the URL behind the cache, which may have more."""
+    from optkit.cache_place import shown
+
     recipe = plan.recipe
     marks = _LINES if can_draw(sys.stdout, "".join(_LINES)) else _ASCII
     states = {True: Cell("cached", "good"), False: Cell("to run"), None: Cell("unknown")}
@@ -97,8 +106,9 @@ def draw(plan: Plan, known: Mapping[str, bool | None]) -> str:
             check_text(step),
         ])  # fmt: skip
     delivered, run = len(plan.deliver), sum(not known.get(s.id) for s in plan.steps)
+    fetch = f" or to fetch from {clean(shown(remote))}" if remote and run else ""
     foot = (
-        f"{clean(recipe.name)}: {count(len(plan.steps), 'step')}, {run} to run, {delivered} to deliver; "
+        f"{clean(recipe.name)}: {count(len(plan.steps), 'step')}, {run} to run{fetch}, {delivered} to deliver; "
         f"checks run on {clean(recipe.check_on)}"
     )
     head = ("step", "pass", "fidelity", "fit on", "", "", "check")

@@ -47,7 +47,9 @@ class TfliteQuantize(Options):
         (), description="regular expressions: an operator whose output tensor's name matches one stays float"
     )
     excluded: Literal["float", "weight_only"] = Field(
-        "float", description="what excluded operators become; weight_only: int8 weights, float arithmetic"
+        "float",
+        description="what excluded operators, and those that a budget keeps, become; weight_only: int8 weights, "
+        "float arithmetic",
     )
     embeddings: bool = Field(True, description="with mode: selective, tables of EMBEDDING_LOOKUP in int8, weights only")
     max_samples: int | None = Field(None, ge=1, description="how many samples to calibrate on; default all")
@@ -59,7 +61,8 @@ class TfliteQuantize(Options):
             (self.io == "int8" and self.mode != "static", "io: int8 goes with mode: static"),
             (self.io == "int8" and bool(self.op_types), "io: int8 quantises everything: leave out op_types"),
             (self.mode not in STATIC and self.calibration is not None, f"mode: {self.mode} does not calibrate"),
-            (self.excluded != "float" and not self.exclude, "excluded needs exclude, with patterns"),
+            (self.excluded != "float" and not (self.exclude or self.budget),
+             "excluded needs exclude, with patterns, or a budget"),
             (self.excluded != "float" and self.mode in ("fp16", "weight_only"),
              f"mode: {self.mode} leaves excluded operators float"),
             (self.io == "int8" and bool(self.budget), "io: int8 quantises everything: leave out budget"),

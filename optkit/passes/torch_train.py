@@ -50,7 +50,7 @@ CLOSE = 1e-4
 
 class TorchTrain(Options):
     call: str = Field(description="your training function, FILE.py:NAME or MODULE:NAME: train(module, data, *, source, "
-                      "kept, seed, progress, **kwargs) returns the module")  # fmt: skip
+                      "kept, seed, progress, **kwargs) returns the module", examples=["train.py:train"])  # fmt: skip
     kwargs: dict[str, Any] = Field({}, description="the function's further arguments")
     files: tuple[str, ...] = Field((), description="further files and folders that it reads")
     held_out: Share = Field(

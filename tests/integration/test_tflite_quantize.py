@@ -130,6 +130,21 @@ def test_op_types_and_exclude(conv: Made, tmp_path: Path) -> None:
     assert worst(conv, made, images) > 25
 
 
+def test_what_a_budget_keeps_may_have_int8_weights(conv: Made, tmp_path: Path) -> None:
+    parent, given = conv
+    for name in ("scratch", "out", "all", "light"):
+        (tmp_path / name).mkdir()
+    context = replace(given, data=IMAGES, scratch=tmp_path / "scratch")
+    whole = worst(conv, quantised(conv, tmp_path / "all", IMAGES)[0], images)
+    light = worst(conv, quantised(conv, tmp_path / "light", mode="weight_only")[0], images)
+    assert light > whole + 1
+    options = TfliteQuantize(budget=(f"sqnr_db >= {(whole + light) / 2:.1f}",), excluded="weight_only")
+    notes = PASS.run(parent, tmp_path / "out", options, context)
+    assert notes["budget"]["kept"]
+    assert notes["left_float"] == {}
+    assert worst(conv, described(tmp_path / "out" / "model.tflite"), images) > whole
+
+
 def test_samples_are_streamed(conv: Made, tmp_path: Path) -> None:
     alive = [0, 0]
 

@@ -391,6 +391,15 @@ def test_what_cannot_follow_says_so(
     assert list(turn.out.iterdir()) == []
 
 
+def test_torch_runs_it_in_float64_and_does_not_pretend_to_compile_it(images: Trained) -> None:
+    feeds = {"x": np.stack([s["x"] for s in IMAGES.items[:4]])}
+    with torch_runner.RUNNER.open(images.artifact, precision="float64") as session:
+        assert worst_cosine(session.infer(feeds)["scores"], images.answers(feeds)) >= 0.9999
+    compiled = replace(images.artifact, meta={"runtime": {"compile": True}})
+    with pytest.raises(UnavailableError, match="fake quantisers"), torch_runner.RUNNER.open(compiled):
+        pass
+
+
 @pytest.mark.parametrize(
     ("damage", "what"),
     [

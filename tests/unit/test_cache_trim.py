@@ -106,14 +106,15 @@ def test_a_result_made_while_a_process_lives_stays(root: Path) -> None:
 
 def test_checkpoints_go_too_unless_a_worker_holds_them(root: Path) -> None:
     cache = Cache(root)
-    for name in ("held", "left", "fresh"):
-        (cache.partial(name) / "step-1").write_bytes(b"y" * 100)
-    for name in ("held", "left"):
-        os.utime(root / "partial" / name, (1, 1))
-    lock = lock_folder(root / "partial/held")
+    held, left, fresh = KEYS[:3]
+    for key in (held, left, fresh):
+        (cache.partial(key) / "step-1").write_bytes(b"y" * 100)
+    for key in (held, left):
+        os.utime(root / "partial" / key, (1, 1))
+    lock = lock_folder(root / "partial" / held)
     trim(root, 0)
     unlock_folder(lock)
-    assert sorted(p.name for p in (root / "partial").iterdir()) == ["fresh", "held"]
+    assert {p.name for p in (root / "partial").iterdir()} == {fresh, held}
 
 
 def test_a_reader_beside_trims_has_each_entry_whole_or_not_at_all(root: Path) -> None:

@@ -119,7 +119,7 @@ def test_the_machine() -> None:
 REPORT = {
     "optkit": "0.1.0", "python": {"version": "3.11.7", "executable": "/usr/bin/python", "expected": ">=3.11"},
     "machine": {"platform": "Linux", "processor": "CPU", "cores": 2, "memory_bytes": 8_000_000_000},
-    "cache": {"path": "/home/me/.cache/optkit", "free_bytes": 1_000_000_000},
+    "cache": {"path": "/home/me/.cache/optkit", "free_bytes": 1_000_000_000, "remote": None},
     "environments": [
         {"name": "other", "summary": "", "path": "/env/other", "wanted_by": ["onnx.to_x"], "status": "is not there",
          "create": "optkit env create other"},

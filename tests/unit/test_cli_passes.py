@@ -87,11 +87,7 @@ def test_examples_are_recipes_that_plan(tmp_path: Path) -> None:
         (tmp_path / file).touch()
     for use in passes().values():
         steps = yaml.safe_load(example(use))["steps"]
-        if use.name == "torch.train":  # its example cannot know what the user's function is called
-            steps[0]["with"] = {"call": "train.py:train"}
         steps[0]["from"] = "source"
-        if not use.wants_data(use.options.model_validate(steps[0].get("with", {}))):
-            steps[0].pop("data", None)
         data = {"fit": {"random": 8, "seed": 1}, "judge": {"random": 8}}
         recipe = {"version": 1, "model": models[use.source], "data": data, "check_on": "judge", "steps": steps}
         assert make_plan(recipe_from(recipe, tmp_path)).steps[-1].use is use

@@ -149,9 +149,9 @@ def test_all_mistakes_are_told_at_once() -> None:
     ids=["lists", "mappings", "block", "dashes", "itself", "itself in a mapping", "a billion laughs"],
 )
 def test_hostile_text_is_refused_quickly(text: str, what: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     assert what in problem_of(text)[1]
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 10, "seconds of the processor, however busy the machine is"
 
 
 def test_reading_a_file(tmp_path: Path) -> None:
