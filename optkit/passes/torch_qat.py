@@ -33,8 +33,8 @@ class TorchQat(Lessons):
     lr: float = Field(1e-4, gt=0, description="the learning rate at its highest, of weights that are nearly right")
     target: Literal["onnxruntime", "openvino", "tensorrt"] = Field(
         "onnxruntime", alias="for", description="whose kernels: onnxruntime takes uint8 activations, and integers "
-        "between convolutions too; openvino the same, but rounds no convolution before it is added to another branch; tensorrt "
-        "symmetric int8, bias in float"
+        "between convolutions too; openvino the same, but rounds no convolution before it is added to another branch; "
+        "tensorrt symmetric int8, bias in float"
     )  # fmt: skip
     per_channel: bool = Field(True, description="a scale for each output channel of a weight, not one for all")
     reduce_range: bool = Field(
