@@ -30,6 +30,7 @@ _PASSES = (
     "torch_prune",
     "torch_distill",
     "torch_train",
+    "torch_qat",
     "onnx_simplify",
     "onnx_optimize_transformer",
     "onnx_fp16",

@@ -56,7 +56,7 @@ class Loss(Options):
         return self
 
 
-class Lesson(Training):
+class Lessons(Training):
     losses: tuple[Loss, ...] = Field(
         (), description="what is made small, as a sum; default: every float output's, cosine for embeddings of length "
         "one and mse for others"
@@ -66,4 +66,4 @@ class Lesson(Training):
     )
 
 
-__all__ = ["TEMPERATURE", "Lesson", "Loss", "Student"]
+__all__ = ["TEMPERATURE", "Lessons", "Loss", "Student"]

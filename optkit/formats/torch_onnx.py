@@ -78,6 +78,29 @@ def _drop_notes(model: Any) -> None:
             part.metadata_props["namespace"] = path
 
 
+def turn_integers(model: Any) -> None:
+    """Transpose stored integers in place of what they dequantise to, which kernels read where they are stored.
+
+    torch gives a linear layer over sequences as MatMul with the transposed weight.
+    """
+    ir, np = need("onnx_ir", "onnx-ir"), need("numpy")
+    for node in list(model.graph):
+        maker = node.inputs[0].producer() if node.op_type == "Transpose" and node.inputs[0] is not None else None
+        if maker is None or maker.op_type != "DequantizeLinear" or not maker.inputs[0].is_initializer():
+            continue
+        held, order = maker.inputs[0], list(node.attributes["perm"].as_ints())
+        if len(maker.outputs[0].uses()) != 1 or len(held.uses()) != 1:
+            continue
+        held.const_value = ir.tensor(np.ascontiguousarray(held.const_value.numpy().transpose(order)), name=held.name)
+        held.shape = held.const_value.shape
+        if "axis" in maker.attributes and maker.inputs[1].const_value is not None and maker.inputs[1].shape.rank():
+            maker.attributes["axis"] = ir.AttrInt64("axis", order.index(maker.attributes["axis"].as_int()))
+        out = node.outputs[0]
+        maker.outputs[0].shape, maker.outputs[0].type = out.shape, out.type
+        ir.convenience.replace_all_uses_with(out, maker.outputs[0])
+        model.graph.remove(node, safe=True)
+
+
 def name_dims(
     model: Any,
     inputs: Sequence[TensorSpec],

@@ -51,17 +51,17 @@ def _train(folder: Path, rank: int) -> None:
     from optkit.formats import torch_checkpoint, torch_model
     from optkit.formats.torch_training_data import TrainingData
     from optkit.formats.torch_training_options import BATCH_SIZE
-    from optkit.formats.torch_user_training import Lesson, answers, called
+    from optkit.formats.torch_user_training import Call, answers, called
 
     torch = need("torch")
     job = pickle.loads((folder / JOB).read_bytes())
-    lesson: Lesson = job["lesson"]
+    call: Call = job["call"]
     device = "cpu" if job["device"] == "cpu" else f"cuda:{os.environ['LOCAL_RANK']}"
     if device != "cpu":
         torch.cuda.set_device(device)
-    model = torch_model.load(lesson.artifact.path, device=device)
-    data = TrainingData(None, lesson.data, lesson.inputs, held_out=lesson.held_out, seed=lesson.seed, device=device,
-                        stack=lesson.stack, share=(rank, int(os.environ["WORLD_SIZE"])))  # fmt: skip
+    model = torch_model.load(call.artifact.path, device=device)
+    data = TrainingData(None, call.data, call.inputs, held_out=call.held_out, seed=call.seed, device=device,
+                        stack=call.stack, share=(rank, int(os.environ["WORLD_SIZE"])))  # fmt: skip
     told = (folder / PROGRESS).open("a", encoding="utf-8", buffering=1) if rank == 0 else None
 
     def progress(text: str, fraction: float | None) -> None:
@@ -69,8 +69,8 @@ def _train(folder: Path, rank: int) -> None:
             told.write(json.dumps([text, fraction]) + "\n")
 
     # Another state of the generators in each process: what is dropped at random differs, the data's order does not.
-    with torch_checkpoint.reproducible(lesson.seed + rank, job["threads"], device):
-        trained = called(lesson, model.source.module, data, device, progress)
+    with torch_checkpoint.reproducible(call.seed + rank, job["threads"], device):
+        trained = called(call, model.source.module, data, device, progress)
     (folder / f"{rank}.digest").write_text(_digest(trained))
     if rank == 0:
         state = {name: value.detach().to("cpu", copy=True) for name, value in trained.state_dict().items()}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from optkit.errors import OptkitError, StepError, from_json
-from optkit.formats.torch_user_training import Lesson
+from optkit.formats.torch_user_training import Call
 from optkit.plugin import need
 
 JOB, PROGRESS, RETURNED = "job.pickle", "progress.jsonl", "returned.pt"
@@ -29,7 +29,7 @@ LAST_LINES = 60
 Say = Callable[[str, "float | None"], None]
 
 
-def trained_in(count: int, lesson: Lesson, folder: Path, threads: int, device: str, say: Say) -> dict[str, Any]:
+def trained_in(count: int, call: Call, folder: Path, threads: int, device: str, say: Say) -> dict[str, Any]:
     """What the first of `count` processes returned: "state", the module's, and "answers" to the first held-out batch.
 
     Raises StepError that names the process that failed first, with its output, and where the processes return modules
@@ -41,7 +41,7 @@ def trained_in(count: int, lesson: Lesson, folder: Path, threads: int, device: s
         raise StepError(f"{count} processes were asked for, and there are {torch.cuda.device_count()} GPUs",
                         subject="with.processes", hint="as many as there are GPUs, or device: cpu")  # fmt: skip
     folder.mkdir()
-    (folder / JOB).write_bytes(pickle.dumps({"lesson": lesson, "threads": max(1, threads // count), "device": device}))
+    (folder / JOB).write_bytes(pickle.dumps({"call": call, "threads": max(1, threads // count), "device": device}))
     (folder / PROGRESS).touch()
     with _launched(count, folder, threads, device) as launcher, (folder / PROGRESS).open(encoding="utf-8") as told:
         while launcher.poll() is None:
@@ -49,7 +49,7 @@ def trained_in(count: int, lesson: Lesson, folder: Path, threads: int, device: s
             time.sleep(0.1)
         _repeat(told, say)
     if launcher.returncode:
-        raise _failure(count, lesson, folder, launcher.returncode)
+        raise _failure(count, call, folder, launcher.returncode)
     digests = {rank: (folder / f"{rank}.digest").read_text() for rank in range(count)}
     if unlike := [rank for rank, digest in digests.items() if digest != digests[0]]:
         raise StepError(
@@ -89,7 +89,7 @@ def _repeat(told: Any, say: Say) -> None:
         say(*json.loads(line))
 
 
-def _failure(count: int, lesson: Lesson, folder: Path, code: int) -> OptkitError:
+def _failure(count: int, call: Call, folder: Path, code: int) -> OptkitError:
     """The error of the process that failed first: the others fail for want of it, or are ended by the launcher."""
     log = (folder / "launcher.log").read_text(encoding="utf-8", errors="replace")
     ended = {int(rank): int(code) for rank, code in
@@ -102,7 +102,7 @@ def _failure(count: int, lesson: Lesson, folder: Path, code: int) -> OptkitError
         who = f"process {rank + 1} of {count}" if rank is not None else f"the launcher of {count} processes"
         status = ended[rank] if rank is not None else code
         how = f"was killed by signal {-status}" if status < 0 else f"ended with exit code {status}"
-        return StepError(f"{who} of {lesson.named} {how}", subject="with.call", details=_last(folder, rank, log),
+        return StepError(f"{who} of {call.named} {how}", subject="with.call", details=_last(folder, rank, log),
                          hint="read its output below; run the function by hand under torchrun")  # fmt: skip
     first = raised[0]
     error = from_json(first["error"])

@@ -12,7 +12,7 @@ from optkit.formats import torch_checkpoint, torch_model, torch_training
 from optkit.formats.torch_call import TorchModel
 from optkit.formats.torch_device import check_device
 from optkit.formats.torch_distill_loss import Distillation
-from optkit.formats.torch_distill_options import Lesson
+from optkit.formats.torch_distill_options import Lessons
 from optkit.formats.torch_structure import Stage
 from optkit.formats.torch_training import Learner, Trained
 from optkit.formats.torch_training_data import TrainingData
@@ -29,7 +29,7 @@ class Recovery:
     A checkpoint lies under the digest of all cuts before it: other cuts begin anew.
     """
 
-    def __init__(self, model: TorchModel, options: Lesson, rounds: int, context: Context) -> None:
+    def __init__(self, model: TorchModel, options: Lessons, rounds: int, context: Context) -> None:
         """Raises StepError without a torch model as the source, DataError for data that cannot be learned from."""
         source = context.source
         if source is None or source.format != "torch":

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Call:
     """What a call of the function is made of, and can be pickled.
 
     call: FILE.py:NAME with the whole path, or MODULE:NAME. named: the same as the recipe has it. data: the folder of a
@@ -42,29 +42,29 @@ class Lesson:
 
 
 def called(
-    lesson: Lesson, module: Any, data: TrainingData, device: str, progress: Callable[[str, float | None], None]
+    call: Call, module: Any, data: TrainingData, device: str, progress: Callable[[str, float | None], None]
 ) -> Any:
     """The module that the function returns. Raises StepError for what it raises, and where it returns no module."""
     torch = need("torch")
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     module.train()
-    teacher = torch_model.load(lesson.source.path, device=device) if lesson.source else None
+    teacher = torch_model.load(call.source.path, device=device) if call.source else None
 
     def tell(text: str, fraction: float | None = None) -> None:
         progress(str(text), fraction)
 
-    with _as_step(), user_callable(lesson.call, "with.call") as (train, folder):
-        progress(f"{lesson.call.rpartition(':')[2]} begins", None)
+    with _as_step(), user_callable(call.call, "with.call") as (train, folder):
+        progress(f"{call.call.rpartition(':')[2]} begins", None)
         try:
-            result = train(module, data, source=teacher.source.module if teacher else None, kept=lesson.kept,
-                           seed=lesson.seed, progress=tell, **lesson.kwargs)  # fmt: skip
+            result = train(module, data, source=teacher.source.module if teacher else None, kept=call.kept,
+                           seed=call.seed, progress=tell, **call.kwargs)  # fmt: skip
         except (OptkitError, OSError, MemoryError):
             raise
         except (Exception, SystemExit) as error:
-            raise raised(lesson.named, error, folder, "call it by hand in Python", "with.call") from error
+            raise raised(call.named, error, folder, "call it by hand in Python", "with.call") from error
     if not isinstance(result, torch.nn.Module):
-        raise StepError(f"{lesson.named} returned {kind_of_value(result)}, not an nn.Module", subject="with.call",
+        raise StepError(f"{call.named} returned {kind_of_value(result)}, not an nn.Module", subject="with.call",
                         hint="return the module")  # fmt: skip
     return result
 
@@ -86,4 +86,4 @@ def answers(model: torch_model.TorchModel, module: Any, batch: Batch) -> dict[st
     return own.call(batch.feeds)
 
 
-__all__ = ["Lesson", "answers", "called"]
+__all__ = ["Call", "answers", "called"]

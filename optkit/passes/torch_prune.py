@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 
 from optkit.artifact import Artifact
 from optkit.errors import DataError, SourceError, StepError
-from optkit.formats import torch_model, torch_recovery, torch_sparse, torch_structure
-from optkit.formats.torch_distill_options import Lesson
+from optkit.formats import torch_model, torch_quantised, torch_recovery, torch_sparse, torch_structure
+from optkit.formats.torch_distill_options import Lessons
 from optkit.formats.torch_export import runnable_feeds
 from optkit.formats.torch_training_options import Share
 from optkit.plugin import Context, Options, Pass, need
@@ -30,7 +30,7 @@ BATCH = 16
 """Samples in a batch of fit data."""
 
 
-class Recover(Lesson):
+class Recover(Lessons):
     """How a model learns between rounds what it lost, from the source model: the options of torch.distill."""
 
 
@@ -134,6 +134,7 @@ def run(artifact: Artifact, out_dir: Path, options: TorchPrune, context: Context
         raise DataError(f"importance: {options.ranks_by} needs data to rank on", subject="data",
                         hint="give the step `data:`, or set with.importance: l2")  # fmt: skip
     descriptor = torch_model.read_descriptor(artifact.path)
+    torch_quantised.refuse(descriptor, "torch.prune")
     model = torch_model.load(artifact.path)
     if model.exported is not None or model.scripted:
         kind = "a torch.export program" if model.exported is not None else "TorchScript"

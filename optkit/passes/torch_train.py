@@ -47,11 +47,11 @@ from pydantic import Field, field_validator
 
 from optkit.artifact import Artifact
 from optkit.errors import DataError, SourceError, StepError
-from optkit.formats import torch_checkpoint, torch_model, torch_ranks, torch_structure
+from optkit.formats import torch_checkpoint, torch_model, torch_quantised, torch_ranks, torch_structure
 from optkit.formats.torch_device import check_device
 from optkit.formats.torch_training_data import Batch, TrainingData
 from optkit.formats.torch_training_options import BATCH_SIZE, Share
-from optkit.formats.torch_user_training import Lesson, answers, called
+from optkit.formats.torch_user_training import Call, answers, called
 from optkit.plugin import Context, Options, Pass, need
 
 SHOWN = 4
@@ -93,7 +93,9 @@ def run(artifact: Artifact, out_dir: Path, options: TorchTrain, context: Context
     if context.data is None:
         raise DataError("there is no data to train on", subject="data", hint="give the step `data:`")
     check_device(context.device)
-    model = torch_model.load(artifact.path, device=context.device)
+    descriptor = torch_model.read_descriptor(artifact.path)
+    torch_quantised.refuse(descriptor, "torch.train")
+    model = torch_model.load_described(descriptor, device=context.device)
     if model.exported is not None or model.scripted:
         kind = "a torch.export program" if model.exported is not None else "TorchScript"
         raise StepError(f"the model is {kind}, a graph fixed in evaluation mode; training needs the nn.Module",
@@ -105,16 +107,16 @@ def run(artifact: Artifact, out_dir: Path, options: TorchTrain, context: Context
     module = model.source.module
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     batch = next(data.held_out_batches(BATCH_SIZE))
-    lesson = _lesson(artifact, data, options, context)
+    call = _call(artifact, data, options, context)
     if options.processes > 1:
-        found = torch_ranks.trained_in(options.processes, lesson, context.scratch / "processes", context.threads,
+        found = torch_ranks.trained_in(options.processes, call, context.scratch / "processes", context.threads,
                                        context.device, context.progress)  # fmt: skip
         trained, state, wanted = module.to("cpu"), found["state"], found["answers"]
         _same_structure(state, before)
         trained.load_state_dict(state)
     else:
         with torch_checkpoint.reproducible(context.seed, context.threads, context.device):
-            trained = called(lesson, module, data, context.device, context.progress)
+            trained = called(call, module, data, context.device, context.progress)
         state = trained.state_dict()
         _same_structure(state, before)
         trained.eval()
@@ -123,7 +125,6 @@ def run(artifact: Artifact, out_dir: Path, options: TorchTrain, context: Context
     if not changed:
         raise StepError(f"{options.call} changed nothing: all {len(before)} tensors are as they were",
                         subject="with.call", hint="train the module that it is given, and return it")  # fmt: skip
-    descriptor = torch_model.read_descriptor(artifact.path)
     torch_structure.save(trained.to("cpu"), descriptor, artifact.digest, [], out_dir)
     _rebuilt(out_dir, wanted, batch, context.device)
     return {
@@ -134,11 +135,11 @@ def run(artifact: Artifact, out_dir: Path, options: TorchTrain, context: Context
     }
 
 
-def _lesson(artifact: Artifact, data: TrainingData, options: TorchTrain, context: Context) -> Lesson:
+def _call(artifact: Artifact, data: TrainingData, options: TorchTrain, context: Context) -> Call:
     kept = context.kept or context.scratch / "kept"
     kept.mkdir(exist_ok=True)
     place, _, name = options.call.rpartition(":")
-    return Lesson(
+    return Call(
         f"{context.files[options.call][0]}:{name}" if place.endswith(".py") else options.call, options.call,
         options.kwargs, artifact, context.source, data.inputs, context.scratch / "data", data.stack, options.held_out,
         kept, context.seed,
