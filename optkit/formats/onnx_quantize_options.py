@@ -44,8 +44,8 @@ class QuantizeOptions(Options):
         "first give the channels on either side of a ReLU weights of like range (cross-layer equalisation), which "
         "per_channel: false needs, and activations that differ much in range; exact"))  # fmt: skip
     smooth_quant: float | None = Field(None, ge=0, le=1, description=(
-        "first move this share of the outliers in what goes into MatMul and Gemm to their weights, by data; 0.5 suits "
-        "most transformers; exact"))  # fmt: skip
+        "first move this share of the outliers in what goes into MatMul and Gemm to their weights, by data; try "
+        "0.5 to 0.9, the best of them differs much from the rest; exact"))  # fmt: skip
     rounding: Literal["nearest", "gptq"] = Field(
         "nearest", description="gptq: integers that keep each layer's outputs on the data close, not each weight"
     )
