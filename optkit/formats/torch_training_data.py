@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 LABEL = "label/"
 INDEX = "index.json"
+POOL = 50
+"""Batches' worth of shuffled samples that are sorted by size before they are cut into batches."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class TrainingData:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         self._places: dict[str, list[tuple[str, list[int], int]]] = index["places"]
         self._bytes = {key: _mapped(folder / f"{number}.bin") for number, key in enumerate(self._places)}
+        self._sizes = _sizes([self._places[spec.name] for spec in self.inputs], len(index["digests"]))
         self.train, self.held_out = _split(index["digests"], held_out, seed)
         self.labels = tuple(key.removeprefix(LABEL) for key in self._places if key.startswith(LABEL))
 
@@ -148,12 +151,19 @@ class TrainingData:
     def order(self, size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
         """The numbers of an epoch's batches, every sample once, shuffled by seed and epoch.
 
-        Where several processes share them, each gets equally many: the last ones may get the first again.
+        Samples of unlike size, such as sentences, are batched with others of about theirs, so that little is computed
+        on padding. Where several processes share the batches, each gets equally many: the last ones may get the first
+        again.
         """
         import numpy as np
 
-        shuffled = np.random.default_rng([seed, epoch]).permutation(self.train)
-        parts, (number, of) = _parts(shuffled, size, self.exactly), self.share
+        random, (number, of) = np.random.default_rng([seed, epoch]), self.share
+        shuffled = random.permutation(self.train)
+        if (self._sizes == self._sizes[0]).all():
+            parts = _parts(shuffled, size, self.exactly)
+        else:
+            parts = _parts(self._by_size(shuffled, POOL * size), size, self.exactly)
+            parts = [parts[place] for place in random.permutation(len(parts))]
         return [parts[place % len(parts)] for place in range(number, -(-len(parts) // of) * of, of)]
 
     def batches(self, size: int, *, seed: int = 0, epoch: int = 0) -> Iterator[Batch]:
@@ -162,7 +172,22 @@ class TrainingData:
 
     def held_out_batches(self, size: int) -> Iterator[Batch]:
         """The samples that were held out, in the same batches every time."""
-        return (self.batch(part) for part in _parts(self.held_out, size, self.exactly))
+        ordered = self._by_size(self.held_out, len(self.held_out))
+        return (self.batch(part) for part in _parts(ordered, size, self.exactly))
+
+    def _by_size(self, numbers: NDArray[np.int64], pool: int) -> NDArray[np.int64]:
+        """The numbers, each `pool` of them sorted by how much their inputs hold; equal ones stay in their order."""
+        import numpy as np
+
+        pools = (numbers[start : start + pool] for start in range(0, len(numbers), pool))
+        return np.concatenate([part[np.argsort(self._sizes[part], kind="stable")] for part in pools])
+
+
+def _sizes(places: Sequence[Sequence[tuple[str, list[int], int]]], count: int) -> NDArray[np.int64]:
+    """How many values the inputs of each sample hold, `(samples,)`."""
+    import numpy as np
+
+    return np.array([sum(math.prod(of[number][1]) for of in places) for number in range(count)], np.int64)
 
 
 def _mapped(path: Path) -> Array:

@@ -101,7 +101,7 @@ def _unlike(written: Mapping[str, Any], best: Mapping[str, Any]) -> list[str]:
 
 PASS = Pass(
     name="torch.distill",
-    version=1,
+    version=2,
     source="torch",
     target="torch",
     summary="Train a smaller torch model to answer as the source model does",

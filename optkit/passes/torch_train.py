@@ -203,7 +203,7 @@ def confirm(parent: Artifact, artifact: Artifact, options: TorchTrain, context: 
 
 PASS = Pass(
     name="torch.train",
-    version=1,
+    version=2,
     source="torch",
     target="torch",
     summary="Train a torch model with a function of your own",
