@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from optkit.events import Listener, ignore
 from optkit.execute import execute
 from optkit.keys import dims_json
 from optkit.livedata import Data, array_of, dataset_entry
+from optkit.liverecipe import recipe_with
 from optkit.opened import Model, Ranges, described, open_artifact, ranges_of, specs_of
 from optkit.planning import Plan, make_plan
 from optkit.proving import compare, verify
@@ -21,7 +23,7 @@ from optkit.recipe import Recipe, load_recipe, recipe_of
 from optkit.report import Report
 from optkit.reports.files import write_reports
 from optkit.reports.rows import against_baseline, broken
-from optkit.shorthand import is_recipe, model_name, model_section, of_delivery, safe_name
+from optkit.shorthand import LABELS, is_recipe, model_name, model_section, of_delivery, safe_name
 from optkit.yamlread import plain_document, set_value
 
 __all__ = ["Model", "compare", "convert", "failure", "open_artifact", "plan", "verify"]
@@ -55,8 +57,10 @@ def _recipe(data: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
 def convert(
     model: AnyModel,
     *,
+    recipe: str | Path | Mapping[str, Any] | None = None,
     to: str | Sequence[str] = (),
     steps: Sequence[Mapping[str, Any]] = (),
+    gate: Sequence[str] = (),
     weights: str | Path | None = None,
     example_inputs: Any = None,
     inputs: Mapping[str, Mapping[str, Any]] | None = None,
@@ -78,11 +82,15 @@ def convert(
     model: a recipe (.yaml file, plain data, Recipe), a model file, "FILE.py:NAME" (with its `weights`), a Hugging Face
         folder, or a live object: torch nn.Module, ExportedProgram or ScriptModule, onnx.ModelProto, openvino.Model. A
         recipe says everything itself, so that only out, cache, jobs, overrides and listen may stand beside it.
+    recipe: beside a live object: a recipe (.yaml file or plain data) that says the rest; the object takes the place of
+        its `model:`. Where that names a factory, it stays, with the live weights, so that torch.prune can work on it;
+        what it builds is held against the live module. Only example_inputs may stand beside a recipe as well.
     to: target formats, each a step of that name, and delivered. steps: more steps, as a recipe writes them (`{"id":
         "int8", "from": "onnx", "use": "onnx.quantize", "data": "fit", "check": [...]}`); delivered are those that no
-        other step takes.
+        other step takes. gate: what every delivery may take at most, or must gain, as a recipe's `gate:`.
     example_inputs: for a torch model: arrays or tensors by input name, or a tuple in forward()'s order, with the batch
-        axis. inputs: instead, or beside it, as a recipe's `inputs:`. outputs: names for the outputs, in order.
+        axis; default: the first samples of `data`, where that is arrays by name. inputs: instead, or beside it, as a
+        recipe's `inputs:`. outputs: names for the outputs, in order.
     dims: name -> (min, opt, max); where `inputs` names no dim, each input's axis 0 becomes the dim "batch" if `dims`
         has one.
     data: what results are judged on; fit: what lossy steps are fitted on: a file, a recipe's dataset entry, arrays by
@@ -96,29 +104,10 @@ def convert(
     Raises RecipeError, SourceError, DataError, UnavailableError for what concerns the whole run.
     """
     store = cache if isinstance(cache, Cache) else open_cache(cache)
-    if isinstance(model, Recipe | Mapping) or (isinstance(model, str | Path) and is_recipe(str(model))):
-        beside = {
-            "to": to, "steps": steps, "weights": weights, "example_inputs": example_inputs, "inputs": inputs,
-            "outputs": outputs, "dims": dims, "data": data, "fit": fit, "metric": metric,
-            "name": name,
-        }  # fmt: skip
-        if given := [key for key, value in beside.items() if value is not None and value != ()]:
-            raise UserError(
-                f"{', '.join(given)} has no place beside a recipe, which says it itself",
-                hint="change the recipe, or override a value: overrides=['steps.int8.with.per_channel=false']",
-            )
-        made = plan(model, overrides)
-    else:
-        targets = list(dict.fromkeys([to] if isinstance(to, str) else to))
-        document = _source(model, store, weights, example_inputs, inputs, outputs, ranges_of(dims))
-        document["data"] = _datasets({"judge": data, "fit": fit}, store, document)
-        document |= {"version": 1, "check_on": "judge", **_steps(targets, steps)}
-        if metric is not None:
-            document["metric"] = metric
-        document["name"] = name or (model_name(str(model)) if isinstance(model, str | Path) else "model")
-        if name is None:
-            document["name"] = safe_name(document["name"])
-        made = make_plan(_recipe(document, overrides))
+    made = planned(model, store, overrides, {
+        "recipe": recipe, "to": to, "steps": steps, "gate": gate, "weights": weights, "example_inputs": example_inputs,
+        "inputs": inputs, "outputs": outputs, "dims": dims, "data": data, "fit": fit, "metric": metric, "name": name,
+    })  # fmt: skip
     folder = Path(out) if out else Path("build") / made.recipe.name
     try:
         report = execute(made, out=folder, cache=store, jobs=jobs, listen=listen)
@@ -132,6 +121,62 @@ def convert(
             raise KeyboardInterrupt
         raise failure(report)
     return report
+
+
+def planned(model: AnyModel, store: Cache, overrides: Sequence[str], asked: Mapping[str, Any]) -> Plan:
+    """The plan of what `convert` is asked for, by its parameters' names; a live model and live data are put at rest."""
+    asked = {key: value for key, value in asked.items() if value is not None and not _empty(value)}
+    if isinstance(model, Recipe | Mapping) or (isinstance(model, str | Path) and is_recipe(str(model))):
+        _alone(asked, ())
+        return plan(model, overrides)
+    if "recipe" in asked:
+        if isinstance(model, str | Path):
+            raise UserError(
+                f"recipe= goes with a live model, and {str(model)!r} is a path",
+                hint="name the model in the recipe's model:, and convert the recipe",
+            )
+        _alone(asked, ("recipe", "example_inputs"))
+        return make_plan(recipe_with(model, asked["recipe"], overrides, store, asked.get("example_inputs")))
+    targets = asked.get("to", ())
+    targets = list(dict.fromkeys([targets] if isinstance(targets, str) else targets))
+    example = asked.get("example_inputs")
+    if example is None and "inputs" not in asked and not isinstance(model, str | Path):
+        example = first_of(model, asked.get("data"), asked.get("dims", {}))
+    document = _source(
+        model, store, asked.get("weights"), example, asked.get("inputs"), asked.get("outputs", ()),
+        ranges_of(asked.get("dims")),
+    )  # fmt: skip
+    document["data"] = _datasets({"judge": asked.get("data"), "fit": asked.get("fit")}, store, document)
+    document |= {"version": 1, "check_on": "judge", **_steps(targets, asked.get("steps", ()))}
+    document |= {key: asked[key] for key in ("metric",) if key in asked}
+    if "gate" in asked:
+        document["gate"] = list(asked["gate"])
+    document["name"] = asked.get("name") or safe_name(
+        model_name(str(model)) if isinstance(model, str | Path) else "model"
+    )
+    return make_plan(_recipe(document, overrides))
+
+
+def _empty(value: Any) -> bool:
+    return isinstance(value, tuple) and not value
+
+
+def _alone(asked: Mapping[str, Any], but: Sequence[str]) -> None:
+    """Raise UserError for what a recipe says itself."""
+    if given := [key for key in asked if key not in but]:
+        raise UserError(
+            f"{', '.join(given)} has no place beside a recipe, which says it itself",
+            hint="change the recipe, or override a value: overrides=['steps.int8.with.per_channel=false']",
+        )
+
+
+def first_of(model: AnyModel, data: Data | None, dims: Ranges) -> Any:
+    """The first samples of arrays by name, as example inputs of a torch module; None where there are none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(model, torch.nn.Module) or not isinstance(data, Mapping):
+        return None
+    arrays = {name: value for name, value in data.items() if name not in LABELS and hasattr(value, "dtype")}
+    return {name: value[: 8 if "batch" in dims else 1] for name, value in arrays.items()} or None
 
 
 def _source(

@@ -15,15 +15,12 @@ from optkit.cache import Cache
 from optkit.common_inputs import UNKNOWN, Side, common_inputs
 from optkit.errors import UserError
 from optkit.livedata import Data, dataset_entry
-from optkit.opened import Ranges, ranges_of, sizes_to_try
+from optkit.opened import Ranges, beside, ranges_of
 from optkit.parity.cases import Case, batch_dim
 from optkit.pool import Pool
-from optkit.racing import SECONDS, verdict
+from optkit.racing import SECONDS, STARTS, is_overloaded, verdict
 from optkit.runtimes import CODE, Given, checked, named, unused
 from optkit.sizes import model_bytes
-
-STARTS = 3
-"""How many processes each artifact is opened in."""
 
 UNSTEADY = 0.05
 """An interval's half width, or the wobble of an artifact's rounds, above this share of its value is told."""
@@ -52,9 +49,10 @@ def bench(
     inputs. data: as `optkit.convert` takes it; None is random inputs, and then `synthetic` is true. batch, threads:
     the sizes and numbers to measure at, each with each; default: 1, or the batch that the models are fixed at, and all
     cores. against: what the ratios are to; default: the first artifact. seconds: how long each runs, at most. starts:
-    how many processes each is opened in, the median of what that took is told. settings: of runtimes, by format and
-    name, such as {"openvino": {"INFERENCE_PRECISION_HINT": "bf16"}}: each artifact of that format is measured as it is,
-    and once more with them under the name "ARTIFACT [SETTINGS]", and the answers of the two are compared.
+    in how many processes, one after the other, each is opened and raced; what opening took is their median. settings:
+    of runtimes, by format and name, such as {"openvino": {"INFERENCE_PRECISION_HINT": "bf16"}}: each artifact of that
+    format is measured as it is, and once more with them under the name "ARTIFACT [SETTINGS]", and the answers of the
+    two are compared.
 
     Returns {"against", "synthetic", "dims", "notes", "hardware", "rows": [...]}; a row has: artifact, format, batch,
     threads, provider, latency_ms (mean, p50, p90, p99), samples_per_second, open_seconds, first_seconds, peak_bytes,
@@ -65,7 +63,7 @@ def bench(
     chosen_settings = checked(settings or {})
     refs = _refs(artifacts, against)
     asked = ranges_of(dims)
-    tried = sizes_to_try(inputs, asked)
+    inputs, tried = beside(refs.values(), inputs, asked)
     _check(batch, threads, seconds)
     common: dict[str, Any] = {
         "base": str(Path.cwd()), "seed": 0, "device": device, "threads": keys.cores(), "outputs": [],
@@ -207,6 +205,8 @@ def _unsteady(found: Mapping[str, Any]) -> str:
     ratio, said = found["ratio"], []
     if ratio and (width := (ratio["high"] - ratio["low"]) / 2 / ratio["value"]) > UNSTEADY:
         said.append(f"ratio known to {width:.0%} only")
+    if ratio and is_overloaded(ratio):
+        said.append(f"other programs took {ratio['taken']:.0%} of the time")
     if found["wobble"] > UNSTEADY:
         said.append(f"times vary by {found['wobble']:.0%}")
     if found["inferences"] < FEW:

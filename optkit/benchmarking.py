@@ -10,7 +10,7 @@ from optkit import keys
 from optkit.artifact import Artifact, Dim, TensorSpec, digest_of
 from optkit.benching import row_of, set_up
 from optkit.errors import OptkitError, UserError, from_json
-from optkit.parity.cases import Case, batch_dim
+from optkit.parity.cases import Case, batch_dim, fixed_batch
 from optkit.recipe import SOURCE, Recipe
 from optkit.sections import BenchmarkSpec
 
@@ -36,7 +36,7 @@ class Heat:
         return {
             "task": "race", "artifacts": {name: a.to_json() for name, a in self.artifacts.items()},
             "pairs": dict(self.pairs), "check_on": check_on, "case": self.case.to_json(), "threads": self.threads,
-            "dims": keys.dims_json(self.dims), "seconds": self.seconds * len(self.artifacts), "starts": 1, "out": out,
+            "dims": keys.dims_json(self.dims), "seconds": self.seconds * len(self.artifacts), "out": out,
         }  # fmt: skip
 
     def rows(self, entrants: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -86,12 +86,6 @@ def require_batches(spec: BenchmarkSpec, inputs: Sequence[TensorSpec], dims: Map
     elif wrong := [n for n in spec.batch if not dims[name].min <= n <= dims[name].max]:
         what = f"benchmark.batch: {wrong[0]} is not within {name}: {dims[name].min} to {dims[name].max}"
         raise UserError(what, hint="measure within it, or widen dims:", subject="benchmark.batch")
-
-
-def fixed_batch(inputs: Sequence[TensorSpec]) -> int:
-    """The size of axis 0 where all inputs are fixed at the same, else 1."""
-    first = {t.shape[0] for t in inputs if t.shape and isinstance(t.shape[0], int)}
-    return int(next(iter(first))) if len(first) == 1 else 1
 
 
 def empty(against: str, absent: Sequence[str]) -> dict[str, Any]:

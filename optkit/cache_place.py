@@ -39,7 +39,7 @@ def place_of(given: str | Path | None = None) -> Place:
 
     The folder: `given`, else $OPTKIT_CACHE, else $XDG_CACHE_HOME/optkit, else ~/.cache/optkit. The URL: `given`, else
     $OPTKIT_CACHE_REMOTE; one in $OPTKIT_CACHE counts as well. Raises UserError for variables that contradict each
-    other, UnavailableError without a home.
+    other and for a file, UnavailableError without a home.
     """
     text = str(given) if given is not None else ""
     named, remote = os.environ.get("OPTKIT_CACHE", ""), os.environ.get("OPTKIT_CACHE_REMOTE", "")
@@ -63,6 +63,8 @@ def place_of(given: str | Path | None = None) -> Place:
     except RuntimeError as error:
         hint = "name one with --cache DIR or OPTKIT_CACHE"
         raise UnavailableError(f"there is no place for the cache: {error}", hint=hint, code="OPK-405") from error
+    if text and root.is_file():
+        raise UserError(f"{text} is a file, and a cache is a folder or a URL", hint="name a folder", code="OPK-203")
     return Place(root, remote or None, _modes(bool(remote)))
 
 

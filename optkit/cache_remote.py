@@ -85,6 +85,7 @@ class Remote:
         self._wrong: set[str] = set()
         self._offered: set[str] = set()
         self._lock = threading.Lock()
+        self._turn: AbstractContextManager[object] = contextlib.nullcontext()
         self._queue: queue.Queue[Upload | None] | None = None
 
     @property
@@ -109,6 +110,8 @@ class Remote:
     def _first(self) -> OptkitError | None:
         try:
             fs, self._base = connect(self.url)
+            if not (getattr(fs, "async_impl", False) or _protocol(fs) in ("file", "local")):
+                self._turn = threading.Lock()  # one connection, as of FTP, which takes one question at a time
             mark = f"{self._base}/{MARK}"
             mine = json.dumps({"layout": _LAYOUT}).encode()
             try:
@@ -164,7 +167,8 @@ class Remote:
         """Do something with the store, again where it fails. FileNotFoundError and a full disk here are answers."""
         for attempt in range(ATTEMPTS):
             try:
-                return work()
+                with self._turn:
+                    return work()
             except FileNotFoundError:
                 raise
             except Exception as error:
@@ -250,8 +254,7 @@ class Remote:
 
     def _place(self, fs: Any, path: str, write: Callable[[str], object]) -> None:
         """Write a file so that nobody sees half of it."""
-        protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
-        if protocol in _WHOLE_UPLOADS:
+        if _protocol(fs) in _WHOLE_UPLOADS:
             write(path)
             return
         fs.makedirs(path.rpartition("/")[0], exist_ok=True)
@@ -286,21 +289,27 @@ class Remote:
         return taken
 
     def summary(self) -> str:
-        """What was fetched and uploaded, in words."""
+        """What was fetched and uploaded, in words; "" where it was never reached."""
+        if self._fs is None:
+            return ""
         t = self.traffic
         fetched = f"{t.fetched} fetched ({t.fetched_bytes / 1e6:.1f} MB)"
         uploaded = "" if READ_ONLY in self.modes else f", {t.uploaded} uploaded ({t.uploaded_bytes / 1e6:.1f} MB)"
         damaged = f", {t.damaged} damaged" if t.damaged else ""
         return f"{self.name}: {fetched}{uploaded}{damaged}"
 
-    def holdings(self) -> tuple[int, int]:
-        """How many entries it has, and their bytes: asks for its whole list. Raises UnavailableError."""
+    def holdings(self) -> tuple[int, int | None]:
+        """How many entries it has, and their bytes where its list tells. Raises UnavailableError."""
         try:
             found = self._try(lambda: self._fs.find(f"{self._base}/entries", detail=True))
         except FileNotFoundError:
             return 0, 0
-        sizes = [int(info.get("size") or 0) for name, info in found.items() if name.endswith(".zip")]
-        return len(sizes), sum(sizes)
+        sizes = [info.get("size") for name, info in found.items() if name.endswith(".zip")]
+        return len(sizes), None if None in sizes else sum(sizes)
+
+
+def _protocol(fs: Any) -> str:
+    return str(fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0])
 
 
 def connect(url: str) -> tuple[Any, str]:

@@ -12,12 +12,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optkit.artifact import Dim, TensorSpec
 from optkit.cache import Cache
 from optkit.errors import CheckError, SourceError, UserError, did_you_mean
 from optkit.livedata import keep
+
+if TYPE_CHECKING:
+    from optkit.recipe import Recipe
 
 Specs = dict[str, dict[str, Any]]
 
@@ -71,6 +74,49 @@ def capture(
         shutil.rmtree(folder, ignore_errors=True)
     section, name = _SECTIONS[kind]
     return Captured({section: str(kept / name)}, made.inputs, made.outputs)
+
+
+def capture_weights(model: Any, recipe: Recipe, store: Cache, *, example_inputs: Any = None) -> Captured:
+    """A live module as the weights of the factory that a recipe names; the module stays as it is.
+
+    What the factory builds with them is held against the module, on the example inputs and at both ends of every dim.
+    Raises UserError for what is no torch module, SourceError where the factory does not take the weights, and
+    CheckError where it builds another model.
+    """
+    from optkit.sources import torch_descriptor
+
+    kind, module = _kind(model)
+    if kind != "module":
+        raise UserError(
+            f"the recipe's model: names a factory, and a {type(model).__name__} has no state dict for it",
+            hint="give the nn.Module, or leave model: out of the recipe",
+            subject="model",
+        )
+    from optkit.plugin import need
+
+    tensors = _named(kind, module, example_inputs) if example_inputs is not None else {}
+    module = _on_cpu(module)
+    folder = store.stage()
+    try:
+        # Clones: a safetensors file takes no two names for the same memory, as tied weights have.
+        state = {name: t.detach().cpu().contiguous().clone() for name, t in module.state_dict().items()}
+        need("safetensors.torch", "safetensors").save_file(state, str(folder / "weights.safetensors"))
+        kept = keep(folder, store) / "weights.safetensors"
+        descriptor = {**torch_descriptor(recipe), "weights": str(kept), "strict": True}
+        work = store.stage()
+        try:
+            _compare(module, descriptor, work, recipe.inputs, recipe.dims, tensors, "what the recipe's factory builds")
+        except SourceError as error:
+            if error.subject != "model.weights":
+                raise
+            what = error.what.replace(f"the weights in {kept}", "the live module's weights")
+            hint = f"give the part of the module that {descriptor['factory']} builds, or leave model: out of the recipe"
+            raise SourceError(what, subject="model", hint=hint, details=error.details) from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Captured({"weights": str(kept)})
 
 
 _SECTIONS = {
@@ -283,6 +329,7 @@ def _compare(
     specs: Sequence[TensorSpec],
     dims: Mapping[str, Dim],
     tensors: Mapping[str, Any],
+    what: str = "the captured program",
 ) -> None:
     """Hold the captured program against the live module: on the caller's inputs, and at both ends of every dim."""
     import json
@@ -318,8 +365,11 @@ def _compare(
                 at = "the example inputs" if sizes is None else ", ".join(f"{k}={v}" for k, v in sizes.items())
                 why = result["problems"][0]["text"] if result["problems"] else f"rel_l2 {worst:.3g}"
                 raise CheckError(
-                    f"the captured program does not answer as the live module does at {at or 'its inputs'}: {why}",
-                    hint="control flow that depends on the input's size or values is the usual cause",
+                    f"{what} does not answer as the live module does at {at or 'its inputs'}: {why}",
+                    hint="control flow that depends on the input's size or values is the usual cause"
+                    if descriptor["kind"] == "exported"
+                    else "it builds another model from the same weights: mend the factory or its kwargs, or leave "
+                    "model: out of the recipe",
                 )
     finally:
         for part, training in modes.items():

@@ -19,7 +19,7 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class StepStarted:
-    """A step's pass, check or recording began; `phase` is "source", "run", "record", "check" or "race"."""
+    """A step's pass, check or recording began; `phase` is "source", "run", "record", "check", "blame" or "race"."""
 
     step: str
     phase: str

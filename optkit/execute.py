@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from optkit import __version__, keys
+from optkit import __version__, blaming, keys
 from optkit.artifact import Artifact, Dim, Signature, digest_of
 from optkit.cache import Cache, Entry, open_cache
 from optkit.deferral import beside
@@ -270,6 +270,8 @@ class _Run:
             self.start_step(state)
         if state.phase == "made":
             self.start_check(state)
+        if state.phase == "failing":
+            self.start_blame(state)
 
     def start_step(self, state: StepState) -> None:
         step = state.step
@@ -379,7 +381,49 @@ class _Run:
         state.check = self.check_json(state, cases, entry.data["provider"])
         vectors = entry.folder / "vectors.npz"
         state.vectors = vectors if vectors.is_file() else None
-        self.finish(state, "passed" if state.check["held"] else "failed")
+        if state.check["held"] or not self.recipe.blame:
+            self.finish(state, "passed" if state.check["held"] else "failed")
+        else:
+            state.phase = "failing"
+
+    def start_blame(self, state: StepState) -> None:
+        """Look for the layer that made a check fail, or take what is known of it."""
+        assert state.check is not None
+        assert state.artifact is not None
+        case, samples = blaming.failing(state.check["cases"]) or ({}, [])
+        if not case:
+            self.finish(state, "failed")
+            return
+        if not get_runner(state.artifact.format).inside:
+            state.blame = blaming.untold(f"{state.artifact.format} artifacts cannot be looked into")
+            self.finish(state, "failed")
+            return
+        before = [*reversed(self.plan.ancestors(state.step.id)[:-1]), SOURCE]
+        chain = [(name, a) for name in before if (a := self.artifact_of(name)) is not None]
+        artifacts = [a for _, a in chain]
+        state.blame_key = keys.blame_key(self.recipe, state.artifact, artifacts, self.judge_key, case, samples)
+        entry = self.cache.get(state.blame_key)
+        if entry is not None:
+            state.blame = entry.data["blame"]
+            self.finish(state, "failed")
+        elif self.can_start(f"blame:{state.step.id}"):
+            modules = {m for _, a in chain[:1] for m in get_runner(a.format).modules}
+            self.submit(
+                f"blame:{state.step.id}",
+                blaming.task(case, samples, state.artifact, chain, self.recipe.check_on),
+                {*modules, *get_runner(state.artifact.format).modules},
+                blaming.LIMIT_SECONDS,
+            )
+            state.phase = "blaming"
+
+    def take_blame(self, state: StepState, result: Mapping[str, Any]) -> None:
+        """The layer, where one was found; a search that fails leaves the step's verdict as it is."""
+        if result["ok"]:
+            state.blame = self.cache.put(state.blame_key, {"blame": result["blame"]}).data["blame"]
+        else:
+            state.blame = blaming.untold(f"the search for the layer failed: {result['error']['what']}")
+        state.seconds["check"] += result["seconds"]
+        self.finish(state, "failed")
 
     def set_deferred(self, state: StepState, result: Mapping[str, Any], staged: Path | None) -> None:
         """No verdict here: keep the reason, what the target needs to give one, and the nearest verdict there is."""
@@ -426,6 +470,7 @@ class _Run:
                     "task": "race", "artifacts": {name: a.to_json() for name, a in artifacts.items() if a},
                     "check_on": self.recipe.check_on, "case": self.cases[0].to_json(),
                     "seconds": SECONDS * len(artifacts), "out": str(self.stage(f"race:{parent_id}")),
+                    "rough": not self.is_judged_by_speed(there),
                 }, {"numpy"})  # fmt: skip
                 return True
             self.set_raced(parent_id, entry.data)
@@ -433,7 +478,13 @@ class _Run:
 
     def race_key(self, parent_id: str, there: Sequence[StepState]) -> str:
         artifacts = [a for a in (self.artifact_of(parent_id), *(s.artifact for s in there)) if a]
-        return keys.race_key(self.recipe, artifacts, self.judge_key, self.cases[0], self.threads)
+        key = keys.race_key(self.recipe, artifacts, self.judge_key, self.cases[0], self.threads)
+        return digest_of([key, self.is_judged_by_speed(there)])
+
+    def is_judged_by_speed(self, states: Sequence[StepState]) -> bool:
+        """Whether something fails by how fast one of these steps is, or how much memory it takes."""
+        timed = (gate.timed for s in states for gate, _ in self.plan.gates_of(s.step))
+        return self.recipe.baseline is not None or any("faster" in s.step.must for s in states) or any(timed)
 
     def set_raced(self, parent_id: str, race: Mapping[str, Any]) -> None:
         for step in self.heats.pop(parent_id):
@@ -446,7 +497,7 @@ class _Run:
     def take_race(self, parent_id: str, result: Mapping[str, Any]) -> None:
         there = [s for s in (self.states[step.id] for step in self.heats[parent_id]) if s.proven]
         if result["ok"]:
-            race = {name: result[name] for name in ("entrants", "sizes", "threads")}
+            race = {name: result[name] for name in ("entrants", "sizes", "threads", "samples")}
             self.set_raced(parent_id, self.cache.put(self.race_key(parent_id, there), race).data)
             return
         del self.heats[parent_id]
@@ -579,6 +630,8 @@ class _Run:
                 self.raced.append(result)
             elif phase == "race":
                 self.take_race(step_id, result)
+            elif phase == "blame":
+                self.take_blame(self.states[step_id], result)
             elif phase in ("run", "check"):
                 self.take_step(self.states[step_id], phase, result, staged)
             elif not result["ok"]:
@@ -639,8 +692,10 @@ class _Run:
     def located(self, error: OptkitError, step: Step | None = None) -> OptkitError:
         """The error with the place in the recipe that it is about."""
         subject = error.subject
-        if step and (not subject or subject.startswith(("with", "data"))) and subject != f"data.{step.data}":
+        if step and (not subject or subject.startswith(("with", "data", "from"))) and subject != f"data.{step.data}":
             subject = f"steps.{step.id}" + (f".{subject}" if subject else "")
+        elif step and subject.partition(".")[0] not in self.recipe.document.data:  # the recipe left that to optkit
+            subject = f"steps.{step.id}"
         error.where = self.recipe.place_of(subject) if subject else None
         return error
 

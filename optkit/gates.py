@@ -3,6 +3,8 @@
 size <= 10 MB           its files; also <= 25 %, of the source or "of parent"
 speedup >= 2            times as fast as the source, or "over parent"
 latency_p90 <= 5 ms     one inference at the dims' opt sizes; also p50 and p99
+throughput >= 500       samples per second at those sizes, one inference after the other
+peak_memory <= 300 MB   the most its process had resident, its runtime included; also <= 50 %, of the source
 convert_seconds <= 60   of the passes on the way from the source, checks left out
 accuracy_drop <= 0.5%   any figure of a metric that the recipe declares
 """
@@ -45,11 +47,14 @@ MEASURES: dict[str, Measure] = {
         Measure("speedup", "higher", "", {"": 1, "x": 1}, "speedup >= 2", "always", timed=True),
         *(Measure(f"latency_{q}", "lower", "ms", _TIMES, f"latency_{q} <= 5 ms", timed=True)
           for q in ("p50", "p90", "p99")),
+        Measure("throughput", "higher", "samples/s", {"": 1, "samples/s": 1}, "throughput >= 500", timed=True),
+        Measure("peak_memory", "lower", "B", _BYTES, "peak_memory <= 300 MB", "percent", timed=True),
         Measure("convert_seconds", "lower", "s", {"": 1, "s": 1}, "convert_seconds <= 60"),
     )
 }  # fmt: skip
 
-_ALIASES = {"latency": "latency_p90", "speed": "speedup", "time": "convert_seconds", "bytes": "size"}
+_ALIASES = {"latency": "latency_p90", "speed": "speedup", "time": "convert_seconds", "bytes": "size",
+            "memory": "peak_memory", "peak_bytes": "peak_memory", "samples_per_second": "throughput"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class Gate:
 
     @property
     def unit(self) -> str:
-        """Of its value: "B", "ms", "s", "ratio" or "fraction"."""
+        """Of its value: "B", "ms", "s", "samples/s", "ratio" or "fraction"."""
         if self.bound is not None:
             return self.bound.info.unit
         return "ratio" if self.relative else MEASURES[self.measure].base
@@ -129,7 +134,7 @@ def _hint(name: str, table: Mapping[str, MetricInfo]) -> str:
 def _amount(text: str, measure: Measure, rest: str) -> tuple[float, Literal["", "source", "parent"]]:
     """A gate's value in the base unit, and whose it is relative to."""
     match = re.fullmatch(
-        r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([A-Za-z%]*?)(?:\s+(?:of|over)\s+(\w+))?", rest
+        r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([A-Za-z%/]*?)(?:\s+(?:of|over)\s+(\w+))?", rest
     )
     if match is None:
         raise BoundError(f"{text!r}: {rest!r} is no amount", f"write it like: {measure.example}")
@@ -168,6 +173,9 @@ def pattern(names: Sequence[str]) -> str:
         rf"size\s*<=\s*{number}({'|'.join(_BYTES)})",
         rf"size\s*<=\s*{number}%{whose}",
         rf"speedup\s*>=\s*{number}x?{whose}",
+        rf"throughput\s*>=\s*{number}(samples/s)?",
+        rf"peak_memory\s*<=\s*{number}({'|'.join(_BYTES)})",
+        rf"peak_memory\s*<=\s*{number}%{whose}",
         rf"latency_(p50|p90|p99)\s*<=\s*{number}({'|'.join(_TIMES)})",
         rf"convert_seconds\s*<=\s*{number}s?",
         *(rf"{name}\s*(>=|<=)\s*{number}%?" for name in names),

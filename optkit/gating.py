@@ -76,12 +76,42 @@ def _speedup(gate: Gate, measured: Measured) -> tuple[float | None, str]:
 
 
 def _latency(gate: Gate, measured: Measured) -> tuple[float | None, str]:
-    speed = measured.speeds.get("source") or measured.speeds.get("parent")
+    speed = _raced(measured)
     if speed is None:
         return None, measured.untimed or "its latency was not measured"
     name = gate.measure.rpartition("_")[2]
+    return speed["latency_ms"][name], f"{name} {speed['latency_ms'][name]:.3g} ms{_at(speed)}"
+
+
+def _throughput(gate: Gate, measured: Measured) -> tuple[float | None, str]:
+    speed = _raced(measured)
+    if speed is None or speed.get("samples_per_second") is None:
+        return None, measured.untimed or "its throughput was not measured"
+    return speed["samples_per_second"], f"{speed['samples_per_second']:.4g} samples/s{_at(speed)}"
+
+
+def _memory(gate: Gate, measured: Measured) -> tuple[float | None, str]:
+    speed = measured.speeds.get(gate.relative) if gate.relative else _raced(measured)
+    if speed is None or speed.get("peak_bytes") is None:
+        return None, measured.untimed or "its memory was not measured"
+    mine = speed["peak_bytes"]
+    if not gate.relative:
+        return float(mine), f"{_bytes(mine)} resident at most{_at(speed)}"
+    other = speed.get("parent_peak_bytes")
+    if not other:
+        return None, f"the {gate.relative}'s memory is not known"
+    share = mine / other
+    return share, f"{share:.1%} of the {gate.relative}: {_bytes(mine)} of {_bytes(other)} resident at most{_at(speed)}"
+
+
+def _raced(measured: Measured) -> Mapping[str, Any] | None:
+    """A race that it took part in; its own figures are the same whatever it ran beside."""
+    return measured.speeds.get("source") or measured.speeds.get("parent")
+
+
+def _at(speed: Mapping[str, Any]) -> str:
     sizes = "".join(f", {dim} {size}" for dim, size in speed["sizes"].items())
-    return speed["latency_ms"][name], f"{name} {speed['latency_ms'][name]:.3g} ms{sizes}, {speed['threads']} threads"
+    return f"{sizes}, {speed['threads']} threads"
 
 
 def _convert(gate: Gate, measured: Measured) -> tuple[float | None, str]:
@@ -90,7 +120,8 @@ def _convert(gate: Gate, measured: Measured) -> tuple[float | None, str]:
     return measured.seconds, f"its passes took {measured.seconds:.3g} s"
 
 
-_TELL = {"size": _size, "speedup": _speedup, "latency": _latency, "convert": _convert}
+_TELL = {"size": _size, "speedup": _speedup, "latency": _latency, "convert": _convert, "throughput": _throughput,
+         "peak": _memory}  # fmt: skip
 
 
 def _bytes(count: int) -> str:

@@ -26,7 +26,7 @@ from optkit.parity.cases import Case
 from optkit.planning import Plan, Step
 from optkit.plugin import EXTRAS, install_line
 from optkit.recipe import HuggingFaceSource, Recipe, TorchSource
-from optkit.registry import get_runner
+from optkit.registry import conversion, get_runner
 
 _INSTEAD = {"tensorflow-cpu": "tensorflow"}
 """What brings the same modules as a distribution, and more."""
@@ -89,6 +89,8 @@ def require_tools(plan: Plan) -> None:
                     needed.setdefault(tool, f"step {step.id}")
         for tool in get_runner(step.use.target).tools:
             needed.setdefault(tool, f"the check of step {step.id}")
+        for tool in tried_tools(step):
+            needed.setdefault(tool, f"the candidates of step {step.id}")
     missing = [tool for tool in needed if version_of(tool) is None]
     if missing:
         what = ", ".join(f"{tool} (for {needed[tool]})" for tool in missing)
@@ -223,10 +225,25 @@ def step_key(
             *([source.digest] if step.use.wants_source(step.options) else []),
             *([reads] if step.use.reads(step.options) else []),
             *here,
+            *([_tried(step, tried, recipe)] if (tried := step.use.tries(step.options)) else []),
             # A torch model's output names its code by path: another checkout's cannot stand for it.
             digest_file(parent.path) if step.use.target == "torch" else None,
         ]
     )
+
+
+def _tried(step: Step, target: str, recipe: Recipe) -> list[Any]:
+    """What decides the speed of candidates that a step measures on a format's runtime."""
+    way = [[p.name, p.version] for p in conversion(step.use.target, target)]
+    return [way, get_runner(target).version, versions(tried_tools(step)), hardware(), recipe.threads]
+
+
+def tried_tools(step: Step) -> tuple[str, ...]:
+    """The distributions that convert and run the candidates of a step that measures some."""
+    target = step.use.tries(step.options)
+    if target is None:
+        return ()
+    return (*(tool for p in conversion(step.use.target, target) for tool in p.tools), *get_runner(target).tools)
 
 
 def shared_key(plan: Plan, step: Step, data: str) -> str:
@@ -272,6 +289,15 @@ def check_key(
     )
 
 
+def blame_key(recipe: Recipe, artifact: Artifact, chain: Sequence[Artifact], data: str, case: Mapping[str, Any],
+              samples: Sequence[int]) -> str:  # fmt: skip
+    """The key of a search for the layer that made a check fail."""
+    tools = [tool for a in (artifact, *chain) for tool in get_runner(a.format).tools]
+    told = [[case[key] for key in ("name", "kind", "sizes")], list(samples)]
+    return digest_of(["blame", optkit.__version__, opened_as(artifact), [opened_as(a) for a in chain], data, told,
+                      versions([*tools, *source_tools(recipe)])])  # fmt: skip
+
+
 def opened_as(artifact: Artifact) -> str | list[Any]:
     """What decides the answers of an artifact: its files, and the runtime settings it is opened with."""
     runtime = artifact.meta.get("runtime")
@@ -283,7 +309,7 @@ def race_key(recipe: Recipe, artifacts: Sequence[Artifact], data: str, case: Cas
     used = [get_runner(a.format) for a in artifacts]
     return digest_of(
         [
-            "race",
+            "race in several processes",
             optkit.__version__,
             [opened_as(a) for a in artifacts],
             data,
@@ -324,7 +350,7 @@ def environment(plan: Plan) -> dict[str, Any]:
     """Versions and hardware, for the report."""
     tools = dict.fromkeys([*source_tools(plan.recipe), "numpy"])
     for step in plan.steps:
-        tools |= dict.fromkeys([*step.use.tools, *get_runner(step.use.target).tools])
+        tools |= dict.fromkeys([*step.use.tools, *get_runner(step.use.target).tools, *tried_tools(step)])
     return {
         "optkit": optkit.__version__,
         "python": platform.python_version(),

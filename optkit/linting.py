@@ -62,6 +62,9 @@ def model_file(path: Path, target: str) -> Path:
         what = f"{path} is compiled for the Edge TPU already"
         raise UserError(what, hint="lint the .tflite file that it was made from")
     if not name.lower().endswith(reads):
+        if not path.exists() and ":" not in name:
+            near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise UserError(f"there is no {path}", hint=did_you_mean(name, near, listing=False) or "check the path")
         kinds = " or ".join(_KINDS[suffix] for suffix in reads)
         what = f"{path} is no {kinds} model, which is what lint --for {target} looks at"
         raise UserError(what, hint=getattr(module, "MAKE", "make one first: optkit convert MODEL --to onnx"))

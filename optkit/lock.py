@@ -82,7 +82,7 @@ def lock_of(plan: Plan) -> Lock:
     for step in plan.steps:
         names |= set(get_runner(step.use.target).tools)
         if step.python is None:
-            names |= set(step.use.tools)
+            names |= {*step.use.tools, *keys.tried_tools(step)}
         else:
             group = elsewhere if step.environment is None else environments
             name = step.environment or written.get(step.id, step.python)

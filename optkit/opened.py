@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +14,10 @@ from optkit import keys
 from optkit.artifact import Artifact, Dim, Signature, TensorSpec
 from optkit.common_inputs import UNKNOWN
 from optkit.deliver import RECORD, SCHEMA
-from optkit.errors import UserError, did_you_mean
+from optkit.errors import RecipeError, UserError, did_you_mean
 from optkit.recipe import Recipe, recipe_from
 from optkit.registry import get_runner
-from optkit.shorthand import model_section
+from optkit.shorthand import model_section, of_delivery
 from optkit.sources import opened_artifact
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ class Model:
     def __call__(self, tensors: Any = None, /, **named: Any) -> Tensors:
         """Outputs by name, for inputs by name with their batch axis: arrays, or tensors of torch.
 
-        Raises UserError for inputs that are not what the model takes, and once it is closed.
+        An int32 array goes into an int64 input and the other way round, where no value is lost. Raises UserError for
+        inputs that are not what the model takes, and once it is closed.
         """
         from optkit.livedata import array_of
 
@@ -64,7 +65,20 @@ class Model:
                 raise UserError(f"input {name!r} is given twice", subject=f"inputs.{name}", hint="leave one out")
         given = {**(tensors or {}), **named}
         feeds = {n: array_of(v, "inputs", n) if hasattr(v, "detach") else v for n, v in given.items()}
-        return self._session.infer(feeds)
+        return self._session.infer({name: self._in_width(name, value) for name, value in feeds.items()})
+
+    def _in_width(self, name: str, value: Any) -> Any:
+        """int32 and int64 in the signature's width, where that holds every value; all else as it is."""
+        import numpy as np
+
+        wanted = next((spec.dtype for spec in self.signature.inputs if spec.name == name), "")
+        if not isinstance(value, np.ndarray) or {value.dtype.name, wanted} != {"int32", "int64"}:
+            return value
+        cast = value.astype(wanted)
+        if not np.array_equal(cast, value):
+            raise UserError(f"input {name!r} has values that {wanted} cannot hold, which the model takes",
+                            hint="give values in its range", subject=f"inputs.{name}")  # fmt: skip
+        return cast
 
     def close(self) -> None:
         """Free the model; a second call does nothing."""
@@ -87,31 +101,40 @@ def open_artifact(
     *,
     inputs: Mapping[str, Mapping[str, Any]] | None = None,
     dims: Ranges | None = None,
+    model: Mapping[str, Any] | None = None,
 ) -> Model:
     """The model at `path`, ready to be called with named arrays.
 
     path: a folder that optkit delivered, a model file, a Hugging Face folder or FILE.py:NAME. threads: default, all
-    cores. inputs, dims: as `convert` takes them, for models that do not know their own. Raises UserError for what is
-    no model, UnavailableError when its runtime or the device is not there.
+    cores. inputs, dims: as `convert` takes them, for models that do not know their own. model: further keys of a
+    recipe's `model:` section, such as {"signature": "second"} of a SavedModel. Raises UserError for what is no model,
+    UnavailableError when its runtime or the device is not there.
     """
     if threads is not None and threads < 1:
         raise UserError(f"threads is {threads}", hint="at least 1; None takes all cores")
     sizes = sizes_to_try(inputs, ranges_of(dims))
     with tempfile.TemporaryDirectory(prefix="optkit-open-") as folder:  # a descriptor is read once, on opening
-        artifact, _ = artifact_at(str(path), inputs, sizes, Path(folder))
+        artifact, _ = artifact_at(str(path), inputs, sizes, Path(folder), model or {})
         return Model(artifact, device, threads or keys.cores(), sizes)
 
 
 def artifact_at(
-    ref: str, inputs: Mapping[str, Mapping[str, Any]] | None, dims: Mapping[str, Dim], folder: Path
+    ref: str,
+    inputs: Mapping[str, Mapping[str, Any]] | None,
+    dims: Mapping[str, Dim],
+    folder: Path,
+    further: Mapping[str, Any] = {},
 ) -> tuple[Artifact, dict[str, Any]]:
     """The artifact a path or callable stands for, and its `model:` section (empty for a delivered folder).
 
-    It has no digest, and a signature only where it was delivered. Raises UserError for what is no model.
+    It has no digest, and a signature only where it was delivered. further: keys that the section gets. Raises UserError
+    for what is no model.
     """
     if (Path(ref) / RECORD).is_file():
+        if further:
+            raise UserError(f"{ref} was delivered by optkit and takes no {', '.join(further)}", hint="leave model out")
         return delivered(Path(ref)), {}
-    section = model_section(ref)
+    section = {**model_section(ref), **further}
     kind = next(iter(section))
     if kind in _NEED_INPUTS and not inputs:
         raise UserError(
@@ -120,7 +143,12 @@ def artifact_at(
             subject="inputs",
         )
     declared = inputs if kind in (*_NEED_INPUTS, "pt2") else None
-    return opened_artifact(stub(section, declared, dims), folder), section
+    try:
+        recipe = stub(section, declared, dims)
+    except RecipeError as error:  # the stub's own want of steps and data is nobody's mistake
+        own = [problem for problem in error.problems if problem.what.startswith("model")]
+        raise RecipeError(own or error.problems) from error
+    return opened_artifact(recipe, folder), section
 
 
 def stub(
@@ -174,6 +202,19 @@ _SIZES = {"min", "opt", "max"}
 def sizes_to_try(inputs: Mapping[str, Mapping[str, Any]] | None, dims: Mapping[str, Dim]) -> dict[str, Dim]:
     """The range of each dim that `inputs` name: as stated, or a small one, which will do to look at a model."""
     return {d: UNKNOWN for spec in specs_of(inputs) for d in spec.dynamic} | dict(dims)
+
+
+def beside(
+    refs: Iterable[str], inputs: Mapping[str, Mapping[str, Any]] | None, dims: Mapping[str, Dim]
+) -> tuple[Mapping[str, Mapping[str, Any]] | None, dict[str, Dim]]:
+    """What a model that does not say what goes into it gets, and the sizes to look at it with: the `inputs` and `dims`
+    given, else those of the first delivered folder among `refs`. Raises UserError for a damaged folder.
+    """
+    for ref in refs if inputs is None else ():
+        specs, ranges = of_delivery(ref)
+        if specs:
+            return specs, sizes_to_try(specs, {**ranges_of(ranges), **dims})
+    return inputs, sizes_to_try(inputs, dims)
 
 
 def specs_of(inputs: Mapping[str, Mapping[str, Any]] | None) -> tuple[TensorSpec, ...]:

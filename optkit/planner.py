@@ -21,7 +21,7 @@ from optkit.planning import Check, Plan, Step
 from optkit.plugin import Options, Pass, Settings
 from optkit.reading import explain
 from optkit.recipe import SOURCE, Recipe, StepSpec
-from optkit.registry import PRECISIONS, NoRouteError, formats, passes, route, runners
+from optkit.registry import PRECISIONS, NoRouteError, conversion, formats, passes, route, runners
 from optkit.reports import DRAWN
 from optkit.runtimes import CODE, as_json, read_settings
 from optkit.yamlread import Key
@@ -142,6 +142,7 @@ class Planner:
             )
         if use and options is not None:
             self.files(index, spec, use, options)
+            self.tried(index, spec, use, options)
         data = self.data_of(index, spec, use, options)
         stated = self.bounds(index, spec, use)
         table = bound_table(self.recipe.metrics)
@@ -279,6 +280,15 @@ class Planner:
             for inner, what, hint in explain(error, spec.with_, f"step {spec.id} ({use.name}): ", use.options):
                 self.note((*key, *inner), what, hint, key)
             return None
+
+    def tried(self, index: int, spec: StepSpec, use: Pass, options: Options) -> None:
+        """Note a runtime on which a step cannot measure its candidates."""
+        target = use.tries(options)
+        try:
+            if target is not None:
+                conversion(use.target, target)
+        except UserError as error:
+            self.note(("steps", index, "with", "runtime"), f"step {spec.id}: {error.what}", error.hint)
 
     def files(self, index: int, spec: StepSpec, use: Pass, options: Options) -> None:
         """Note a file that the options name and that is not there."""

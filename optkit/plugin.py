@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from optkit.speed.ratio import Ratio as Ratio
+
     Tensors = dict[str, NDArray[np.generic]]
 
 Fidelity = Literal["exact", "rounding", "lossy"]
@@ -82,6 +84,24 @@ class Samples(Protocol):
         """Samples that this dataset gave, in any order and number, stacked and padded as `feeds` does it."""
         ...
 
+    @property
+    def stacker(self) -> Callable[[Sequence[Tensors]], Tensors]:
+        """What `stack` does, as something that can be pickled for another process, once samples were read."""
+        ...
+
+
+class Trial(Protocol):
+    """How fast a candidate is that a pass has written."""
+
+    def __call__(self, candidate: Path, about: float = 1.0, seconds: float = 2.0) -> Ratio:
+        """How many times as fast the model in the folder `candidate` is as the step's input, with its interval.
+
+        Both are converted as `to:` converts them, and run in turns at the dims' opt sizes, each in a process of its
+        own. about: the ratio that is in doubt; what lies far off it is measured in fewer rounds. seconds: after so long
+        no further round is begun. Raises what a conversion or a runtime raises.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Context:
@@ -94,6 +114,7 @@ class Context:
     source: the source model, for a pass that asks for it with `needs_source`.
     files: for a pass that `reads` files its options name: the absolute paths behind each text, the file itself first,
         then, of a callable FILE.py:NAME, the files that it imports from beside it.
+    trial: for a pass that `tries` its candidates on a runtime, what measures one.
     kept: for a pass that `resumes`, a folder that outlives a kill, empty at first: a run of the same step, with the
         same input, options and data, finds in it what the last one wrote. It goes once the step has succeeded.
     progress: tell the user a sentence, and how much is done (0 to 1) where that is known.
@@ -113,6 +134,7 @@ class Context:
     source: Artifact | None = None
     kept: Path | None = None
     files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    trial: Trial | None = None
     shared: Callable[[Sequence[Any], Callable[[Path], None]], Path] | None = None
 
 
@@ -140,6 +162,8 @@ class Pass:
     needs_source: the pass works with the source model too, as a teacher, so that its output depends on that.
     reads: the texts among the options that name files: a path, or a callable FILE.py:NAME; what the files hold counts
         in the cache key, and the pass finds them in `context.files`.
+    tries(options) -> the format on whose runtime the pass measures candidates, or None; `context.trial` does it. Their
+        speed then decides the output, so that the hardware and the runtime's version count in the cache key.
     resumes: the pass writes checkpoints to `context.kept` and goes on from them.
     modules: what an idle worker may import ahead of the pass, to save its time.
     timed: whether the output's speed on its own format's runtime says anything: not where it is made for another one.
@@ -163,6 +187,7 @@ class Pass:
     needs_data: bool | Callable[[Any], bool] = False
     needs_source: bool | Callable[[Any], bool] = False
     reads: Callable[[Any], Sequence[str]] = lambda options: ()
+    tries: Callable[[Any], str | None] = lambda options: None
     resumes: bool = False
     modules: tuple[str, ...] = ()
     timed: bool | Callable[[Any], bool] = True
@@ -197,6 +222,50 @@ Open = Callable[..., AbstractContextManager[Session]]
 
 
 @dataclass(frozen=True)
+class Point:
+    """A floating-point tensor inside a model, at which two models can be compared.
+
+    name: of the tensor, unique in its model. operator, node: what makes it, in the format's own words.
+    module: the path of the torch module it comes from, "" where the file does not say.
+    inputs: the points, and inputs of the model, that it is computed from, the nearest on each way back.
+    also: other names that another model may know it by, such as "module encoder.layer.0" for what a module gives.
+    weighs: whether it is computed with weights, and not from other tensors alone.
+    """
+
+    name: str
+    operator: str
+    node: str
+    module: str = ""
+    inputs: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    weighs: bool = False
+
+
+class Inside(Protocol):
+    """An open model whose inner tensors can be read.
+
+    points: all of them, in the order of execution; a model's inputs are none. replaces: whether `given` is honoured.
+    """
+
+    @property
+    def points(self) -> Sequence[Point]: ...
+
+    @property
+    def replaces(self) -> bool: ...
+
+    def values(self, names: Sequence[str], tensors: Tensors, given: Tensors | None = None) -> Tensors:
+        """Points and outputs of the model by name, for one feed; integers that stand for real numbers as these.
+
+        given: points, or inputs, by name: whoever reads one sees this in its place, while asking for it still gives
+        what the model itself computes. Only what is named is kept, so the caller decides how much memory it takes.
+        """
+        ...
+
+
+Look = Callable[..., AbstractContextManager[Inside]]
+
+
+@dataclass(frozen=True)
 class Runner:
     """Runs artifacts of one format.
 
@@ -209,6 +278,9 @@ class Runner:
     delivered_in: the sub-folder that a delivery puts the files into, where what serves them prescribes one.
     settings: the runtime settings that `open` honours; it reads them with `settings_of(artifact, ...)`, and raises
         UnavailableError for one that did not take effect.
+    inside: functions (artifact, threads=1) -> context manager yielding an Inside, tried in turn until one shows tensors
+        that the other model has too; optional: with one a failed check names the layer. `Artifact.meta` holds the
+        ranges of the dims under "dims".
     """
 
     format: str
@@ -223,6 +295,7 @@ class Runner:
     precisions: frozenset[str] = field(default_factory=frozenset)
     delivered_in: str = ""
     settings: type[Settings] = Settings
+    inside: tuple[Look, ...] = ()
 
 
 # Which extra brings which distribution: the install line of an error is made from this.
@@ -230,10 +303,11 @@ EXTRAS: dict[str, str] = {
     "torch": "torch", "onnxscript": "torch", "safetensors": "torch", "transformers": "transformers",
     "onnx": "onnx", "onnxruntime": "onnx", "onnxsim": "onnx", "onnx-ir": "onnx",
     "openvino": "openvino", "nncf": "openvino", "tokenizers": "transformers", "pillow": "images",
-    "tensorrt_rtx": "tensorrt-rtx",
+    "tensorrt_rtx": "tensorrt-rtx", "accelerate": "training",
     "tensorflow-cpu": "tensorflow", "keras": "tensorflow", "tf2onnx": "tensorflow",
     "h5py": "tensorflow", "fsspec": "remote-cache",
     "ai-edge-litert": "tflite", "ai-edge-quantizer": "tflite", "litert-torch": "tflite", "litert-converter": "tflite",
+    "pytorch-lightning": "training", "tensorboard": "training",
 }  # fmt: skip
 
 
@@ -270,14 +344,17 @@ __all__ = [
     "Context",
     "Dim",
     "Fidelity",
+    "Inside",
     "Options",
     "Pass",
+    "Point",
     "Run",
     "Runner",
     "Samples",
     "Session",
     "Signature",
     "TensorSpec",
+    "Trial",
     "UnavailableError",
     "checked_feeds",
     "install_line",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optkit import keys
+from optkit import blaming, keys
 from optkit.artifact import Artifact, digest_file, digest_of
 from optkit.asking import ask, side_at
 from optkit.cache import Cache
@@ -17,7 +17,7 @@ from optkit.errors import UserError
 from optkit.judging import judge_case, judge_cases
 from optkit.livedata import Data, dataset_entry
 from optkit.metricspec import bound_table, metrics_of
-from optkit.opened import Ranges, delivered, ranges_of, read_record, sizes_to_try
+from optkit.opened import Ranges, beside, delivered, ranges_of, read_record
 from optkit.parity.bounds import Bound, BoundError, parse_bound
 from optkit.parity.cases import make_cases
 from optkit.planning import Check
@@ -34,19 +34,22 @@ def compare(
     dims: Ranges | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    layers: bool = False,
 ) -> dict[str, Any]:
     """Parity of model `b` with model `a`, each a file, a delivered folder or a callable, over its data and dims.
 
     data: as `optkit.convert` takes it; None is random inputs, and then `synthetic` is true. dims: the sizes to check
     over; a delivered folder brings its own, any other dim is visited at 1 to 4. Where one model is fixed at a size,
     both are compared at that, and `notes` say so. Without `bounds` those of a faithful float32 conversion apply.
+    layers: also look for the layer of `b` that makes the difference, on the worst samples.
 
-    Returns {"a", "b", "cases": [...], "held", "provider", "synthetic", "notes", "inputs", "dims"}; a case has the
-    metrics ("source"), verdicts and `held`. Raises UserError for models that take different inputs.
+    Returns {"a", "b", "cases": [...], "held", "provider", "synthetic", "notes", "inputs", "dims", "blame"}; a case has
+    the metrics ("source"), verdicts and `held`; `blame` is as a report's step has it, or None. Raises UserError for
+    models that take different inputs.
     """
     stated = tuple(_bound(text) for text in bounds)
     asked = ranges_of(dims)
-    tried = sizes_to_try(inputs, asked)
+    inputs, tried = beside((str(a), str(b)), inputs, asked)
     with tempfile.TemporaryDirectory(prefix="optkit-check-") as temporary:
         work = Path(temporary)
         sides: list[Side] = []
@@ -63,15 +66,20 @@ def compare(
             chosen, sizes, fixed = common_inputs(sides[0], sides[1], asked)
             entry = dataset_entry(data, "judge", Cache(work / "cache"), section, lambda: chosen)
             (out := work / "out").mkdir()
+            common |= {"inputs": [t.to_json() for t in chosen], "dims": keys.dims_json(sizes),
+                       "datasets": {"judge": entry}, "check_on": "judge", "out": str(out)}  # fmt: skip
             done = ask(pool, {
                 **common, "task": "check", "artifact": second.to_json(),
                 "cases": [c.to_json() for c in make_cases(chosen, sizes)],
-                "inputs": [t.to_json() for t in chosen], "dims": keys.dims_json(sizes),
-                "datasets": {"judge": entry}, "check_on": "judge", "out": str(out),
                 "references": {"source": {"artifact": first.to_json(), "tape": str(work / "tape")}},
             }, work)  # fmt: skip
-    check = Check(stated, "float32", lossy=bool(stated), stated_by=tuple("--bound" for _ in stated))
-    judged = judge_cases(done["cases"], check, None, second.signature)
+            check = Check(stated, "float32", lossy=bool(stated), stated_by=tuple("--bound" for _ in stated))
+            judged = judge_cases(done["cases"], check, None, second.signature)
+            blame = None
+            if layers and judged:
+                case, samples = blaming.failing(judged) or (judged[0], blaming.worst_samples(judged[0]))
+                order = blaming.task(case, samples, second, [(str(a), first)], "judge")
+                blame = ask(pool, {**common, **order}, work)["blame"]
     return {
         "a": str(a),
         "b": str(b),
@@ -82,6 +90,7 @@ def compare(
         "notes": [f"compared at {name}={size} alone: one of the models is fixed there" for name, size in fixed.items()],
         "inputs": [t.to_json() for t in chosen],
         "dims": keys.dims_json(sizes),
+        "blame": blame,
     }
 
 

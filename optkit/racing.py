@@ -12,6 +12,14 @@ SAME = 0.05
 """Speeds nearer than this are called the same: two processes that run one and the same file differ as much on a busy
 machine."""
 
+OVERLOADED = 0.5
+"""Above this share of the time for other programs, their use of caches and memory makes one file up to 12 % slower than
+itself."""
+
+STARTS = 5
+"""In how many processes, one after the other, each artifact of a race is opened and run at most: where a process lies
+in memory alone makes it some percent slower or faster."""
+
 SECONDS = 3.0
 """How long the rounds of a race go on for each artifact in it, unless they are clear before."""
 
@@ -47,15 +55,26 @@ def speed_of(parent: str, step: str, race: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "against": parent, "ratio": ratio, "verdict": verdict(ratio), "sizes": race["sizes"],
         "threads": race["threads"], "provider": mine["provider"], "latency_ms": mine["latency_ms"],
-        "parent_latency_ms": base["latency_ms"],
+        "parent_latency_ms": base["latency_ms"], "peak_bytes": mine["peak_bytes"],
+        "parent_peak_bytes": base["peak_bytes"],
+        "samples_per_second": race["samples"] / mine["mean_ms"] * 1e3,
     }  # fmt: skip
 
 
-def verdict(ratio: Mapping[str, float]) -> str:
-    """What a ratio with its interval says: faster, slower or same."""
-    if ratio["low"] > 1 and ratio["value"] >= 1 + SAME:
+def verdict(ratio: Mapping[str, Any]) -> str:
+    """What a ratio says: faster or slower where it is by `SAME`, and its whole interval by half of that; else same.
+
+    Where other programs had the processor most of the time it must be by twice as much.
+    """
+    margin = 2 * SAME if is_overloaded(ratio) else SAME
+    if ratio["low"] > 1 + margin / 2 and ratio["value"] >= 1 + margin:
         return "faster"
-    return "slower" if ratio["high"] < 1 and ratio["value"] <= 1 - SAME else "same"
+    return "slower" if ratio["high"] < 1 - margin / 2 and ratio["value"] <= 1 - margin else "same"
+
+
+def is_overloaded(ratio: Mapping[str, Any]) -> bool:
+    """Whether other programs had the processor for more than `OVERLOADED` of the race."""
+    return (ratio.get("taken") or 0.0) > OVERLOADED
 
 
 def told(speed: Mapping[str, Any]) -> str:

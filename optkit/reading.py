@@ -15,7 +15,7 @@ from optkit.sections import MODEL_KINDS, BaselineSpec, BenchmarkSpec, ModelSourc
 from optkit.yamlread import Document, Key
 
 TOP_KEYS = ("version", "name", "model", "inputs", "outputs", "dims", "data", "check_on", "metric", "steps", "deliver",
-            "seed", "device", "threads", "speed", "gate", "baseline",
+            "seed", "device", "threads", "speed", "blame", "gate", "baseline",
             "benchmark")  # fmt: skip
 
 _SEED_LIMIT = 1 << 32  # NumPy's older generators and several backends take no larger seed

@@ -53,6 +53,7 @@ class Recipe:
     outputs: names for the model's outputs, in its order; empty to use the model's own.
     dims: the range of each named dim. check_on: the dataset every check runs on.
     speed: whether quantised and otherwise lossy deliveries are raced against the step they come from.
+    blame: whether a failed check is followed by a search for the layer that made it fail.
     gate: what every delivery may take at most, or must gain.
     baseline: what an earlier run reached, and how much worse this one may be.
     benchmark: what the deliveries are measured at once they are made.
@@ -75,6 +76,7 @@ class Recipe:
     device: str = "cpu"
     threads: int | None = None
     speed: bool = True
+    blame: bool = True
     gate: tuple[str, ...] = ()
     baseline: BaselineSpec | None = None
     benchmark: BenchmarkSpec | None = None
@@ -175,6 +177,7 @@ def recipe_of(document: Document, base: Path, problems: Sequence[Problem] = ()) 
         device=reader.word("device", "cpu"),
         threads=reader.number("threads", None, 1, 4096),
         speed=reader.flag("speed", True),
+        blame=reader.flag("blame", True),
         gate=tuple(reader.names("gate", "gates", '["size <= 10 MB", "speedup >= 2"]')),
         baseline=reader.baseline(),
         benchmark=reader.benchmark(),

@@ -30,6 +30,7 @@ _PASSES = (
     "torch_prune",
     "torch_distill",
     "torch_train",
+    "torch_qat",
     "onnx_simplify",
     "onnx_optimize_transformer",
     "onnx_fp16",
@@ -199,6 +200,20 @@ def route(source: str, target: str) -> tuple[Pass, ...]:
         else f"nothing converts from {source}: take this step from an earlier one, or from the source",
         code="OPK-211",
     )
+
+
+def conversion(source: str, target: str) -> tuple[Pass, ...]:
+    """The passes by which a pass's candidates of one format come to another's runtime; none where they are the same.
+
+    Raises UserError for a format without a runtime, without a way to it, and where a way leads through an environment
+    of its own.
+    """
+    get_runner(target)
+    way = () if source == target else route(source, target)
+    if apart := [p.name for p in way if p.environment]:
+        raise UserError(f"{apart[0]} runs in an environment of its own, where no candidate can be tried",
+                        hint="measure on another runtime")  # fmt: skip
+    return way
 
 
 def _faithful_conversion(p: Pass) -> bool:

@@ -81,15 +81,17 @@ class Report:
     `BaselineResult`, None where the recipe names none), benchmark (None where it names none; else against, rows as
     `optkit.benching.bench` gives them, notes, error), exit_code.
     A step has: id, pass, options, parent, implied, fidelity, target, status, seconds {run, check}, cached {run, check},
-    artifact, notes, error, blocked_by, check, speed, source_speed, must, gates (`GateRow`s), made_seconds (of its pass,
-    when that ran), deferred, replay. A check has: against, data, precision, lossy, bounds, stated_by, metrics (those
-    declared), waived, provider, held, cases; a case: name, kind, sizes,
+    artifact, notes, error, blocked_by, check, blame, speed, source_speed, must, gates (`GateRow`s), made_seconds (of
+    its pass, when that ran), deferred, replay. A check has: against, data, precision, lossy, bounds, stated_by, metrics
+    (those declared), waived, provider, held, cases; a case: name, kind, sizes,
     samples, source, parent (metric results), scores (of the judging set, by declared metric; see
     `optkit.parity.scores`), verdicts, held. A speed, where it was measured: against, ratio (value, low, high, rounds),
     verdict, sizes, threads, provider, latency_ms, parent_latency_ms; `speed` is against the parent, `source_speed`
     against the source, measured where a gate asks for it. Each `must`: must, held, text. Where this machine
     cannot make the check, `error` says why, and `deferred` holds the nearest ancestor's verdict (`beside`) and the
-    cases that the target has to check.
+    cases that the target has to check. After a failed check `blame` names the layer: against (the ancestor compared
+    with), case, samples, blamed (a layer or None), text, problem, layers, worst, compared, tensors, output_db, notes;
+    a layer: tensor, operator, node, module, before_db, after_db, local_db, estimated, alone_db, nonfinite, fused.
     """
 
     data: Mapping[str, Any]

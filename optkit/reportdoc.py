@@ -118,6 +118,42 @@ class CheckPart(Part):
     cases: list[CasePart]
 
 
+class LayerPart(Part):
+    """A tensor inside an artifact beside the same one of what it was made from; SQNR of the worst sample, in dB.
+
+    300 is equal to the last bit, -300 a NaN, an infinity or noise without any signal.
+    """
+
+    tensor: str
+    operator: str = Field(description="what makes it, in the format's own words")
+    node: str
+    module: str = Field(description="the torch module it comes from, or empty")
+    before_db: float = Field(description="on the worst way into it")
+    after_db: float
+    local_db: float | None = Field(description="what is made between there and here, on the other model's tensors")
+    estimated: bool = Field(description="whether local_db is told from before_db and after_db alone")
+    alone_db: float | None = Field(description="the other model's outputs with this error alone; null: not tried")
+    nonfinite: bool = Field(description="whether it has a NaN or infinity that the other lacks")
+    fused: bool = Field(False, description="whether the runtime computes it otherwise in the whole model than alone")
+
+
+class BlamePart(Part):
+    """Which layer made a check fail, by the nearest ancestor that has tensors in common."""
+
+    against: str | None = Field(description="the ancestor; null where there is none")
+    case: str
+    samples: list[int]
+    blamed: LayerPart | None
+    text: str = Field(description="what was found, in one line")
+    problem: str = Field(description="why nothing could be told, or empty")
+    layers: list[LayerPart] = Field(description="in the order of execution")
+    worst: list[int] = Field(description="places in `layers`, the worst first")
+    compared: int
+    tensors: int = Field(description="how many the artifact has")
+    output_db: float | None
+    notes: list[str]
+
+
 class Ratio(Part):
     """How many times as fast, with a 95 % interval."""
 
@@ -125,6 +161,8 @@ class Ratio(Part):
     low: float
     high: float
     rounds: int
+    clock: Literal["wall", "processor"] = Field("wall", description="whose time was compared")
+    taken: float | None = Field(None, description="share of the time that other programs had the processor meanwhile")
 
 
 class Latency(Part):
@@ -146,6 +184,9 @@ class Race(Part):
     provider: str | None
     latency_ms: Latency
     parent_latency_ms: Latency
+    samples_per_second: float | None = None
+    peak_bytes: int | None = Field(None, description="most memory that its process had resident")
+    parent_peak_bytes: int | None = None
 
 
 class Must(Part):
@@ -198,6 +239,7 @@ class StepPart(Part):
     error: Failure | None
     blocked_by: str | None
     check: CheckPart | None
+    blame: BlamePart | None = Field(None, description="which layer made its check fail, where that was looked for")
     speed: Race | None
     source_speed: Race | None
     must: list[Must]

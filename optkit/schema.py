@@ -99,6 +99,8 @@ def recipe_schema() -> Schema:
                          "description": "what an earlier run reached: a file of optkit baseline save, and tolerances"},
             "speed": {"type": "boolean", "default": True,
                       "description": "race lossy deliveries against the step they come from"},
+            "blame": {"type": "boolean", "default": True,
+                      "description": "where a check fails, look for the layer that made it fail"},
         },
         "if": {"required": ["metric"]},
         "else": {"properties": {"steps": {"items": {"properties": {"check": {"items": strict}}}}}},

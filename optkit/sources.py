@@ -166,6 +166,11 @@ def _known_external(path: Path, cache: Cache) -> tuple[str, ...]:
 # ------------------------------------------------------------------------------------------------ torch
 
 
+def torch_descriptor(recipe: Recipe) -> dict[str, Any]:
+    """The `torch.json` of a recipe's torch model."""
+    return _torch(recipe)[0]
+
+
 def _torch(recipe: Recipe) -> tuple[dict[str, Any], list[Any], list[Path]]:
     """A torch source's descriptor, what of it decides the model wherever it lies, and the files that decide it."""
     model = recipe.model

@@ -14,7 +14,7 @@ from optkit.report import GateRow
 
 @dataclass
 class StepState:
-    """Where a step has got to. `phase`: waiting, running, made, checking, done."""
+    """Where a step has got to. `phase`: waiting, running, made, checking, failing, blaming, done."""
 
     step: Step
     phase: str = "waiting"
@@ -28,6 +28,7 @@ class StepState:
     error: dict[str, Any] | None = None
     blocked_by: str | None = None
     check: dict[str, Any] | None = None
+    blame: dict[str, Any] | None = None
     vectors: Path | None = None
     replay: str | None = None
     deferred: dict[str, Any] | None = None
@@ -40,6 +41,7 @@ class StepState:
     gates: list[GateRow] = field(default_factory=list)
     metric_keys: Mapping[str, str] = field(default_factory=dict)
     """Under which keys the task metrics that are being measured may be kept."""
+    blame_key: str = ""
 
     @property
     def proven(self) -> bool:
@@ -64,6 +66,7 @@ class StepState:
                          "signature": artifact.signature.to_json() if artifact.signature else None}
             if artifact else None,
             "notes": self.notes, "error": self.error, "blocked_by": self.blocked_by, "check": self.check,
+            "blame": self.blame,
             "speed": self.speed, "source_speed": self.source_speed, "must": self.musts, "gates": self.gates,
             "made_seconds": self.made_seconds, "deferred": self.deferred, "replay": self.replay,
         }  # fmt: skip

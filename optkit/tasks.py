@@ -20,7 +20,7 @@ from optkit.deferral import make_up, put_off
 from optkit.errors import DataError, NotHereError, SourceError, StepError, UnavailableError
 from optkit.metricspec import metric_of
 from optkit.named import named_files
-from optkit.parity.cases import Case, batch_dim, feeds, stacks
+from optkit.parity.cases import Case, batch_dim, feeds, fixed_batch, stacks
 from optkit.parity.tape import Reference, Tape
 from optkit.plugin import Context, Pass, Runner, Session
 from optkit.registry import get_pass, get_runner
@@ -102,6 +102,10 @@ def run(step: Data, say: Say) -> Data:
             source=Artifact.from_json(step["source"]) if step.get("source") else None,
             shared=Shared(step["shared"], say) if step.get("shared") else None,
         )  # fmt: skip
+        if (tried := use.tries(options)) is not None:
+            from optkit.trials import Trials
+
+            context = replace(context, trial=Trials(use, parent, tried, context))
         before = _stamps(parent)
         notes: object = use.run(parent, out, options, context)
         if not isinstance(notes, Mapping):
@@ -355,9 +359,10 @@ RACE_FEEDS = 4
 def race(step: Data, say: Say) -> Data:
     """The speed of artifacts beside the first one, on real samples at the case's sizes, each in its own process.
 
-    starts: in how many processes each is opened, to tell how long that takes. pairs: entrants whose answers are
-    compared with another's: the same file under other settings.
+    starts, rough: in how many processes each is opened and raced, and whether one may do. pairs: entrants whose answers
+    are compared with another's: the same file under other settings.
     """
+    from optkit.racing import STARTS
     from optkit.speed.race import race as run_race
 
     dataset = _dataset(step, step["check_on"])
@@ -374,7 +379,8 @@ def race(step: Data, say: Say) -> Data:
     pairs: dict[str, str] = step.get("pairs", {})
     for number, name in enumerate(dict.fromkeys([*pairs.values(), *pairs])):
         orders[name]["answers"] = str(folder / f"answers-{number}")
-    found = run_race(orders, folder, step["seconds"], step["seed"], say, step.get("starts", 1))
+    found = run_race(orders, folder, step["seconds"], step["seed"], say, step.get("starts", STARTS),
+                     step.get("rough", False))  # fmt: skip
     entrants = {
         name: {"provider": e.provider, "latency_ms": e.latency_ms(), "open_seconds": e.open_seconds,
                "first_seconds": e.first_seconds, "ratio": ratio.to_json() if ratio else None,
@@ -384,7 +390,9 @@ def race(step: Data, say: Say) -> Data:
     }  # fmt: skip
     for name, other in pairs.items():
         entrants[name]["parity"] = _beside(other, orders[other]["answers"], orders[name]["answers"])
-    return {"entrants": entrants, "sizes": dict(case.sizes), "threads": step["threads"]}
+    batch = batch_dim(inputs)
+    samples = case.sizes[batch] if batch else fixed_batch(inputs)
+    return {"entrants": entrants, "sizes": dict(case.sizes), "threads": step["threads"], "samples": samples}
 
 
 def _beside(other: str, expected: str, got: str) -> Data:
@@ -450,6 +458,13 @@ def verify(step: Data, say: Say) -> Data:
     }
 
 
+def blame(step: Data, say: Say) -> Data:
+    """Which layer an artifact goes wrong at, beside the nearest of its `chain`, on the worst samples of a case."""
+    from optkit.blaming import localised
+
+    return {"blame": localised(step, _dataset(step, step["check_on"]), say)}
+
+
 def lint(step: Data, say: Say) -> Data:
     """What a target refuses of an ONNX file."""
     from optkit.linting import look
@@ -459,5 +474,5 @@ def lint(step: Data, say: Say) -> Data:
 
 TASKS: dict[str, Callable[[Data, Say], Data]] = {
     "warm": warm, "source": source, "data": data, "record": record, "run": run, "check": check, "verify": verify,
-    "race": race, "lint": lint,
+    "race": race, "lint": lint, "blame": blame,
 }  # fmt: skip

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from optkit import environments
 from optkit.artifact import Artifact, Signature, digest_files
 from optkit.errors import OptkitError, UnavailableError
-from optkit.plugin import Context, Options, Pass, Runner
+from optkit.plugin import Context, Look, Options, Pass, Runner
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,9 +60,18 @@ class ListSamples:
 
     def stack(self, samples: Sequence[Tensors]) -> Tensors:
         """Equally shaped items along axis 0."""
-        import numpy as np
+        return _stacked(samples)
 
-        return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+    @property
+    def stacker(self) -> Callable[[Sequence[Tensors]], Tensors]:
+        """What `stack` does, as a function that can be pickled."""
+        return _stacked
+
+
+def _stacked(samples: Sequence[Tensors]) -> Tensors:
+    import numpy as np
+
+    return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
 def assert_pass_contract(
@@ -90,6 +99,7 @@ def assert_pass_contract(
     from optkit.named import named_files
     from optkit.signatures import promised
     from optkit.tasks import reread
+    from optkit.trials import Trials
 
     if use.environment is not None and environments.running() != use.environment:
         assert runner is None, f"{use.name} runs in {use.environment}, which has the registered runners alone"
@@ -121,6 +131,8 @@ def assert_pass_contract(
                 **context,
             }
         )
+        if (tried := use.tries(given)) is not None and whole.trial is None:
+            whole = replace(whole, trial=Trials(use, artifact, tried, whole))
         before = _tree(artifact.path.parent), given.model_copy(deep=True), dict(whole.dims)
         with chdir(elsewhere):
             notes = use.run(artifact, out, given, whole)
@@ -224,7 +236,8 @@ def assert_runner_contract(
     Checks that `describe` and `infer` agree on names, dtypes and shapes; that answers are finite, its own (not
     overwritten by the next call) and independent of the inputs' memory layout; that inputs stay as they were; that a
     missing, unknown, wrongly typed or wrongly shaped input, an unknown device and an unknown precision are refused with
-    a remedy, and that it goes on working after that; that closing it lets its files go. Raises AssertionError.
+    a remedy, and that it goes on working after that; that closing it lets its files go; of what looks inside, that
+    names are unique and in order, and that a tensor that is given is what its readers see. Raises AssertionError.
     """
     assert runner.version >= 1
     known = artifact.path.name == runner.main or artifact.path.name.lower().endswith(runner.suffixes)
@@ -241,6 +254,8 @@ def assert_runner_contract(
     _assert_answers(runner, artifact, described, feeds, device, deterministic)
     _assert_refused("an unknown device", partial(_open, runner, artifact, device="no such device"))
     _assert_refused("an unknown precision", partial(_open, runner, artifact, device=device, precision="float3"))
+    for look in runner.inside:
+        _assert_inside(look, artifact, feeds)
     gc.collect()
     assert not (held := _held(artifact)), f"after closing, {', '.join(held)} is still open"
 
@@ -351,6 +366,30 @@ def _wrong_feeds(signature: Signature, feeds: Tensors) -> Iterator[tuple[str, di
             if isinstance(dim, int):
                 longer = np.concatenate([tensor, tensor], axis=axis)
                 yield f"{spec.name} with axis {axis} twice as long", {**feeds, spec.name: longer}
+
+
+def _assert_inside(look: Look, artifact: Artifact, feeds: Tensors) -> None:
+    """What a model's inner tensors must be like; one that says that it cannot be looked into is let off."""
+    import numpy as np
+
+    with suppress(OptkitError), look(artifact, threads=1) as model:
+        assert artifact.signature is not None
+        outputs = [spec.name for spec in artifact.signature.outputs]
+        answer = model.values(outputs, dict(feeds))
+        assert list(answer) == outputs
+        known = {*feeds}
+        for point in model.points:  # known in full once it ran
+            assert point.name not in known, f"{point.name} stands for two tensors"
+            assert known.issuperset(point.inputs), f"{point.name} is computed from what comes after it"
+            known.add(point.name)
+        names = [point.name for point in model.points][:8]
+        values = model.values(names, dict(feeds))
+        assert set(values) == set(names)
+        assert all(value.dtype.kind == "f" for value in values.values())
+        if model.replaces and names:
+            given = {names[0]: np.full_like(values[names[0]], 0.5)}
+            again = model.values(names, dict(feeds), given)
+            assert np.array_equal(again[names[0]], values[names[0]]), "asked for, it is what the model computes"
 
 
 def _assert_refused(what: str, do: Callable[[], object]) -> None:

@@ -34,14 +34,17 @@ def command() -> None:
 @command.command("save")
 @click.argument("run", type=_RUN, shell_complete=completing.files)
 @click.option("--to", type=_FILE, default=Path("baseline.json"), metavar="FILE", help="Default: baseline.json.")
+@json_option
 @quiet_option
-def save(run: Path, to: Path, quiet: bool) -> None:
+def save(run: Path, to: Path, as_json: bool, quiet: bool) -> None:
     """Write the figures of RUN, its output folder or report.json, into a baseline; one that is there is replaced."""
     from optkit.baseline import make_baseline, read_run, write_baseline
 
     record = make_baseline(read_run(run).data)
     write_baseline(record, to)
-    if not quiet:
+    if as_json:
+        click.echo(json.dumps({"file": str(to), "deliveries": list(record["deliveries"])}, indent=1))
+    elif not quiet:
         tell(f"saved {count(len(record['deliveries']), 'delivered step')}: {clean(relative(to))}")
 
 

@@ -65,8 +65,8 @@ def info(cache: str | None, as_json: bool) -> None:
         if remote:
             modes = f" ({', '.join(remote['modes'])})" if remote["modes"] else ""
             rows.append(("remote", clean(remote["url"]) + modes))
-            held = "not reached" if error else f"{remote['results']}, {size(remote['result_bytes'])}"
-            rows.append(("results there", held))
+            held = [] if remote["result_bytes"] is None else [size(remote["result_bytes"])]
+            rows.append(("results there", "not reached" if error else ", ".join([str(remote["results"]), *held])))
         click.echo(table(("cache", ""), rows, sys.stdout))
     if error:
         raise error

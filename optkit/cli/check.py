@@ -11,6 +11,7 @@ import click
 from optkit.cli import completing
 from optkit.cli.common import json_option, quiet_option
 from optkit.cli.text import Cell, clean, has_colour, paint, table, tell
+from optkit.reports.layers import drawn, others, remarks, told
 from optkit.reports.rows import broken, reasons
 
 
@@ -44,10 +45,15 @@ from optkit.reports.rows import broken, reasons
     metavar="NAME=MIN:OPT:MAX",
     help="The sizes of a dynamic dim to check over, such as batch=1:8:64; repeatable.",
 )
+@click.option(
+    "--layers",
+    is_flag=True,
+    help="Also look inside: name the layer of B that makes the difference, and draw them all.",
+)
 @json_option
 @quiet_option
 def command(a: str, b: str, data: str | None, bounds: tuple[str, ...], inputs: tuple[str, ...],
-            dims: tuple[str, ...], as_json: bool, quiet: bool) -> None:  # fmt: skip
+            dims: tuple[str, ...], layers: bool, as_json: bool, quiet: bool) -> None:  # fmt: skip
     """Compare artifact B with artifact A on data: model files, delivered folders or FILE.py:NAME.
 
     Exits 1 when a bound does not hold.
@@ -71,7 +77,8 @@ def command(a: str, b: str, data: str | None, bounds: tuple[str, ...], inputs: t
     given = dict(map(parse_input, inputs))
     try:
         with waiting(f"comparing {b} with {a}", quiet):
-            result = compare(a, b, data=data, bounds=bounds, inputs=given or None, dims=ranges or None)
+            result = compare(a, b, data=data, bounds=bounds, inputs=given or None, dims=ranges or None,
+                             layers=layers)  # fmt: skip
     except UserError as error:
         if error.subject == "inputs" and not given:
             error.hint = example_flags(model_section(a if error.what.startswith(f"{a}: ") else b))
@@ -88,7 +95,10 @@ def command(a: str, b: str, data: str | None, bounds: tuple[str, ...], inputs: t
             tell(f"note: {clean(note)}")
     if not result["held"]:
         first = next(iter(broken({"check": result})), "nothing was compared")
-        hint = "" if bounds else 'state what must hold, where B may be coarser than float32: --bound "cosine >= 0.999"'
+        hint = "--layers names the layer that makes the difference" if not layers else ""
+        if not bounds:
+            hint = 'state what must hold, where B may be coarser than float32: --bound "cosine >= 0.999"' + (
+                f"; {hint}" if hint else "")  # fmt: skip
         tell(lines("error", f"{b} does not hold against {a}: {first}", "", hint, code="OPK-101"))
         raise click.exceptions.Exit(1)
 
@@ -98,7 +108,15 @@ def draw(result: Mapping[str, Any]) -> str:
     held = "holds" if result["held"] else "does not hold"
     last = paint(held, "good" if result["held"] else "bad", has_colour(sys.stdout))
     by = f", run by {clean(result['provider'])}" if result.get("provider") else ""
-    return f"{cases_table(result['cases'])}\n\n{clean(result['b'])} {last} against {clean(result['a'])}{by}"
+    text = f"{cases_table(result['cases'])}\n\n{clean(result['b'])} {last} against {clean(result['a'])}{by}"
+    return f"{text}\n\n{layers_text(result)}" if result.get("blame") else text
+
+
+def layers_text(result: Mapping[str, Any]) -> str:
+    """The layer to blame, and the layers drawn."""
+    found = result["blame"]
+    lines = [told(result), others(result), *drawn(found), *remarks(found)]
+    return "\n".join(clean(line) for line in lines if line)
 
 
 def cases_table(cases: list[Any]) -> str:

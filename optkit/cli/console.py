@@ -27,7 +27,8 @@ ALIVE_SECONDS = 60.0  # without a terminal, a silence is no longer: CI services 
 STYLES = {"passed": "good", "failed": "bad", "error": "bad", "blocked": "warn", "waived": "warn", "deferred": "warn",
           "skipped": "dim"}  # fmt: skip
 _PHASES = {"source": "reading the model", "data": "reading the data", "record": "running the source model",
-           "run": "running", "check": "checking", "race": "measuring speed"}  # fmt: skip
+           "run": "running", "check": "checking", "race": "measuring speed",
+           "blame": "looking for the layer"}  # fmt: skip
 
 
 @dataclass
@@ -125,7 +126,7 @@ class Console:
             self._running.pop("source", None)  # checks start when the source model's answers are there
         now = time.monotonic()
         # A step's time counts on from its pass to its check; the source's phases overlap the steps and each other.
-        before = self._running.get(event.step) if event.phase == "check" else None
+        before = self._running.get(event.step) if event.phase in ("check", "blame") else None
         self._running[event.step] = _Running(before.since if before else now, clean(text))
         self._told[event.step] = now
         if self._live is None:

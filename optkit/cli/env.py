@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import click
@@ -35,8 +36,6 @@ def create(name: str, again: bool, as_json: bool, quiet: bool) -> None:
 
     Takes over from the running environment what that has at the pinned version, and installs the rest with pip.
     """
-    import json
-
     from optkit.environment_making import create as make
 
     live = is_terminal(sys.stderr) and not quiet
@@ -61,8 +60,6 @@ def create(name: str, again: bool, as_json: bool, quiet: bool) -> None:
 @json_option
 def show(as_json: bool) -> None:
     """List the environments optkit knows, and which are there."""
-    import json
-
     from optkit.environment_making import listing
 
     rows = listing()
@@ -82,20 +79,25 @@ def draw(rows: list[dict[str, object]]) -> str:
 
 @command.command("remove")
 @click.argument("name", shell_complete=completing.environments)
+@json_option
 @quiet_option
-def remove(name: str, quiet: bool) -> None:
+def remove(name: str, as_json: bool, quiet: bool) -> None:
     """Remove an environment, those of its name that other versions of optkit or Python made too."""
     from optkit.environment_making import remove as delete
 
     gone = delete(name)
-    if not quiet:
+    if as_json:
+        click.echo(json.dumps({"removed": [str(folder) for folder in gone]}, indent=1))
+    elif not quiet:
         say("\n".join(f"removed {clean(folder)}" for folder in gone) or f"{name} is not there")
 
 
 @command.command("path")
 @click.argument("name", shell_complete=completing.environments)
-def path(name: str) -> None:
+@json_option
+def path(name: str, as_json: bool) -> None:
     """Print the path of an environment's interpreter, for scripts. Exits 4 where it is not usable."""
     from optkit.environments import require
 
-    click.echo(str(require(name).python))
+    python = str(require(name).python)
+    click.echo(json.dumps({"python": python}, indent=1) if as_json else python)

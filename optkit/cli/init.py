@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
 import click
 
 from optkit.cli import completing
-from optkit.cli.common import quiet_option
+from optkit.cli.common import json_option, quiet_option
 from optkit.cli.text import clean, tell
 
 
@@ -37,8 +38,11 @@ from optkit.cli.text import clean, tell
     help="The weights of FILE.py:NAME; default: those beside it that fit.",
 )
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
+@json_option
 @quiet_option
-def command(model: str, output: Path, to: tuple[str, ...], weights: str | None, force: bool, quiet: bool) -> None:
+def command(
+    model: str, output: Path, to: tuple[str, ...], weights: str | None, force: bool, as_json: bool, quiet: bool
+) -> None:
     """Look at MODEL and write a commented recipe for it.
 
     MODEL is a .onnx, .xml, .pt2, TorchScript, .keras, .h5 or frozen .pb file, a SavedModel or Hugging Face folder, or
@@ -50,6 +54,8 @@ def command(model: str, output: Path, to: tuple[str, ...], weights: str | None, 
     from optkit.report import write_atomically
 
     to_stdout = str(output) == "-"
+    if to_stdout and as_json:
+        raise UserError("--json and the recipe cannot both go to standard output", hint="--output FILE")
     if output.is_dir():
         raise UserError(f"{output} is a folder", hint=f"--output {output / 'recipe.yaml'}")
     if not output.parent.is_dir():
@@ -65,7 +71,9 @@ def command(model: str, output: Path, to: tuple[str, ...], weights: str | None, 
         write_atomically(output, text)
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror}", hint="name another with --output") from error
-    if not quiet:
-        guesses = sum(CHECK in line and not line.startswith("#") for line in text.splitlines())
+    guesses = sum(CHECK in line and not line.startswith("#") for line in text.splitlines())
+    if as_json:
+        click.echo(json.dumps({"recipe": str(output), "guesses": guesses}, indent=1))
+    elif not quiet:
         marked = f"; look at {guesses} guessed value{'s' * (guesses != 1)} in it" if guesses else ""
         tell(f"wrote {clean(output)}{marked}\nnext: optkit plan {clean(shlex.quote(str(output)))}")

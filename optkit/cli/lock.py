@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from optkit.cli import completing
-from optkit.cli.common import overrides_only, quiet_option, read_plan, relative
+from optkit.cli.common import json_option, overrides_only, quiet_option, read_plan, relative
 from optkit.cli.text import clean, count, tell
 
 
@@ -20,8 +20,9 @@ from optkit.cli.text import clean, count, tell
     metavar="FILE",
     help="The lock file; default: RECIPE's name with .lock.json, beside it.",
 )
+@json_option
 @quiet_option
-def command(recipe: str, sets: tuple[str, ...], to: Path | None, quiet: bool) -> None:
+def command(recipe: str, sets: tuple[str, ...], to: Path | None, as_json: bool, quiet: bool) -> None:
     r"""Write down the versions that a recipe is converted with here.
 
     \b
@@ -35,6 +36,8 @@ def command(recipe: str, sets: tuple[str, ...], to: Path | None, quiet: bool) ->
 
     path = to or lock_path(recipe)
     lock = write_lock(read_plan(recipe, sets, ()), path)
-    if not quiet:
+    if as_json:
+        click.echo(lock.to_text(), nl=False)
+    elif not quiet:
         held = len(lock.tools) + sum(len(v) for v in (*lock.environments.values(), *lock.interpreters.values()))
         tell(f"locked {count(held, 'tool')}: {clean(relative(path))}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
 from optkit.cli import completing
-from optkit.cli.common import quiet_option, relative, write_file
+from optkit.cli.common import json_option, quiet_option, relative, write_file
 from optkit.cli.text import clean, tell
 
 
@@ -18,8 +19,11 @@ def _file(form: str, text: str) -> click.Option:
 
 @click.command("report")
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path), shell_complete=completing.files)
+@json_option
 @quiet_option
-def command(run: Path, quiet: bool, html: Path | None, junit: Path | None, markdown: Path | None) -> None:
+def command(
+    run: Path, as_json: bool, quiet: bool, html: Path | None, junit: Path | None, markdown: Path | None
+) -> None:
     """Draw a run's report again from its report.json; nothing is run.
 
     RUN is the folder that `optkit convert` wrote, or a report.json. Without --html, --junit or --markdown all three are
@@ -35,6 +39,8 @@ def command(run: Path, quiet: bool, html: Path | None, junit: Path | None, markd
         raise UserError("standard output takes one report, not several", hint="name a file for one")
     if len({path.resolve() for path in asked.values()}) < len(asked):
         raise UserError("two reports are to go into one file", hint="name a file for each")
+    if as_json and "-" in map(str, asked.values()):
+        raise UserError("--json and a report cannot both go to standard output", hint="name a file for the report")
     data = Report.read(source).data
     files = asked or {form: source.with_name(name) for form, name in FORMS.items()}
     for form, path in files.items():
@@ -43,8 +49,10 @@ def command(run: Path, quiet: bool, html: Path | None, junit: Path | None, markd
             click.echo(text, nl=False)
             continue
         write_file(path, text)
-        if not quiet:
+        if not quiet and not as_json:
             tell(f"wrote {clean(relative(path))}")
+    if as_json:
+        click.echo(json.dumps({form: str(path) for form, path in files.items()}, indent=1))
 
 
 command.params += [

@@ -12,6 +12,7 @@ from optkit.cli.console import STYLES
 from optkit.cli.failure import remedy as remedy_lines
 from optkit.cli.failure import why
 from optkit.cli.text import Cell, clean, has_colour, paint, table
+from optkit.reports.layers import others, told
 from optkit.reports.rows import (
     against_baseline,
     benchmark_parity,
@@ -215,4 +216,5 @@ def failed_text(step: Data, report: Data, colour: bool) -> str:
         lines.append(f"  and {len(reasons) - MOST_REASONS} more, in the report")
     if lost := cost(step, report):
         lines.append(f"  {clean(lost)}")
+    lines += [f"  {clean(text)}" for text in (told(step), others(step)) if text]
     return "\n".join([*lines, f"  try: {clean(remedy(step))}", f"  {why('OPK-103' if said else 'OPK-101')}"])

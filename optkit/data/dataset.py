@@ -16,12 +16,25 @@ import numpy as np
 from optkit.artifact import Dim, TensorSpec
 from optkit.data.batch import batch_limits, stack
 from optkit.data.check import Checker, check_inputs, check_names
-from optkit.data.source import Sample, Source, fault, sample_hash
+from optkit.data.source import Pad, Sample, Source, fault, sample_hash
 from optkit.dataspec import AnyData, ImageData, NpzData, PythonData, TextData
 from optkit.errors import UserError
 
 Batch = tuple[Sample, int, list[Any] | None]
 """Feeds, the number of real samples in them (they come first), and those samples' labels as their source has them."""
+
+
+@dataclass(frozen=True)
+class Stacker:
+    """Makes one feed of samples of the dataset `name`. stacked: the inputs whose samples lack the batch axis."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    stacked: Mapping[str, bool]
+    pads: Mapping[str, Pad]
+
+    def __call__(self, samples: Sequence[Sample]) -> Sample:
+        return stack(self.name, samples, self.inputs, self.stacked, self.pads)
 
 
 @dataclass(frozen=True)
@@ -122,7 +135,12 @@ class Dataset:
 
     def stack(self, samples: Sequence[Sample]) -> Sample:
         """Samples that this dataset gave as one feed, as `batches` makes them, but of any number."""
-        return stack(self.name, samples, self.inputs, self._check.stacked, self.source.pads)
+        return self.stacker(samples)
+
+    @property
+    def stacker(self) -> Stacker:
+        """What `stack` does, without the samples: it can be pickled for another process."""
+        return Stacker(self.name, self.inputs, self._check.stacked, self.source.pads)
 
     def sample_digests(self) -> Iterator[str]:
         """sha256 (hex) per sample over names, dtypes, shapes and bytes of its inputs.

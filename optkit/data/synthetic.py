@@ -59,10 +59,12 @@ def _draw(rng: np.random.Generator, spec: TensorSpec, shape: tuple[int, ...], na
         values: Array = np.clip(rng.uniform(*spec.range, shape).astype(dtype), low, high)
         return values
     if spec.range is None:
+        written = f"{spec.name}:{spec.dtype}[{','.join(map(str, spec.shape or ()))}]"
         raise fault(
             name,
             f"random values for input {spec.name!r} ({spec.dtype}) need its range",
-            f"declare it: inputs: {{{spec.name}: {{range: [0, ...]}}}}, for token ids 0 to vocabulary size - 1",
+            f"declare it: inputs: {{{spec.name}: {{range: [0, ...]}}}}, or --input '{written}=0..HIGHEST'; for token "
+            "ids 0 to vocabulary size - 1",
         )
     lowest, highest = math.ceil(spec.range[0]), math.floor(spec.range[1])
     info = np.iinfo(dtype)

@@ -112,7 +112,7 @@ def differences(parent: Any, path: Path) -> list[str]:
     before, after = parent.subgraphs[0], model.subgraphs[0]
     for side in ("inputs", "outputs"):
         was, made = (
-            [(tflite_model.dtype_of(g.tensors[i]), [int(n) for n in g.tensors[i].shape]) for i in getattr(g, side)]
+            [(tflite_model.kind_of(g.tensors[i]), [int(n) for n in g.tensors[i].shape]) for i in getattr(g, side)]
             for g in (before, after)
         )
         if was != made:

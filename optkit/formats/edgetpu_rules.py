@@ -54,7 +54,7 @@ class Node:
         if len(self.inputs) <= position or not self.constant(self.inputs[position]):
             return None
         tensor = self.inputs[position]
-        data = np.frombuffer(self.model.buffers[tensor.buffer].data, tflite_model.dtype_of(tensor))
+        data = np.frombuffer(self.model.buffers[tensor.buffer].data, tflite_model.kind_of(tensor))
         return [int(n) for n in data]
 
     def option(self, name: str) -> Any:
@@ -81,7 +81,7 @@ def blocking(model: Any) -> list[Refusal]:
             what = f"it has version {code.version}, and the compiler reads up to {VERSIONS[name]}"
             found.append(Refusal("", name, what, _VERSION))
     nodes = _nodes(model)
-    if not any(tflite_model.is_quantised(t) and tflite_model.dtype_of(t) in INTEGERS for n in nodes for t in n.outputs):
+    if not any(tflite_model.is_quantised(t) and tflite_model.kind_of(t) in INTEGERS for n in nodes for t in n.outputs):
         found.append(Refusal("", "", "no operator computes in 8-bit integers: the file is not quantised", _QUANTISE))
     return found
 
@@ -109,7 +109,7 @@ def _why(node: Node) -> tuple[str, str]:
     if node.name not in LIMITS:
         return "the Edge TPU has no such operator", _REPLACE
     moving = [*node.outputs, *(t for t in node.inputs if not node.constant(t))]
-    kinds = [tflite_model.dtype_of(t, tflite_model.text_of(t.name)) for t in moving]
+    kinds = [tflite_model.kind_of(t) for t in moving]
     if odd := next((kind for kind in kinds if kind not in INTEGERS), None):
         if node.name == "QUANTIZE" and odd == "float32":
             return "it turns float32 into integers, which the CPU does", _QUANTISE
@@ -144,7 +144,7 @@ def _concatenation(node: Node) -> str:
 
     constants = [t for t in node.inputs if node.constant(t)]
     for tensor in constants:
-        data = np.frombuffer(node.model.buffers[tensor.buffer].data, tflite_model.dtype_of(tensor))
+        data = np.frombuffer(node.model.buffers[tensor.buffer].data, tflite_model.kind_of(tensor))
         zero = int(tensor.quantization.zeroPoint[0]) if tflite_model.is_quantised(tensor) else 0
         if len(node.inputs) > 2 or (data != zero).any():
             return "it joins a constant, which may only be zeros and one of two inputs"

@@ -71,11 +71,13 @@ def inspect(path: Path) -> dict[str, Any]:
     _look(path)
     if path.suffix.lower() != ".keras":
         h5py = need("h5py")
-        with h5py.File(path) as held:
-            config, version = (
-                json.loads(held.attrs.get("model_config", "{}")),
-                str(held.attrs.get("keras_version", "?")),
-            )
+        try:
+            with h5py.File(path) as held:
+                config = json.loads(held.attrs.get("model_config", "{}"))
+                version = str(held.attrs.get("keras_version", "?"))
+        except (OSError, ValueError) as error:
+            raise SourceError(f"{path} is damaged ({tf_core.reason(error)})", subject="model.keras",
+                              hint="copy it again, or save it again with Keras 3") from error  # fmt: skip
     else:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))
@@ -168,7 +170,8 @@ def _failure(path: Path, error: Exception) -> SourceError:
             f"{path} uses {name}, which Keras does not know",
             subject="model.custom_objects" if "custom" in text else "model.keras",
             details=text,
-            hint=f"give it: custom_objects: FILE.py:CUSTOM_OBJECTS, where CUSTOM_OBJECTS = {{{name!r}: {known_as}}}",
+            hint=f"give it: custom_objects: FILE.py:CUSTOM_OBJECTS, where CUSTOM_OBJECTS = {{{name!r}: {known_as}}}; "
+            "without a recipe --set model.custom_objects=FILE.py:CUSTOM_OBJECTS",
         )
     if "No model config found" in text:
         return SourceError(

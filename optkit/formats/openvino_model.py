@@ -23,6 +23,7 @@ from optkit.formats.openvino_core import quiet_conversion as quiet_conversion
 from optkit.formats.openvino_core import reason as reason
 from optkit.formats.openvino_ir import DTYPES
 from optkit.formats.openvino_ir import inspect as inspect
+from optkit.plugin import need
 
 MAIN = "model.xml"
 RECORD = ["optkit", "signature"]
@@ -33,6 +34,11 @@ def files(path: Path) -> tuple[str, ...]:
     """The files that belong to the IR at `path`, relative to its folder."""
     weights = path.with_suffix(".bin")
     return (path.name, weights.name) if weights.exists() else (path.name,)
+
+
+def compress_weights(model: Any) -> None:
+    """Store weights that the graph rounds to 8 bits (constant, FakeQuantize) as integers, as NNCF does."""
+    need("openvino._offline_transformations", "openvino").compress_quantize_weights_transformation(model)
 
 
 # ------------------------------------------------------------------------------------------------ reading

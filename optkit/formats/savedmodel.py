@@ -59,7 +59,8 @@ def choose(path: Path, wanted: str | None = None) -> tuple[str, SignatureDef]:
         raise SourceError(
             f"{path.parent} has {len(every)} signatures, none of them {DEFAULT!r}: {', '.join(every)}",
             subject="model",
-            hint=f"choose one: model: {{savedmodel: {path.parent.name}, signature: {next(iter(every))}}}",
+            hint=f"choose one: model: {{savedmodel: {path.parent.name}, signature: {next(iter(every))}}}; "
+            f"without a recipe --set model.signature={next(iter(every))}",
         )
     name = DEFAULT if DEFAULT in every else next(iter(every))
     return name, every[name]

@@ -32,7 +32,7 @@ def function(path: Path, wanted: str | None = None) -> Function:
         with tf_session.loading():
             model = tf.saved_model.load(str(path.parent), tags=list(savedmodel.serving(path).tags) or None)
             return Function(model, name)
-    except (tf.errors.OpError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (tf.errors.OpError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise _failure(path, error) from error
 
 

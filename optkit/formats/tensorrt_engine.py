@@ -283,6 +283,7 @@ def plain(text: str) -> str:
     """A message of TensorRT without error numbers, the function it comes from, and the line of its source."""
     text = " ".join(text.split("[checkMacros.cpp")[0].split())
     text = re.sub(r" In \w+ at /\S+?:\d+\)?$", "", text)
+    text = re.sub(r"^\[[\w.]+:[\w:]+:\d+\] ?", "", text)
     text = re.sub(r"^([\w:]+: )?Error Code \d+: [\w ]+\(", "", text)
     text = re.sub(r"^(\[[\w.]+:\d+: \w+\]|[\w.]+:\d+:) ", "", text)
     return text.removesuffix(")") if text.count(")") > text.count("(") else text

@@ -6,7 +6,7 @@ The rules about integers hold for TensorRT 10, 11 and TensorRT-RTX, and can be a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,19 @@ from optkit.formats.onnx_refusal import Refusal, refused
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _TYPES = ("float32", "float64", "float16", "bfloat16", "int8", "int32", "int64", "uint8", "bool", "int4", "undefined")
 _REQUANTISE = "quantise with onnx.quantize and with: {for: tensorrt}, which gives symmetric int8 and a float bias"
+_ATTENTION = "put an onnx.fp16 step before this one, or export with opset 22 or lower, which spells attention out"
+_OUTSIDE = "replace the operator in the model, or compute it outside"
 _DYNAMIC = ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
 _QOPERATOR = ("QLinearConv", "QLinearMatMul", "QLinearAdd", "QGemm", "QLinearSigmoid", "QLinearGlobalAveragePool")
 
 
 def quantisation(model: Any, folder: Path) -> Iterator[Refusal]:
     """The quantised nodes of a graph whose integers TensorRT does not take."""
-    tensors = {t.name: t for t in model.graph.initializer}
+    tensors = {t.name: t for t in model.graph.initializer} | {
+        node.output[0]: attribute.t
+        for node in onnx_model.all_nodes(model.graph) if node.op_type == "Constant"
+        for attribute in node.attribute if attribute.name == "value"
+    }  # fmt: skip
     kinds = {name: onnx_model.dtype_name(t.data_type) for name, t in tensors.items()}
     for node in onnx_model.all_nodes(model.graph):
         why = ""
@@ -51,16 +57,33 @@ def types(model: Any) -> Iterator[Refusal]:
                               "keep what handles it outside of the model")  # fmt: skip
 
 
+def unbuilt(model: Any, builder: str) -> Iterator[Refusal]:
+    """The nodes that TensorRT-RTX reads and then has no kernel for, seen with 1.7; full TensorRT has them."""
+    if builder != "tensorrt_rtx":
+        return
+    types = onnx_types.value_types(model.graph, onnx_types.opsets(model))
+    for node in onnx_model.all_nodes(model.graph):
+        if node.domain not in onnx_model.STANDARD_DOMAINS:
+            continue
+        if node.op_type == "NonMaxSuppression":
+            yield refused(node, "TensorRT-RTX reads it and has no kernel for it", _OUTSIDE)
+        elif node.op_type == "Attention" and onnx_model.dtype_name(types.get(node.input[0], 0)) == "float32":
+            yield refused(node, "TensorRT-RTX has kernels for it in float16 and bfloat16 alone", _ATTENTION)
+
+
 def _integers(node: Any, tensors: Mapping[str, Any], kinds: Mapping[str, str], folder: Path) -> str:
     """Why TensorRT does not take the integers of a QuantizeLinear or DequantizeLinear; "" where it does."""
-    zero = tensors.get(node.input[2]) if len(node.input) > 2 else None
+    named_zero = node.input[2] if len(node.input) > 2 else ""
+    zero = tensors.get(named_zero)
+    if named_zero and zero is None:
+        return ""  # computed in the graph: the parser tells
     if zero is not None:
-        kind = kinds[zero.name]
+        kind = kinds[named_zero]
     elif node.op_type == "DequantizeLinear":
         kind = kinds.get(node.input[0], "int8")  # of an activation: told at its QuantizeLinear
     else:
-        named = [a.i for a in node.attribute if a.name == "output_dtype" and a.i]
-        kind = onnx_model.dtype_name(named[0]) if named else "uint8"
+        asked = [a.i for a in node.attribute if a.name == "output_dtype" and a.i]
+        kind = onnx_model.dtype_name(asked[0]) if asked else "uint8"
     if kind == "int32":
         return "a quantised int32 bias"
     if not kind.startswith(("int8", "int4", "float8", "float4")):
@@ -72,7 +95,17 @@ def _integers(node: Any, tensors: Mapping[str, Any], kinds: Mapping[str, str], f
 
 def unknown(said: str) -> bool:
     """Whether the parser means that it has no importer and no plug-in for an operator."""
-    return said == "false" or "Plugin not found" in said
+    return said == "false" or "Plugin not found" in said or "was not found in plugin registry" in said
+
+
+def blamed(said: str, nodes: Iterable[Any]) -> Any:
+    """The node whose layer a builder's error names ("nms_0 has no runners", "operation 'head'"); None where none is.
+
+    Layers are called after their node, with a number where one node became several.
+    """
+    words = set(re.findall(r"[^\s'\"(),;]+", said))
+    words |= {re.sub(r"_\d+$", "", word) for word in words}
+    return next((node for node in nodes if node.name and node.name in words), None)
 
 
 def remedy(operator: str, text: str) -> str:
@@ -82,14 +115,16 @@ def remedy(operator: str, text: str) -> str:
     integers = operator in ("QuantizeLinear", "DequantizeLinear", *_QOPERATOR)
     if integers or re.search(r"zero.?point|UInt8|asymmetric", text, re.IGNORECASE):
         return _REQUANTISE
+    if "Attention operation was not supported" in text:
+        return _ATTENTION
     if "Turing" in text:
         return "put an onnx.fp16 step before this one, as products on 7.5 run in float16 alone, or leave 7.5 out"
-    if "Could not find any implementation" in text:
-        return "raise with.workspace_mib, or free memory on the GPU"
+    if "Could not find any implementation" in text or "within workspace limit" in text:
+        return "raise with.workspace_mib, or leave it out; and free memory on the GPU"
     if "STRING" in text or "data type" in text:
         return "keep that operator outside of the model: TensorRT has no such type"
-    if operator:
-        return "replace the operator in the model, or compute it outside"
+    if operator or "no runners that implement it" in text:
+        return _OUTSIDE
     return "optkit lint MODEL --for tensorrt"
 
 

@@ -67,7 +67,8 @@ def _failure(folder: Path, error: Exception) -> StepError:
                          details=text, hint="to: onnx, then to: openvino from that step")  # fmt: skip
     kinds = dict.fromkeys(word.strip(" .'") for group in unknown.groups() if group for word in group.split(","))
     nodes = [(node.op, node.name) for node in savedmodel.serving(folder / savedmodel.MAIN).nodes]
-    where = "; ".join(f"{kind} (node {', '.join([n for op, n in nodes if op == kind][:3]) or '?'})" for kind in kinds)
+    named = {kind: list(dict.fromkeys(name for op, name in nodes if op == kind))[:3] for kind in kinds}
+    where = "; ".join(f"{kind} (node {', '.join(names) or '?'})" for kind, names in named.items())
     return StepError(f"OpenVINO has no conversion for {where}", subject="model", details=text,
                      hint="replace the operator in the model, or deliver it for another runtime")  # fmt: skip
 

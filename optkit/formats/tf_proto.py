@@ -6,6 +6,7 @@ Field numbers are those of saved_model.proto, meta_graph.proto, graph.proto, nod
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -95,8 +96,18 @@ def _mapped(path: Path, what: str) -> Iterator[Any]:
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}", subject="model") from error
     except ValueError as error:
+        if _is_text(path):
+            raise SourceError(f"{path} is a protobuf message in text form, and this takes the binary form",
+                              hint="write it again with tf.io.write_graph(graph, folder, name, as_text=False)",
+                              subject="model") from error  # fmt: skip
         raise SourceError(f"{path} is no {what}, or damaged ({error})", subject="model",
                           hint="copy it again, or export it again") from error  # fmt: skip
+
+
+def _is_text(path: Path) -> bool:
+    with path.open("rb") as handle:
+        return re.match(rb"\s*(#.*\n\s*)*(node|meta_graphs|saved_model_schema_version|versions|library)\s*[{:]",
+                        handle.read(4096)) is not None  # fmt: skip
 
 
 def read_saved_model(path: Path, *, nodes: bool = False) -> list[MetaGraph]:

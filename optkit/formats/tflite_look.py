@@ -16,6 +16,7 @@ from optkit.formats.tflite_model import (
     file_shape,
     interpreter,
     is_quantised,
+    kind_of,
     read,
     signatures,
     text_of,
@@ -66,12 +67,12 @@ def inspect(path: Path) -> dict[str, Any]:
     weights: dict[str, dict[str, int]] = {}
     held = constants(model)
     for number, tensor in held.items():
-        row = weights.setdefault(dtype_of(tensor), {"tensors": 0, "parameters": 0, "bytes": 0})
+        row = weights.setdefault(kind_of(tensor), {"tensors": 0, "parameters": 0, "bytes": 0})
         row["tensors"] += 1
         row["parameters"] += math.prod(tensor.shape if tensor.shape is not None else ())
         row["bytes"] += len(model.buffers[number].data)
     tensors = [t for graph in model.subgraphs for t in graph.tensors]
-    activations = Counter(dtype_of(t) for t in tensors if t.buffer not in held)
+    activations = Counter(kind_of(t) for t in tensors if t.buffer not in held)
     agreed = contract(model)
     real = {kind: row["parameters"] for kind, row in weights.items() if kind in REAL}
     total = sum(real.values())
@@ -162,7 +163,7 @@ def counts(model: Any) -> Counter[str]:
     held = constants(model)
     found: Counter[str] = Counter()
     for number, tensor in held.items():
-        dtype = dtype_of(tensor)
+        dtype = kind_of(tensor)
         if (dtype in ("int8", "int4") and is_quantised(tensor)) or dtype == "float16":
             found["weights"] += 1
             found["per_channel"] += dtype != "float16" and len(tensor.quantization.scale) > 1
@@ -183,7 +184,7 @@ def _float_weight(model: Any, op: Any, graph: Any) -> bool:
         if tensor is None or tensor.shape is None or len(tensor.shape) < 2:
             continue
         data = model.buffers[tensor.buffer].data
-        if data is not None and len(data) and dtype_of(tensor) == "float32":
+        if data is not None and len(data) and kind_of(tensor) == "float32":
             return True
     return False
 

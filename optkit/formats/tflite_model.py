@@ -174,13 +174,21 @@ def _damaged(path: Path, why: str) -> SourceError:
     return SourceError(f"{path} is damaged ({why})", hint="copy it again, or convert it again", subject="model")
 
 
-def dtype_of(tensor: Any, name: str = "") -> str:
-    """optkit's name of a tensor's type. Raises SourceError for one it does not know (complex, resource, variant)."""
+def kind_of(tensor: Any) -> str:
+    """A tensor's type by optkit's name, or by the file's where optkit has none ("complex64", "resource")."""
     kinds = need("ai_edge_litert.schema_py_generated", "ai-edge-litert").TensorType
     found = next((n for n, value in vars(kinds).items() if value == tensor.type), str(tensor.type))
-    if found not in DTYPES:
-        raise SourceError(f"tensor {name!r} is of type {found.lower()}, which optkit does not know", subject="model")
-    return DTYPES[found]
+    return DTYPES.get(found, found.lower())
+
+
+def dtype_of(tensor: Any, name: str) -> str:
+    """The type of an input or output. Raises SourceError for one that cannot be fed or read (complex, resource)."""
+    kind = kind_of(tensor)
+    if kind not in DTYPES.values():
+        hint = "give its parts, torch.view_as_real" if "complex" in kind else "keep what makes it inside of the model"
+        raise SourceError(f"{name!r} is {kind} in the TFLite file, which optkit cannot feed or read", hint=hint,
+                          subject="model")  # fmt: skip
+    return kind
 
 
 def text_of(name: Any) -> str:

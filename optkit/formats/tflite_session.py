@@ -88,6 +88,11 @@ class TfliteSession:
         return self._cut(whole, sizes)
 
     @property
+    def interpreter(self) -> Any:
+        """LiteRT's own object, as it is after the last run."""
+        return self._interpreter
+
+    @property
     def key(self) -> str:
         """The signature that serves all sizes, where the contract lists none."""
         return self._key

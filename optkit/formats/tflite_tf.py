@@ -219,7 +219,7 @@ def _failure(origin: Origin, error: Exception, said: str) -> StepError:
     if lacking:
         places = []
         for operator in lacking:
-            found = [node for op, node in origin.nodes if op == operator]
+            found = list(dict.fromkeys(node for op, node in origin.nodes if op == operator))
             more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
             places.append(f"{operator} (node {', '.join(found[:SHOWN])}{more})" if found else operator)
         return StepError(f"TFLite has no {'; '.join(places)}", subject="model", details=text,

@@ -16,6 +16,7 @@ from optkit.formats.tflite_model import Contract
 from optkit.formats.tflite_noise import captured, quiet
 from optkit.formats.tflite_sizes import disproved
 from optkit.formats.torch_experts import batched_experts
+from optkit.formats.torch_files import WRAPPED
 from optkit.formats.torch_files import quiet as quiet_torch
 from optkit.formats.torch_guards import node_place, program_places, quiet_failure
 from optkit.plugin import need
@@ -136,7 +137,7 @@ def _ends(model: torch_model.TorchModel, agreed: Contract) -> Any:
     class Ends(torch.nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
-            self.inner = model.module
+            setattr(self, WRAPPED, model.module)
 
     forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in order]
@@ -153,7 +154,7 @@ def _name_tensors(model: Any, module: Any) -> None:
     litert-torch gives the whole class names too, with this package's wrappers: they say nothing about the model, and
     differ from one checkout to the next. The ends have the names in their signature.
     """
-    attributes = {part for path, _ in module.named_modules() for part in path.split(".") if part} | {"inner"}
+    attributes = {part for path, _ in module.named_modules() for part in path.split(".") if part} | {WRAPPED}
     taken: set[str] = set()
     ends: dict[int, str] = {}
     for definition in model.signatureDefs:
@@ -180,7 +181,7 @@ def _readable(name: str, attributes: Collection[str]) -> str:
         for component in piece.split("/"):
             ends = [component[i + 1 :] for i, letter in enumerate(component) if letter == "_"]
             path += [next((end for end in ends if end in attributes), "")]
-        while path and path[0] in ("", "inner"):
+        while path and path[0] in ("", WRAPPED):
             del path[0]
         if path:
             parts[".".join(filter(None, path))] = None

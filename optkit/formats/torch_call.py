@@ -13,7 +13,7 @@ from typing import Any
 from optkit.artifact import TensorSpec
 from optkit.errors import DataError, OptkitError, SourceError, UnavailableError, did_you_mean
 from optkit.formats.torch_feeds import torch_dtype
-from optkit.formats.torch_files import place, user_frame
+from optkit.formats.torch_files import WRAPPED, place, user_frame
 from optkit.formats.torch_sources import Source
 from optkit.plugin import need
 
@@ -118,7 +118,7 @@ def _wrapper(model: TorchModel) -> Any:
 
         def __init__(self) -> None:
             super().__init__()
-            self.inner = model.source.module
+            setattr(self, WRAPPED, model.source.module)
 
     def forward(*tensors: Any) -> tuple[Any, ...]:
         with _in_float64() if model.precision == "float64" else nullcontext():

@@ -16,6 +16,7 @@ class Taps:
     def __init__(self, model: TorchModel, paths: Iterable[str], who: str) -> None:
         self.who = who
         self._given: dict[str, list[Any]] = {path: [] for path in paths}
+        self._hooks: list[Any] = []
         known = dict(model.source.module.named_modules())
         for path in self._given:
             if model.scripted or model.exported is not None:
@@ -24,7 +25,7 @@ class Taps:
             if path not in known or not path:
                 raise StepError(f"the {who} has no layer {path!r}", subject="with.losses",
                                 hint=did_you_mean(path, [name for name in known if name]))  # fmt: skip
-            known[path].register_forward_hook(self._keeper(path))
+            self._hooks.append(known[path].register_forward_hook(self._keeper(path)))
 
     def _keeper(self, path: str) -> Any:
         def keep(module: Any, args: Any, result: Any) -> None:
@@ -36,6 +37,12 @@ class Taps:
         """Before a call of the model: what was given before is gone."""
         for given in self._given.values():
             given.clear()
+
+    def close(self) -> None:
+        """The model's layers are looked into no longer."""
+        self.forget()
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def tensors(self, path: str) -> list[Any]:
         """All tensors in a layer's result. Raises StepError for a layer that did not run, or more than once."""

@@ -67,6 +67,11 @@ class Distillation:
             for name, loss in zip(self.names, self.losses, strict=True)
         }
 
+    def close(self) -> None:
+        """Student and teacher are as they were: nothing looks into their layers."""
+        self.mine.close()
+        self.theirs.close()
+
     def _answers(self, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
         self.mine.forget()
         self.theirs.forget()

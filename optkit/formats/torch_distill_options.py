@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from optkit.formats.torch_training_options import Training
 from optkit.plugin import Options
 
 TEMPERATURE = 4.0
@@ -55,4 +56,14 @@ class Loss(Options):
         return self
 
 
-__all__ = ["TEMPERATURE", "Loss", "Student"]
+class Lessons(Training):
+    losses: tuple[Loss, ...] = Field(
+        (), description="what is made small, as a sum; default: every float output's, cosine for embeddings of length "
+        "one and mse for others"
+    )  # fmt: skip
+    mask: str | None = Field(
+        None, description="an input (batch, position) whose zeros mark positions that are not compared: attention_mask"
+    )
+
+
+__all__ = ["TEMPERATURE", "Lessons", "Loss", "Student"]

@@ -19,6 +19,9 @@ from typing import Any
 from optkit.errors import SourceError
 from optkit.plugin import need
 
+WRAPPED = "optkit_inner"
+"""The attribute under which optkit's own modules hold the user's: no part of any name that a user sees."""
+
 SUFFIXES = (".pt2", ".pt", ".pth")
 NESTED = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "model.", "_orig_mod.")

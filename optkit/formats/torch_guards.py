@@ -18,7 +18,7 @@ from typing import Any
 
 from optkit.artifact import Dim, TensorSpec
 from optkit.errors import StepError
-from optkit.formats.torch_files import place, user_frame
+from optkit.formats.torch_files import WRAPPED, place, user_frame
 from optkit.plugin import need
 
 PLUMBING = ("/module.py", "/container.py")  # of torch.nn: they call layers and decide nothing
@@ -206,7 +206,7 @@ def program_places(program: Any, operators: Sequence[str]) -> dict[str, str]:
 
 def _made_at(node: Any) -> str:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = re.sub(r"^(L\['self'\])?\.?(inner\.?)*", "", str(stack[-1][0])) if stack else ""
+    path = re.sub(rf"^(L\['self'\])?\.?({WRAPPED}\.?)*", "", str(stack[-1][0])) if stack else ""
     # Code that torch itself generates ("<eval_with_key>") is no place in anybody's model.
     lines = re.findall(r'File "([^"<]+)", line (\d+), in (\w+)', node.meta.get("stack_trace") or "")
     own = [line for line in lines if not line[0].startswith(need("torch").__path__[0])]
@@ -242,7 +242,7 @@ def explain(error: Exception, guards: Sequence[Guard], traced: Traced) -> StepEr
         f"torch.export cannot trace the model: {type(error).__name__}: {first}" + (f", at {where}" if where else ""),
         subject="model",
         details=text,
-        hint="make that line traceable, or try `with: {exporter: torchscript}` on a conversion to ONNX",
+        hint="make that line traceable, or try `use: torch.to_onnx, with: {exporter: torchscript}`",
     )
 
 
@@ -271,7 +271,7 @@ def _hint(guard: Guard, names: Sequence[str], said: str, traced: Traced) -> str:
     if kind == "Equality" and "%" not in said:
         return (
             f"make {names[0]} static (write {traced.sizes[names[0]]} in the shape), or don't turn the size into a "
-            "Python constant there; LSTM and GRU need `with: {exporter: torchscript}`"
+            "Python constant there; LSTM and GRU need `use: torch.to_onnx, with: {exporter: torchscript}`"
         )
     if "%" in said or kind == "Unequality":
         return f"make {names[0]} static, or write the line so that it does not depend on the size"

@@ -10,6 +10,7 @@ from optkit.artifact import Dim, TensorSpec
 from optkit.errors import StepError
 from optkit.formats import onnx_weights
 from optkit.formats.torch_feeds import static_shape
+from optkit.formats.torch_files import WRAPPED
 from optkit.plugin import need
 
 
@@ -47,7 +48,7 @@ def rename(model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     for value in [*graph.initializers.values(), *_values(model)]:
         if id(value) in ends or value.name is None:
             continue
-        wanted = re.sub(r"^(inner\.)+", "", value.name) if value.is_initializer() else value.name
+        wanted = re.sub(rf"^({WRAPPED}\.)+", "", value.name) if value.is_initializer() else value.name
         count = 0
         name = wanted
         while name in taken:
@@ -69,12 +70,35 @@ def _drop_notes(model: Any) -> None:
         for key in [key for key in part.metadata_props if key.startswith("pkg.") or key == "namespace"]:
             del part.metadata_props[key]
         path = (
-            re.sub(r"^(inner\.?)+", "", re.findall(r"'([^']*)'", scopes)[-2])
+            re.sub(rf"^({WRAPPED}\.?)+", "", re.findall(r"'([^']*)'", scopes)[-2])
             if scopes and scopes.count("'") > 2
             else ""
         )
         if path:
             part.metadata_props["namespace"] = path
+
+
+def turn_integers(model: Any) -> None:
+    """Transpose stored integers in place of what they dequantise to, which kernels read where they are stored.
+
+    torch gives a linear layer over sequences as MatMul with the transposed weight.
+    """
+    ir, np = need("onnx_ir", "onnx-ir"), need("numpy")
+    for node in list(model.graph):
+        maker = node.inputs[0].producer() if node.op_type == "Transpose" and node.inputs[0] is not None else None
+        if maker is None or maker.op_type != "DequantizeLinear" or not maker.inputs[0].is_initializer():
+            continue
+        held, order = maker.inputs[0], list(node.attributes["perm"].as_ints())
+        if len(maker.outputs[0].uses()) != 1 or len(held.uses()) != 1:
+            continue
+        held.const_value = ir.tensor(np.ascontiguousarray(held.const_value.numpy().transpose(order)), name=held.name)
+        held.shape = held.const_value.shape
+        if "axis" in maker.attributes and maker.inputs[1].const_value is not None and maker.inputs[1].shape.rank():
+            maker.attributes["axis"] = ir.AttrInt64("axis", order.index(maker.attributes["axis"].as_int()))
+        out = node.outputs[0]
+        maker.outputs[0].shape, maker.outputs[0].type = out.shape, out.type
+        ir.convenience.replace_all_uses_with(out, maker.outputs[0])
+        model.graph.remove(node, safe=True)
 
 
 def name_dims(

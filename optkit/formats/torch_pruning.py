@@ -5,16 +5,23 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optkit.errors import StepError, did_you_mean
 from optkit.formats.torch_call import TorchModel
 from optkit.formats.torch_pruning_graph import Graph, trace
-from optkit.formats.torch_pruning_groups import Group, differs, groups, hide, left_alone, usable
+from optkit.formats.torch_pruning_groups import Group, copied, differs, groups, hide, left_alone, usable
 from optkit.formats.torch_pruning_importance import Fit, scores
+from optkit.formats.torch_pruning_latency import Search, search
 from optkit.formats.torch_pruning_select import Rules, channels, least, order, parameters, rounded, shortest
 from optkit.formats.torch_structure import Stage, cut
 from optkit.plugin import need
+
+if TYPE_CHECKING:
+    from optkit.plugin import Ratio
+
+Measure = Callable[[Any, list[Stage], float, float], "Ratio"]
+"""A smaller module, all its cuts, the ratio in doubt and seconds, to how many times as fast it is as the first."""
 
 NAMED = 4
 """How many layers an error names."""
@@ -22,7 +29,7 @@ NAMED = 4
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be removed: a share (0 to 1) of "channels", "macs" or "parameters"."""
+    """What is to be removed: a share (0 to 1) of "channels", "macs", "parameters" or "latency"."""
 
     kind: str
     share: float
@@ -82,12 +89,15 @@ def prune(
     rounds: int = 1,
     keep: Sequence[str] = (),
     fit: Fit | None = None,
+    measure: Measure | None = None,
+    recover: Callable[[int, list[Stage]], None] | None = None,
     progress: Callable[[str, float | None], None] = lambda text, fraction: None,
 ) -> Pruned:
     """Remove channels from a model until the target is met, at most one channel (or head, or multiple) past it.
 
-    feeds: example inputs, at whose sizes operations are counted. Raises StepError where nothing can be removed, where
-    the target cannot be met, and where the smaller model does not compute what it should.
+    feeds: example inputs, at whose sizes operations are counted. measure: for a target of latency. recover: is called
+    between rounds, with the round's number and all cuts so far, and may train the module. Raises StepError where
+    nothing can be removed, where the target cannot be met, and where the smaller model does not compute what it should.
     """
     kept = matched(model.source.module, keep, "keep")
     progress("trace", None)
@@ -101,10 +111,12 @@ def prune(
             subject="with.keep" if keep else "model",
             hint="how: unstructured sets single weights to zero in any model",
         )
-    work = _Work(model, feeds, graph, call, target, rules, found, fit, importance)
+    work = _Work(model, feeds, graph, call, target, rules, found, fit, importance, measure, progress)
     for number in range(1, rounds + 1):
-        progress(f"rank, round {number}" if rounds > 1 else "rank", number / (rounds + 1))
+        progress(f"rank, round {number}" if rounds > 1 else "rank", (number - 1) / rounds)
         work.round(target.share * number / rounds, last=number == rounds)
+        if recover is not None and number < rounds:
+            recover(number, work.stages)
     return Pruned(work.stages, work.notes())
 
 
@@ -121,9 +133,12 @@ class _Work:
     def __init__(
         self, model: TorchModel, feeds: Mapping[str, Any], graph: Graph, call: Callable[[Any], Mapping[str, Any]],
         target: Target, rules: Rules, found: list[Group], fit: Fit | None, importance: str,
+        measure: Measure | None, progress: Callable[[str, float | None], None],
     ) -> None:  # fmt: skip
         self.model, self.graph, self.call, self.target, self.rules = model, graph, call, target, rules
         self.found, self.fit, self.importance = found, fit, importance
+        self.measure, self.progress = measure, progress
+        self.searched: Search | None = None
         self.first = {group.key: group for group in found}
         self.unscored: list[Group] = []
         self.stages: list[Stage] = []
@@ -146,11 +161,14 @@ class _Work:
         sizes = {key: len(group.members) for key, group in self.first.items()}
         if self.target.kind == "channels" and self.rules.per_layer:
             removed = self._same_share(ranked, share, sizes, last=last)
+        elif self.target.kind == "latency":
+            removed = self._fast_enough(order(self.found, ranked, sizes, self.rules), share, sizes, last=last)
         else:
             ordered = order(self.found, ranked, sizes, self.rules)
             choice = shortest(self.found, ordered, self.rules, share, self._gone)
             if choice.reached < share - 1e-9 and last:
-                raise self._short(choice.reached, sizes)
+                what = f"of the {self.target.kind} {choice.reached:.1%} can be removed, not {share:.1%}"
+                raise self._short(what, sizes)
             removed = choice.removed
         if removed:
             self._remove(set(removed))
@@ -162,6 +180,33 @@ class _Work:
                 subject="with",
                 hint="ask for more, or scope: global" + ("" if self.rules.round_to == 1 else ", or a smaller round_to"),
             )
+
+    def _fast_enough(self, ordered: list[int], share: float, sizes: Mapping[Any, int], *, last: bool) -> frozenset[int]:
+        """The first of `ordered` without which `share` of the latency is gone, measured."""
+        assert self.measure is not None
+        measured = self.measure
+        count = 0
+
+        def ratio_without(removed: frozenset[int], seconds: float) -> Ratio:
+            nonlocal count
+            count += 1
+            self.progress(f"convert and race candidate {count}, {self._gone(removed):.0%} of the multiply-accumulates "
+                          "gone", None)  # fmt: skip
+            module, stage = copied(self.graph.module), self.graph.stage(set(removed))
+            cut(module, stage)
+            return measured(module, [*self.stages, stage], 1 / (1 - share), seconds)
+
+        found = search(ordered, 1 - share, lambda part: rounded(self.found, part, self.rules.round_to), self._gone,
+                       ratio_without, sure=last)  # fmt: skip
+        self.searched = found
+        if found.met is not None:
+            return found.met.removed
+        if last:
+            raise self._short(
+                f"the latency comes down to {found.best.share()} of the unpruned model's, not to {1 - share:.1%}; "
+                f"{found.best.gone:.0%} of the multiply-accumulates are gone then", sizes,
+            )  # fmt: skip
+        return found.tried[0].removed
 
     def _per_cost(self, ranked: Mapping[int, float]) -> dict[int, float]:
         """A loss in ratio to what its removal gains of the target: what is to go must go where it costs least."""
@@ -194,7 +239,7 @@ class _Work:
     def _gone(self, removed: frozenset[int]) -> float:
         """The share of what there was at first that is gone once these classes are too."""
         kind = self.target.kind
-        if kind == "macs":
+        if kind in ("macs", "latency"):
             return 1 - (self.rest["macs"] + self.graph.macs(set(removed))) / max(1, self.before["macs"])
         if kind == "parameters":
             return 1 - (self.rest["parameters"] + parameters(self.graph, removed)) / self.before["parameters"]
@@ -231,10 +276,10 @@ class _Work:
         names = [g.name for g in self.found if removed & set(g.members)]
         return [*names[:NAMED], *(["..."] if len(names) > NAMED else [])]
 
-    def _short(self, reached: float, sizes: Mapping[Any, int]) -> StepError:
+    def _short(self, what: str, sizes: Mapping[Any, int]) -> StepError:
         at_least = [g for g in self.found if len(g.members) and g not in self.unscored]
         return StepError(
-            f"of the {self.target.kind} {reached:.1%} can be removed, not {self.target.share:.1%}"
+            what
             + _because(self.graph, self.unscored)
             + "; at the least they may keep would be "
             + f"{', '.join(g.name for g in at_least[:NAMED])}{', ...' if len(at_least) > NAMED else ''}",
@@ -256,7 +301,12 @@ class _Work:
         left = left_alone(self.graph) + [
             {"layer": g.name, "why": f"{self.importance} says nothing of it"} for g in self.unscored
         ]
-        return {"layers": layers, "left": left, "reached": round(self.reached, 6)}
+        found = {"layers": layers, "left": left, "reached": round(self.reached, 6)}
+        if self.searched is None or self.searched.met is None:
+            return found
+        met = self.searched.met.to_json()
+        tried = [probe.to_json() for probe in self.searched.tried]
+        return {**found, "reached": round(1 - met["latency"], 6), "latency": {**met, "tried": tried}}
 
 
 def _because(graph: Graph, unscored: Sequence[Group]) -> str:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from optkit.errors import StepError
 from optkit.formats import torch_pruning_rules as rules
-from optkit.formats.torch_files import quiet
+from optkit.formats.torch_files import WRAPPED, quiet
 from optkit.formats.torch_guards import quiet_failure
 from optkit.formats.torch_pruning_call import flat
 from optkit.formats.torch_pruning_units import Axes, Axis, Follows, Product, Units
@@ -141,7 +141,7 @@ SIZES = r"head|dim|size|channel|feature|width|split|hidden|group|inner|embed|pla
 
 def own_name(name: str) -> str:
     """A name in the exported program as the user's module has it."""
-    return name.removeprefix("inner").removeprefix(".")
+    return name.removeprefix(WRAPPED).removeprefix(".")
 
 
 def trace(model: Any, feeds: Mapping[str, Any], keep: Sequence[str] = ()) -> Graph:

@@ -6,6 +6,7 @@ their mean over the group.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from optkit.formats.torch_call import TorchModel
 from optkit.formats.torch_feeds import torch_dtype
 from optkit.formats.torch_pruning_graph import Graph
 from optkit.formats.torch_pruning_groups import Group
-from optkit.plugin import need
+from optkit.plugin import Samples, need
 
 Batches = Callable[[], Iterator[tuple[Mapping[str, Any], Any]]]
 """A fresh pass over the fit data: inputs by name, and labels or None."""
@@ -248,11 +249,11 @@ def _directions(outputs: Mapping[str, Any], generator: Any) -> Any:
     return sum(terms)
 
 
-def _cross_entropy(outputs: Mapping[str, Any], labels: NDArray[Any], generator: Any) -> Any:
+def _cross_entropy(outputs: Mapping[str, Any], labels: NDArray[Any] | None, generator: Any) -> Any:
     torch = need("torch")
     wide = [t for t in outputs.values() if t.is_floating_point() and t.dim() == 2]
     fits = labels is not None and np.issubdtype(labels.dtype, np.integer) and labels.ndim == 1
-    if len(wide) != 1 or not fits or labels.min() < 0 or labels.max() >= wide[0].shape[1]:
+    if labels is None or len(wide) != 1 or not fits or labels.min() < 0 or labels.max() >= wide[0].shape[1]:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in outputs.items())
         raise DataError(
             f"the labels are no class numbers for the one output of classes; the outputs are {shapes}",
@@ -265,24 +266,32 @@ def _cross_entropy(outputs: Mapping[str, Any], labels: NDArray[Any], generator: 
     return (each * (torch.randint(0, 2, each.shape, generator=generator) * 2 - 1)).sum()
 
 
-def fit_of(data: Any, inputs: Sequence[Any], seed: int, batch: int, limit: int | None) -> Fit:
-    """The fit data as torch tensors. data: a dataset, or any `Samples`, which has no labels. limit: of samples."""
+def fit_of(data: Samples, inputs: Sequence[Any], seed: int, batch: int, limit: int | None) -> Fit:
+    """The fit data as torch tensors, with their labels as an array where there are any. limit: of samples."""
     torch = need("torch")
-    labelled = bool(getattr(data, "labelled", False))
 
     def batches() -> Iterator[tuple[Mapping[str, Any], Any]]:
         seen = 0
-        rows = data.batches(batch) if labelled else ((feeds, batch, None) for feeds in data.feeds(batch))
-        for feeds, count, labels in rows:
+        known = (label for _, label in data.iter_labelled()) if data.labelled else iter(())
+        for feeds in data.feeds(batch):
+            count = int(feeds[inputs[0].name].shape[0])
             yield (
                 {s.name: torch.from_numpy(np.ascontiguousarray(feeds[s.name])).to(torch_dtype(s)) for s in inputs},
-                labels,
+                _stacked(list(itertools.islice(known, count))) if data.labelled else None,
             )
             seen += count
             if limit is not None and seen >= limit:
                 return
 
-    return Fit(batches, labelled, seed)
+    return Fit(batches, data.labelled, seed)
+
+
+def _stacked(labels: Sequence[Any]) -> Any:
+    """Labels of a batch along axis 0; None where they are no array."""
+    try:
+        return None if any(isinstance(label, Mapping) for label in labels) else np.asarray(labels)
+    except ValueError:  # lists of unequal length
+        return None
 
 
 __all__ = ["Fit", "Scores", "fit_of", "scores"]

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from optkit.errors import SourceError
+from optkit.formats import torch_quantised
 from optkit.formats.torch_files import existing, fit_weights, read_weights
 from optkit.plugin import need
 
@@ -114,7 +115,8 @@ def absolute(descriptor: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     pruned = descriptor.get("pruned")
     if not pruned:
         return dict(descriptor)
-    return {**descriptor, "pruned": {key: str(folder / name) for key, name in pruned.items()}}
+    record = {"quantised": str(folder / descriptor["quantised"])} if descriptor.get("quantised") else {}
+    return {**descriptor, "pruned": {key: str(folder / name) for key, name in pruned.items()}, **record}
 
 
 def stages(descriptor: Mapping[str, Any]) -> list[Stage]:
@@ -143,14 +145,24 @@ def restore(module: Any, descriptor: Mapping[str, Any]) -> None:
     for stage in stages(descriptor):
         cut(module, stage)
     path = descriptor["pruned"]["weights"]
-    fit_weights(module, read_weights(path), path)
+    state = read_weights(path)
+    record = torch_quantised.read(descriptor["quantised"]) if descriptor.get("quantised") else None
+    if record:
+        torch_quantised.prepare(module, record, state)
+    fit_weights(module, state, path)
+    if record:
+        torch_quantised.finish(module, record)
 
 
-def save(module: Any, parent: Mapping[str, Any], digest: str, done: Sequence[Stage], out_dir: Path) -> None:
+def save(
+    module: Any, parent: Mapping[str, Any], digest: str, done: Sequence[Stage], out_dir: Path,
+    quantised: tuple[torch_quantised.Quantised, Mapping[str, Any]] | None = None,
+) -> None:  # fmt: skip
     """Write torch.json, structure.json and weights.safetensors.
 
     parent: the descriptor the module was loaded by. digest: of what it describes; it is written down, so that the same
     weights under other code are another artifact. Tied weights are stored once per name, so that any reader finds each.
+    quantised: the record of which tensors are integers, and those tensors' scales by name; it gets a file of its own.
     """
     torch = need("torch")
     whole = [*stages(parent), *done]
@@ -161,8 +173,13 @@ def save(module: Any, parent: Mapping[str, Any], digest: str, done: Sequence[Sta
         for name, value in module.state_dict().items()
         if isinstance(value, torch.Tensor)
     }
-    need("safetensors.torch", "safetensors").save_file(state, str(out_dir / WEIGHTS))
     descriptor = {**parent, "pruned": {"structure": STRUCTURE, "weights": WEIGHTS}, "made_from": digest}
+    if quantised:
+        written, scales = quantised
+        state = torch_quantised.state_of(written, state, scales)
+        (out_dir / torch_quantised.RECORD).write_text(json.dumps(written.to_json(), indent=1), encoding="utf-8")
+        descriptor["quantised"] = torch_quantised.RECORD
+    need("safetensors.torch", "safetensors").save_file(state, str(out_dir / WEIGHTS))
     (out_dir / "torch.json").write_text(json.dumps(descriptor, indent=1), encoding="utf-8")
 
 

@@ -30,11 +30,17 @@ Progress = Callable[[str, "float | None"], None]
 
 @dataclass(frozen=True)
 class Learner:
-    """What learns. module: trained and evaluated. helpers: trained beside it and thrown away. losses: of a batch."""
+    """What learns. module: trained and evaluated. helpers: trained beside it. losses: of a batch.
+
+    still: the module stays in evaluation mode while it learns, without dropout, its batch norms as they are.
+    otherwise: what to do, beside a smaller learning rate, where nothing was learned.
+    """
 
     module: Any
     helpers: Any
     losses: Callable[[Batch], Losses]
+    still: bool = False
+    otherwise: str = ""
 
     def state(self) -> dict[str, Any]:
         """Copies of all tensors that a training changes."""
@@ -135,17 +141,19 @@ class _Loop:
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.state = State(**saved["state"])
-        self.learner.load(saved["learner"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        torch_checkpoint.set_random_states(saved["random"])
+        if not self.state.finished:  # then what is left to do is to take the best weights
+            self.learner.load(saved["learner"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            torch_checkpoint.set_random_states(saved["random"])
         self.begun_at = self.state.step
 
     def save(self) -> None:
         """Write a checkpoint."""
-        torch_checkpoint.save({
-            "state": vars(self.state), "learner": self.learner.state(), "optimizer": self.optimizer.state_dict(),
+        going_on = {} if self.state.finished else {
+            "learner": self.learner.state(), "optimizer": self.optimizer.state_dict(),
             "random": torch_checkpoint.random_states(),
-        }, self.kept)  # fmt: skip
+        }  # fmt: skip
+        torch_checkpoint.save({"state": vars(self.state), **going_on}, self.kept)
         self.saved_at = time.perf_counter()
 
     def run(self) -> None:
@@ -160,14 +168,14 @@ class _Loop:
                 f"nothing was learned: the held-out loss was {state.epochs[0]['held_out']['loss']:.4g} at first and "
                 f"never below it in {state.step} steps",
                 subject="with.lr",
-                hint=f"a smaller lr (it is {self.how.lr:g}), or more epochs",
+                hint=f"a smaller lr (it is {self.how.lr:g}), or more epochs" + self.learner.otherwise,
             )
         self.learner.load(state.best["learner"])
 
     def epoch(self) -> None:
         state = self.state
         order = self.data.order(self.size, self.seed, state.epoch)
-        self.learner.module.train()
+        self.learner.module.train(not self.learner.still)
         self.learner.helpers.train()
         for position in range(state.position, len(order)):
             if state.step == self.total:
@@ -195,7 +203,14 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
         if not torch.isfinite(loss):
             raise self.lost(f"the loss is {float(loss.detach()):g}", 1)
-        loss.backward()
+        try:
+            loss.backward()
+        except RuntimeError as error:  # the model's own code, such as a tensor that is written over
+            raise StepError(
+                f"the model's gradient cannot be computed: {str(error).strip().partition(chr(10))[0]}",
+                subject="model", details=str(error),
+                hint="train it by hand in torch: x = x + y in place of x += y often mends it",
+            ) from error  # fmt: skip
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.how.clip_norm or math.inf)
         if not torch.isfinite(norm):
             raise self.lost("the loss has a gradient that is not finite", 1)

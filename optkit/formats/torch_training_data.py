@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +23,8 @@ from optkit.plugin import Samples, need
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from optkit.plugin import Tensors
 
     Array = NDArray[Any]
 
@@ -47,13 +49,21 @@ class TrainingData:
     """The samples of a fit set in random access. train, held_out: their numbers, in the set's order."""
 
     def __init__(
-        self, samples: Samples, folder: Path, inputs: Sequence[TensorSpec], *, held_out: float, seed: int, device: str
-    ) -> None:
-        """Copy the samples to `folder`, unless an earlier call did. Raises DataError, OSError on a full disk."""
+        self, samples: Samples | None, folder: Path, inputs: Sequence[TensorSpec], *, held_out: float, seed: int,
+        device: str, stack: Callable[[Sequence[Tensors]], Tensors] | None = None, share: tuple[int, int] = (0, 1),
+    ) -> None:  # fmt: skip
+        """Copy the samples to `folder`, unless an earlier call did. Raises DataError, OSError on a full disk.
+
+        stack: makes a batch of samples; default the samples' own, and needed without them. share: this process's number
+        from 0, and how many there are: each gets its part of the batches to learn from.
+        """
         folder.mkdir(exist_ok=True)
-        if not (folder / INDEX).is_file():
+        if samples is not None and not (folder / INDEX).is_file():
             _write(samples, folder)
-        self.samples, self.inputs, self.device = samples, tuple(inputs), device
+        self.inputs, self.device, self.share = tuple(inputs), device, share
+        found = stack or (samples.stacker if samples is not None else None)
+        assert found is not None
+        self.stack = found
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         self._places: dict[str, list[tuple[str, list[int], int]]] = index["places"]
         self._bytes = {key: _mapped(folder / f"{number}.bin") for number, key in enumerate(self._places)}
@@ -76,7 +86,7 @@ class TrainingData:
 
         torch = need("torch")
         rows = [{s.name: self._array(s.name, int(n)) for s in self.inputs} for n in numbers]
-        stacked = self.samples.stack(rows)
+        stacked = self.stack(rows)
         feeds = {
             spec.name: torch.from_numpy(np.array(stacked[spec.name], order="C")).to(self.device, torch_dtype(spec))
             for spec in self.inputs
@@ -136,11 +146,15 @@ class TrainingData:
         return exactly or asked or min(default, len(self.train))
 
     def order(self, size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
-        """The numbers of an epoch's batches, every sample once, shuffled by seed and epoch."""
+        """The numbers of an epoch's batches, every sample once, shuffled by seed and epoch.
+
+        Where several processes share them, each gets equally many: the last ones may get the first again.
+        """
         import numpy as np
 
         shuffled = np.random.default_rng([seed, epoch]).permutation(self.train)
-        return _parts(shuffled, size, self.exactly)
+        parts, (number, of) = _parts(shuffled, size, self.exactly), self.share
+        return [parts[place % len(parts)] for place in range(number, -(-len(parts) // of) * of, of)]
 
     def batches(self, size: int, *, seed: int = 0, epoch: int = 0) -> Iterator[Batch]:
         """An epoch over the samples to train on, shuffled, in batches of about `size`."""

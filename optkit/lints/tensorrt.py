@@ -6,21 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from optkit.errors import UnavailableError
-from optkit.formats import onnx_model, tensorrt_engine, tensorrt_rules
+from optkit.formats import tensorrt_engine, tensorrt_rules
 from optkit.formats.onnx_refusal import Refusal, refused
 
 
 def look(path: Path, model: Any) -> tuple[list[Refusal], list[str]]:
     """What is refused, and what could not be looked at here."""
     found = list(tensorrt_rules.quantisation(model, path.parent))
-    if onnx_model.opset(model) < 9:
-        what = f"opset {onnx_model.opset(model)}: the parser is made for 9 and later"
-        found.append(Refusal("", "", what, "export the model again with a later opset"))
     builder = tensorrt_engine.choose("auto")
     try:
         trt = tensorrt_engine.load(builder)
     except UnavailableError as error:
-        return found, [f"operators and types, which TensorRT's parser tells: {error.what}"]
+        return found, [f"operators, types and opset, which TensorRT's parser tells: {error.what}"]
+    found += tensorrt_rules.unbuilt(model, builder)
     typed = list(tensorrt_rules.types(model))
     found += typed
     told = {refusal.node for refusal in found}

@@ -17,23 +17,26 @@ MAKE = "make one of these first: optkit convert MODEL --to onnx"
 CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
 INTEGER = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
 _OPERATORS = """
-Abs Acos Acosh Add AffineGrid And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool BatchNormalization
-Bernoulli BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor BlackmanWindow Cast CastLike Ceil Celu CenterCropPad
-Clip Col2Im Compress Concat Constant ConstantOfShape Conv ConvTranspose Cos Cosh CumProd CumSum DFT DeformConv
-DepthToSpace Det Div Dropout Einsum Elu Equal Erf Exp Expand EyeLike Flatten Floor FusedConv FusedMatMul GRU Gather
-GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual GridSample
-GroupNorm GroupNormalization HammingWindow HannWindow HardSigmoid HardSwish Hardmax Identity InstanceNormalization
-Inverse IsInf IsNaN LRN LSTM LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax LpNormalization LpPool
-MatMul Max MaxPool MaxRoiPool MaxUnpool Mean MeanVarianceNormalization MelWeightMatrix Min Mish Mod Mul
-MultiHeadAttention Neg NegativeLogLikelihoodLoss NonMaxSuppression NonZero Not OneHot OptionalHasElement Or PRelu Pad
-Pow RNN RandomNormal RandomNormalLike RandomUniform RandomUniformLike Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum
-ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize
-ReverseSequence RoiAlign RotaryEmbedding Round STFT Scatter ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign
-Sin Sinh Size Slice Softmax SoftmaxCrossEntropyLoss Softplus Softsign SpaceToDepth Split Sqrt Squeeze StringNormalizer
-Sub Sum Tan Tanh TensorScatter ThresholdedRelu Tile TopK Transpose Trilu Unique Unsqueeze Upsample Where Xor
+Abs Acos Acosh Add AffineGrid And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization BitShift
+BitwiseNot BitwiseXor BlackmanWindow Cast CastLike Ceil Celu CenterCropPad Clip Col2Im Compress Concat Constant
+ConstantOfShape Conv ConvTranspose Cos Cosh CumProd CumSum DeformConv DepthToSpace Det Div Dropout Einsum Elu Equal
+Erf Exp Expand EyeLike Flatten Floor FusedConv FusedMatMul GRU Gather GatherElements GatherND Gelu Gemm
+GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual GridSample GroupNorm GroupNormalization
+HammingWindow HannWindow HardSigmoid HardSwish Hardmax Identity InstanceNormalization Inverse IsInf IsNaN LRN LSTM
+LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax LpNormalization LpPool MatMul Max MaxPool MaxRoiPool
+MaxUnpool Mean MeanVarianceNormalization MelWeightMatrix Min Mish Mod Mul MultiHeadAttention Neg
+NegativeLogLikelihoodLoss NonMaxSuppression NonZero Not OneHot OptionalHasElement Or PRelu Pad Pow RNN RandomNormal
+RandomNormalLike RandomUniform RandomUniformLike Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp
+ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize ReverseSequence RoiAlign
+Round Scatter ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice Softmax
+SoftmaxCrossEntropyLoss Softplus Softsign SpaceToDepth Split Sqrt Squeeze StringNormalizer Sub Sum Tan Tanh
+TensorScatter ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Upsample Where Xor
 """
 CONVERTED = frozenset(_OPERATORS.split())
 """ONNX operators onnx2tf 2.6.9 makes TFLite operators of (flatbuffer_direct), but for control flow and integers."""
+
+_AT_SOME_SIZES = ("Col2Im", "Det")
+"""Of these, those whose conversion depends on sizes that may not stand in the file."""
 
 _REPLACE = "replace the operator in the model, or deliver ONNX for onnxruntime"
 _FLOAT = "convert the float model, then quantise the TFLite file: tflite.quantize"
@@ -76,7 +79,10 @@ def _of_onnx(model: Any) -> Iterator[Refusal]:
 
 
 def _to_be_tried(model: Any) -> list[str]:
-    """What only the conversion tells: whether the graph can be resized along other dims than the batch."""
+    """What only the conversion tells: operators that depend on sizes, and which dims but the batch can vary."""
+    named = [f"{node.op_type} {node.name or node.output[0]!r}" for node in onnx_model.all_nodes(model.graph)
+             if node.op_type in _AT_SOME_SIZES]  # fmt: skip
+    told = [f"whether {', '.join(named)} can be converted at these sizes"] if named else []
     initializers = {t.name for t in model.graph.initializer}
     dims: dict[str, None] = {}
     for value in (v for v in model.graph.input if v.name not in initializers):
@@ -84,8 +90,9 @@ def _to_be_tried(model: Any) -> list[str]:
             if axis and not dim.HasField("dim_value"):
                 dims[dim.dim_param or f"{value.name}_{axis}"] = None
     if not dims:
-        return []
-    return [f"whether the converted graph can be resized along {', '.join(dims)}, which most can not: give fixed sizes"]
+        return told
+    along = f"whether the converted graph can be resized along {', '.join(dims)}"
+    return [*told, f"{along}, which most can not: give fixed sizes"]
 
 
 def _of_tflite(path: Path, model: Any) -> Iterator[Refusal]:

@@ -42,6 +42,12 @@ def batch_dim(inputs: Sequence[TensorSpec]) -> str | None:
     return only if isinstance(only, str) else None
 
 
+def fixed_batch(inputs: Sequence[TensorSpec]) -> int:
+    """The size of axis 0 where all inputs are fixed at the same, else 1."""
+    first = {t.shape[0] for t in inputs if t.shape and isinstance(t.shape[0], int)}
+    return int(next(iter(first))) if len(first) == 1 else 1
+
+
 def make_cases(inputs: Sequence[TensorSpec], dims: Mapping[str, Dim]) -> tuple[Case, ...]:
     """The cases of a check, samples first. Each dim is swept alone, the others at their opt size."""
     batch = batch_dim(inputs)

@@ -41,6 +41,7 @@ VARIES_SHARE = 1e-5  # of the peak: above what rounding alone does between equal
 DEAD_SHARE = 1e-3  # a candidate that varies this much less than the reference is constant
 SAFE_RANGE = (1e-140, 1e140)  # squares of what lies outside leave float64
 REL_L2_CAP, WORST_VALUE = 1e15, 1e300
+HISTOGRAMS, BINS = ("sqnr_db", "mismatch"), 24
 _SUMS = ("rr", "cc", "rc", "dd", "n", "x", "y", "xx", "yy", "xy", "max_abs", "unequal", "kl", "top1", "top5")
 NOTES = ("matching", "unlabelled")  # kinds of finding that fail nothing
 
@@ -95,7 +96,8 @@ class Comparison:
         `{"samples": n, "problems": [finding], "notes": [finding], "outputs": {name: {metric: measured}}}`. A
         finding is `{kind, output, sample, text}`; any problem means the case does not hold. measured is
         `{worst, worst_sample, mean, p50, p05 or p95}` (the quantile on the bad side), or for what is counted
-        over the case `{value, disagreeing, total, worst_sample}`, the last the first sample that disagrees.
+        over the case `{value, disagreeing, total, worst_sample}`, the last the first sample that disagrees. sqnr_db
+        and mismatch have a histogram too: `{perfect, low, high, counts}`, samples without any error and the others.
         accuracy is `{value, interval, reference, reference_interval, candidate, total}`, accuracy_drop `{value,
         interval, method, total}`; an interval is that of 95 % confidence (`optkit.parity.intervals`).
         """
@@ -114,7 +116,9 @@ class Comparison:
                 find("count", name, f"compared on {track.covered} of {self._samples} samples")
             for kind, text in track.findings() if track.elements else ():
                 find(kind, name, text)
-            if not track.elements and not failed:
+            if not track.places and not failed:
+                find("hollow", name, "it has no elements on either side, so nothing was compared")
+            elif not track.elements and not failed:
                 find("empty", name, "not one finite element was compared")
         if 0 < self._labelled < self._samples:
             find("unlabelled", None, f"accuracy is over the {self._labelled} samples that have labels")
@@ -137,6 +141,7 @@ class Comparison:
         elif kind == "other":
             self._find("dtype", name, start, f"{r.dtype} cannot be compared; make it real or integer")
         elif r.shape == c.shape:
+            track.places += r.size
             batched = r.ndim > 0 and r.shape[0] == samples
             rows, item = (r.shape[0], r.shape[1:]) if batched else (1, r.shape)
             size = math.prod(item)
@@ -189,6 +194,7 @@ class _Track:
     kind: str
     covered: int = 0
     elements: int = 0  # finite ones, compared
+    places: int = 0  # finite or not
     blocks: list[dict[str, Array]] = field(default_factory=list)
     tallies: dict[str, tuple[int, int, int | None]] = field(default_factory=dict)  # misses, total, first
     hits: list[Array] = field(default_factory=list)  # (3, samples): the reference's, the candidate's, and the labels
@@ -354,4 +360,15 @@ def _summary(name: str, column: Array, sums: dict[str, Array]) -> dict[str, Any]
     usual = column[good] if good.any() else column
     tail, percent = ("p05", 5) if higher else ("p95", 95)
     value = {"worst": float(column[at]), "worst_sample": int(index[at]), "mean": float(usual.mean())}
-    return {**value, "p50": float(np.median(usual)), tail: float(np.percentile(usual, percent))}
+    value |= {"p50": float(np.median(usual)), tail: float(np.percentile(usual, percent))}
+    best = info.high if higher else info.low
+    return value | {"histogram": _histogram(usual, best)} if name in HISTOGRAMS else value
+
+
+def _histogram(column: Array, best: float) -> dict[str, Any]:
+    """How many samples are perfect, and of the others how many lie in each of equal bins from low to high."""
+    rest = column[column != best]
+    low, high = (float(rest.min()), float(rest.max())) if len(rest) else (best, best)
+    apart = high - low > 1e-9 * max(abs(low), abs(high))  # nearer values differ by the order of sums alone
+    counts = np.histogram(rest, BINS, (low, high))[0] if apart else np.array([len(rest)])
+    return {"perfect": len(column) - len(rest), "low": low, "high": high, "counts": counts.tolist()}

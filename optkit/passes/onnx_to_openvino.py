@@ -12,6 +12,7 @@ from pydantic import Field
 from optkit.artifact import Artifact, TensorSpec
 from optkit.errors import StepError, did_you_mean
 from optkit.formats import openvino_model
+from optkit.formats.onnx_refusal import module_of
 from optkit.plugin import Context, Options, Pass
 
 
@@ -62,7 +63,8 @@ def _failure(path: Path, error: Exception) -> StepError:
     text = str(error)
     unknown = re.search(r"No conversion rule found for operations: (.+)", text)
     failed = re.search(r"Conversion is failed for: (.+)", text)
-    named = [word.strip() for match in (unknown, failed) if match for word in match[1].split(",")]
+    told = unknown or failed  # what comes after an operator that is unknown fails too, for want of its input's type
+    named = [word.strip() for word in told[1].split(",")] if told else []
     if not named:
         return StepError(
             f"OpenVINO cannot convert {path.name}: {openvino_model.reason(error)}", subject="model", details=text
@@ -90,7 +92,9 @@ def _nodes(path: Path, kinds: set[str]) -> dict[str, str]:
     for node in graph.node:
         kind = f"{node.domain}.{node.op_type}" if node.domain not in {"", "ai.onnx"} else node.op_type
         if kind in kinds:
-            found.setdefault(kind, []).append(node.name or f"of {node.output[0]}")
+            module = module_of(node)
+            name = node.name or f"of {node.output[0]}"
+            found.setdefault(kind, []).append(name + (f" in the torch module {module}" if module else ""))
     return {
         kind: f"node {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         for kind, names in found.items()

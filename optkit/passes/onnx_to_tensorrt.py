@@ -16,9 +16,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from optkit.artifact import Artifact, Dim, Signature, TensorSpec, digest_file
-from optkit.errors import SourceError, StepError, did_you_mean
+from optkit.errors import SourceError, StepError
 from optkit.formats import onnx_model, tensorrt_engine, tensorrt_rules
-from optkit.formats.onnx_refusal import module_of
+from optkit.formats.onnx_refusal import Refusal, module_of, refused
 from optkit.plugin import Context, Options, Pass
 
 _PRODUCT_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
@@ -87,6 +87,7 @@ def run(artifact: Artifact, out_dir: Path, options: OnnxToTensorRT, context: Con
     builder = tensorrt_engine.choose(options.builder)
     _supported(options, builder)
     trt = tensorrt_engine.load(builder)
+    _check_rules(artifact.path, builder)
     log = tensorrt_engine.logger(builder)
     log.messages.clear()
     maker = trt.Builder(log)
@@ -102,12 +103,7 @@ def run(artifact: Artifact, out_dir: Path, options: OnnxToTensorRT, context: Con
     context.progress("building the engine", None)
     blob = maker.build_serialized_network(network, config)
     if blob is None:
-        said = tensorrt_engine.last_words(log)
-        raise StepError(
-            f"{tensorrt_engine.TITLES[builder]} could not build the engine: {said}",
-            hint=tensorrt_rules.remedy("", said),
-            details="\n".join(text for _, text in log.messages),
-        )
+        raise _unbuilt(log, builder, artifact.path)
     if cache is not None:
         cache.write_bytes(bytes(config.get_timing_cache().serialize()))
     machine = tensorrt_engine.here()
@@ -167,6 +163,40 @@ def _supported(options: OnnxToTensorRT, builder: str) -> None:
     if builder == "tensorrt" and options.compute_capability:
         raise StepError("full TensorRT builds for the GPU of this machine alone", subject="with.compute_capability",
                         hint="set with.builder: tensorrt_rtx, or remove it")  # fmt: skip
+
+
+def _check_rules(path: Path, builder: str) -> None:
+    """Raise StepError for types and integers that TensorRT does not take.
+
+    Its parser takes some of them without a word: uint8 activations whose zero point is 0 become int8, which clips
+    their upper half.
+    """
+    model = onnx_model.load(path, weights=False)
+    found = [*tensorrt_rules.types(model), *tensorrt_rules.quantisation(model, path.parent)]
+    if found:
+        raise StepError(
+            f"{tensorrt_engine.TITLES[builder]} cannot take {_named(found[0])}: {found[0].what}"
+            + (f" (and {len(found) - 1} more)" if len(found) > 1 else ""),
+            hint=found[0].hint,
+            details="\n".join(f"{_named(refusal)}: {refusal.what}" for refusal in found),
+        )
+
+
+def _named(refusal: Refusal) -> str:
+    where = f"{refusal.operator} {refusal.node!r}" if refusal.operator else "the graph"
+    return where + (f" of the torch module {refusal.module}" if refusal.module else "")
+
+
+def _unbuilt(log: Any, builder: str, path: Path) -> StepError:
+    """What a builder's errors mean; the ONNX node and its torch module are named where a layer of theirs is."""
+    said = tensorrt_engine.last_words(log)
+    node = tensorrt_rules.blamed(said, onnx_model.load(path, weights=False).graph.node)
+    where = "" if node is None else f", because of {_named(refused(node, '', ''))}"
+    return StepError(
+        f"{tensorrt_engine.TITLES[builder]} could not build the engine{where}: {said}",
+        hint=tensorrt_rules.remedy("" if node is None else node.op_type, said),
+        details="\n".join(text for _, text in log.messages),
+    )
 
 
 def _refused(parser: Any, builder: str, path: Path) -> StepError:
@@ -253,7 +283,7 @@ def _configure(trt: Any, config: Any, options: OnnxToTensorRT, builder: str) -> 
             numbers = ", ".join(sorted(known, key=lambda text: [int(part) for part in text.split(".")]))
             raise StepError(f"TensorRT-RTX {trt.__version__} does not build for compute capability {capability}",
                             subject="with.compute_capability",
-                            hint=did_you_mean(capability, known, listing=False) or f"one of: {numbers}")  # fmt: skip
+                            hint=f"one of: {numbers}")  # fmt: skip
         config.set_compute_capability(getattr(trt.ComputeCapability, known[capability]), index)
 
 
@@ -327,7 +357,7 @@ def _inspected(folder: Path, built: dict[str, Any], machine: tensorrt_engine.Mac
         del engine, runtime
     layers = json.loads(text).get("Layers", [])
     given = Counter(
-        str(tensor.get("Format/Datatype", "?")) for layer in layers if isinstance(layer, dict)
+        str(tensor.get("Format/Datatype") or tensor.get("DataType", "?")) for layer in layers if isinstance(layer, dict)
         for tensor in layer.get("Outputs", ())
     )  # fmt: skip
     return {"precisions_from": "the engine inspector", "engine_layers": len(layers), "engine_outputs": dict(given)}
@@ -335,7 +365,7 @@ def _inspected(folder: Path, built: dict[str, Any], machine: tensorrt_engine.Mac
 
 PASS = Pass(
     name="onnx.to_tensorrt",
-    version=1,
+    version=2,
     source="onnx",
     target="tensorrt",
     summary="build a TensorRT engine, in the precision the graph has",

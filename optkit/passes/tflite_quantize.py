@@ -350,13 +350,13 @@ def confirm(parent: Artifact, artifact: Artifact, options: TfliteQuantize, conte
         if weight is None:
             continue
         apart = any(pattern.search(tflite_look.scope(op, graph)) for pattern in excluded)
-        dtype = tflite_model.dtype_of(weight)
+        dtype = tflite_model.kind_of(weight)
         must = held if not apart else "int8" if options.excluded == "weight_only" else "float32"
         if dtype != must:
             complaints.append(f"the weight of {label} is {dtype}, not {must}" + (": it is excluded" if apart else ""))
         inputs = [graph.tensors[i] for i in op.inputs if i != -1]
         feed = next((t for t in inputs if t is not weight and len(t.shape if t.shape is not None else ()) > 1), None)
-        got = tflite_model.dtype_of(feed) if feed is not None else activations
+        got = tflite_model.kind_of(feed) if feed is not None else activations
         if activations and got != (activations if not apart else "float32"):
             complaints.append(f"the input of {label} is {got}, not {activations if not apart else 'float32'}")
     for taken, given in tflite_model.signatures(model).values():

@@ -3,45 +3,35 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import Field, model_validator
 
 from optkit.artifact import Artifact
 from optkit.errors import DataError, SourceError, StepError
-from optkit.formats import torch_model, torch_sparse, torch_structure
+from optkit.formats import torch_model, torch_quantised, torch_recovery, torch_sparse, torch_structure
+from optkit.formats.torch_distill_options import Lessons
 from optkit.formats.torch_export import runnable_feeds
+from optkit.formats.torch_training_options import Share
 from optkit.plugin import Context, Options, Pass, need
 
 if TYPE_CHECKING:
-    from optkit.formats.torch_pruning import Target
+    from optkit.formats.torch_pruning import Measure, Target
     from optkit.formats.torch_pruning_importance import Fit
+    from optkit.plugin import Ratio
 
 FITTED = ("taylor", "activation")
+TARGETS = ("ratio", "remove_macs", "remove_parameters", "latency")
 BATCH = 16
 """Samples in a batch of fit data."""
 
 
-def _share(value: object) -> object:
-    """0.6 of "60%"."""
-    if isinstance(value, str) and value.strip().endswith("%"):
-        try:
-            return float(value.strip().removesuffix("%")) / 100
-        except ValueError:
-            return value
-    return value
-
-
-Share = Annotated[
-    float,
-    BeforeValidator(_share),
-    Field(gt=0, lt=1),
-    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
-                              {"type": "string", "pattern": r"^[0-9.]+ *%$"}]}),
-]  # fmt: skip
+class Recover(Lessons):
+    """How a model learns between rounds what it lost, from the source model: the options of torch.distill."""
 
 
 class TorchPrune(Options):
@@ -59,6 +49,16 @@ class TorchPrune(Options):
     )
     remove_parameters: Share | None = Field(
         None, description="remove channels until this share of the parameters is gone: 0.6, or 60%"
+    )
+    latency: Share | None = Field(
+        None,
+        description="remove channels until the latency, measured on a runtime, is down to this share of the unpruned "
+        "model's: 0.6, or 60%",
+    )
+    runtime: str | None = Field(
+        None,
+        description="the format on whose runtime latency is measured: onnx, openvino, tflite, torch. Candidates are "
+        "converted as to: does it and raced against the unpruned model at the dims' opt sizes",
     )
     importance: Literal["l1", "l2", "batch_norm", "activation", "taylor"] | None = Field(
         None,
@@ -78,6 +78,11 @@ class TorchPrune(Options):
         description="the share of its channels that every layer keeps, whatever they score; one at least",
     )
     rounds: int = Field(1, ge=1, le=100, description="remove in so many rounds, and rank anew in each")
+    recover: Recover | None = Field(
+        None,
+        description="between rounds the model learns from the source model, as torch.distill does it, with these "
+        "options: {epochs: 2, lr: 0.001}. After the last round it does not: torch.distill is the step for that",
+    )
     round_to: int = Field(1, ge=1, description="leave every layer a multiple of so many channels")
     max_samples: int | None = Field(None, ge=1, description="how many samples to rank on; default all")
 
@@ -87,18 +92,24 @@ class TorchPrune(Options):
 
     @model_validator(mode="after")
     def _consistent(self) -> TorchPrune:
-        targets = [n for n in ("ratio", "remove_macs", "remove_parameters") if getattr(self, n) is not None]
+        targets = [n for n in TARGETS if getattr(self, n) is not None]
         structured = self.how == "structured"
         # By value, not by what was written: a recorded step has every option in it.
-        defaults = {"importance": None, "rounds": 1, "round_to": 1, "keep_at_least": 0.1}
+        defaults = {"importance": None, "rounds": 1, "recover": None, "round_to": 1,
+                    "keep_at_least": 0.1}  # fmt: skip
         whole = [name for name, default in defaults.items() if getattr(self, name) != default]
         wrong = [text for holds, text in (
-            (structured and not targets, "name a target: ratio, remove_macs or remove_parameters"),
+            (structured and not targets, "name a target: ratio, remove_macs, remove_parameters or latency"),
             (len(targets) > 1, f"name one target, not {' and '.join(targets)}"),
             (self.how == "unstructured" and targets != ["ratio"], "how: unstructured takes ratio, and nothing else"),
             (self.how == "2:4" and bool(targets), "how: 2:4 removes half of the weights: leave out the target"),
             (self.how == "2:4" and self.scope != "global", "how: 2:4 has no scope"),
             (not structured and bool(whole), f"{' and '.join(whole)} goes with how: structured"),
+            (self.latency is not None and self.runtime is None,
+             "latency is measured on a runtime: name it, as in runtime: onnx"),
+            (self.latency is None and self.runtime is not None, "runtime goes with latency"),
+            (self.recover is not None and self.rounds < 2,
+             "recover works between rounds: name rounds, or take torch.distill as the next step"),
             (self.ranks_by not in FITTED and self.max_samples is not None,
              f"importance: {self.ranks_by} takes no samples"),
         ) if holds]  # fmt: skip
@@ -110,6 +121,7 @@ class TorchPrune(Options):
 def run(artifact: Artifact, out_dir: Path, options: TorchPrune, context: Context) -> dict[str, Any]:
     """Prunes the module and writes it with the record of its new structure.
 
+    Context: `trial` measures candidates for a target of latency; `source` is who a model learns from between rounds.
     Notes: the target and how far it was met, multiply-accumulates and parameters before and after, per group of layers
     the channels before and after, and the layers left alone with the reason. Raises StepError for a source without an
     nn.Module and for a target that cannot be met, DataError where a ranking needs data and there is none.
@@ -122,6 +134,7 @@ def run(artifact: Artifact, out_dir: Path, options: TorchPrune, context: Context
         raise DataError(f"importance: {options.ranks_by} needs data to rank on", subject="data",
                         hint="give the step `data:`, or set with.importance: l2")  # fmt: skip
     descriptor = torch_model.read_descriptor(artifact.path)
+    torch_quantised.refuse(descriptor, "torch.prune")
     model = torch_model.load(artifact.path)
     if model.exported is not None or model.scripted:
         kind = "a torch.export program" if model.exported is not None else "TorchScript"
@@ -130,7 +143,10 @@ def run(artifact: Artifact, out_dir: Path, options: TorchPrune, context: Context
             subject="model",
             hint="give the factory that builds it: model: {torch: FILE.py:build, weights: ...}",
         )
-    with _threads(context.threads):
+    recovery = None
+    if options.recover is not None:
+        recovery = torch_recovery.Recovery(model, options.recover, options.rounds, context)
+    with _threads(recovery.threads if recovery else context.threads):
         _, feeds = runnable_feeds(model, context.inputs or model.inputs, context.dims)
         module = model.source.module
         before = {"macs": macs(model, feeds), "parameters": parameter_count(module)}
@@ -144,9 +160,11 @@ def run(artifact: Artifact, out_dir: Path, options: TorchPrune, context: Context
                 rounds=options.rounds,
                 keep=options.keep,
                 fit=_fit(options, context, model),
+                measure=_measure(descriptor, artifact, options, context),
+                recover=recovery,
                 progress=context.progress,
             )
-            stages, notes = done.stages, done.notes
+            stages, notes = done.stages, {**done.notes, **({"recovered": recovery.notes} if recovery else {})}
         else:
             stages, notes = [], _sparse(module, options)
         after = {"macs": macs(model, feeds), "parameters": parameter_count(module)}
@@ -166,12 +184,31 @@ def _target(options: TorchPrune) -> Target:
         return Target("macs", options.remove_macs)
     if options.remove_parameters is not None:
         return Target("parameters", options.remove_parameters)
+    if options.latency is not None:
+        return Target("latency", 1 - options.latency)
     assert options.ratio is not None
     return Target("channels", options.ratio)
 
 
+def _measure(
+    descriptor: Mapping[str, Any], artifact: Artifact, options: TorchPrune, context: Context
+) -> Measure | None:
+    """What writes a candidate and races it."""
+    trial = context.trial
+    if options.latency is None:
+        return None
+    assert trial is not None, "a pass that tries its candidates is given what measures them"
+
+    def measure(module: Any, stages: list[torch_structure.Stage], about: float, seconds: float) -> Ratio:
+        with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
+            torch_structure.save(module, descriptor, artifact.digest, stages, Path(folder))
+            return trial(Path(folder), about, seconds)
+
+    return measure
+
+
 def _fit(options: TorchPrune, context: Context, model: torch_model.TorchModel) -> Fit | None:
-    if options.ranks_by not in FITTED:
+    if options.ranks_by not in FITTED or context.data is None:
         return None
     from optkit.formats.torch_pruning_importance import fit_of
 
@@ -286,6 +323,10 @@ PASS = Pass(
     options=TorchPrune,
     fidelity="lossy",
     tools=("torch", "safetensors"),
-    needs_data=lambda options: options.ranks_by in FITTED,
+    needs_data=lambda options: options.ranks_by in FITTED or options.recover is not None,
+    needs_source=lambda options: options.recover is not None,
+    tries=lambda options: options.runtime,
+    resumes=True,
     modules=("optkit.formats.warm_torch", "optkit.formats.warm_torch_export"),
+    timeout_seconds=7 * 24 * 3600.0,
 )

@@ -15,12 +15,12 @@ from pydantic import Field
 
 from optkit.artifact import Artifact, TensorSpec
 from optkit.errors import StepError
-from optkit.formats import onnx_model, torch_model
+from optkit.formats import onnx_model, torch_model, torch_quantised
 from optkit.formats.torch_export import baked_in, symbols, trace
 from optkit.formats.torch_feeds import static_shape
 from optkit.formats.torch_files import quiet
 from optkit.formats.torch_guards import node_place
-from optkit.formats.torch_onnx import name_dims, rename, to_proto
+from optkit.formats.torch_onnx import name_dims, rename, to_proto, turn_integers
 from optkit.plugin import Context, Options, Pass, need
 
 # The IR version that came with each opset: a file cannot name an older one. From onnx.helper.VERSION_TABLE.
@@ -76,6 +76,9 @@ def run(artifact: Artifact, out_dir: Path, options: TorchToOnnx, context: Contex
             subject="with.opset",
             hint=f"opset {NEWEST_TORCHSCRIPT}",
         )
+    if exporter == "torchscript" and torch_quantised.written(model.source.module):
+        raise StepError("the torchscript exporter cannot write the model's fake quantisers (torch.qat)",
+                        subject="with.exporter", hint="leave out `exporter: torchscript`")  # fmt: skip
     with _quiet_exporter():
         if exporter == "export":
             onnx, names = _export(model, inputs, options, context, clock)
@@ -92,6 +95,7 @@ def run(artifact: Artifact, out_dir: Path, options: TorchToOnnx, context: Contex
             hint=f"opset {got}, or `exporter: torchscript`, which writes {options.opset} directly",
         )
     clock.start("write")
+    turn_integers(onnx)
     outputs = context.outputs or model.output_names or ()
     rename(onnx, [spec.name for spec in inputs], outputs)
     known = artifact.signature.outputs if artifact.signature else ()
@@ -279,7 +283,21 @@ def confirm(parent: Artifact, artifact: Artifact, options: TorchToOnnx, context:
         for node in onnx_model.all_nodes(model.graph)
         if _trains(node, model)
     ]
-    return complaints
+    record = torch_quantised.record_of(parent.path)
+    return complaints + (list(_lost(record, model)) if record else [])
+
+
+def _lost(record: torch_quantised.Quantised, model: Any) -> Iterator[str]:
+    """What of a model's fake quantisers is not in the file as integers."""
+    held = {t.name: t for t in model.graph.initializer}
+    stored = Counter(onnx_model.dtype_name(held[node.input[0]].data_type) for node in model.graph.node
+                     if node.op_type == "DequantizeLinear" and node.input[0] in held)  # fmt: skip
+    for kind, wanted in (("int8", len(record.weights)), ("int32", len(record.biases))):
+        if stored[kind] < wanted:
+            yield f"{stored[kind]} of {wanted} tensors are stored in {kind}"
+    rounded = sum(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    if rounded < len(record.activations):
+        yield f"{rounded} of {len(record.activations)} activations are rounded"
 
 
 def _inputs_differ(found: Sequence[TensorSpec], context: Context) -> Iterator[str]:

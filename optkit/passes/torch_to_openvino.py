@@ -12,7 +12,7 @@ from pydantic import Field
 
 from optkit.artifact import Artifact, TensorSpec
 from optkit.errors import StepError
-from optkit.formats import openvino_model, torch_model
+from optkit.formats import openvino_model, torch_model, torch_quantised
 from optkit.formats.torch_export import runnable_feeds
 from optkit.formats.torch_feeds import static_shape
 from optkit.formats.torch_files import quiet
@@ -35,6 +35,9 @@ def run(artifact: Artifact, out_dir: Path, options: TorchToOpenVino, context: Co
     need("torch")
     ov = openvino_model.load()
     model = torch_model.load(artifact.path)
+    rounding = torch_quantised.written(model.source.module)
+    if rounding:
+        rounding.integers = False
     inputs = context.inputs or model.inputs
     seconds: dict[str, float] = {}
     since = time.perf_counter()
@@ -51,6 +54,8 @@ def run(artifact: Artifact, out_dir: Path, options: TorchToOpenVino, context: Co
     except Exception as error:  # the frontends and ovc each raise their own classes
         with quiet():
             raise _failure(error, program) from error
+    if rounding:
+        openvino_model.compress_weights(converted)
     order = list(model.input_names) if program is not None else _fed(model)
     _set_inputs(ov, converted, [next(s for s in inputs if s.name == name) for name in order], context)
     openvino_model.rename(converted, order, _output_names(model, converted, inputs, context))
@@ -138,7 +143,8 @@ def _failure(error: Exception, program: Any) -> StepError:
     text = str(error)
     unknown = re.search(r"No conversion rule found for operations: (.+)", text)
     failed = re.search(r"Conversion is failed for: (.+)", text)
-    named = [word.strip() for match in (unknown, failed) if match for word in match[1].split(",")]
+    told = unknown or failed  # what comes after an operator that is unknown fails too, for want of its input's type
+    named = [word.strip() for word in told[1].split(",")] if told else []
     if not named:
         return StepError(
             f"OpenVINO cannot convert the model: {openvino_model.reason(error)}",
@@ -173,9 +179,12 @@ def confirm(parent: Artifact, artifact: Artifact, options: TorchToOpenVino, cont
     names = [spec.name for spec in signature.outputs]
     if context.outputs and names != list(context.outputs):
         complaints.append(f"the outputs are {', '.join(names)}, not {', '.join(context.outputs)}")
-    half = openvino_model.inspect(artifact.path)["compressed"].get("float16", 0)
-    if half:
-        complaints.append(f"{half} constants are stored in float16")
+    compressed = openvino_model.inspect(artifact.path)["compressed"]
+    if compressed.get("float16", 0):
+        complaints.append(f"{compressed['float16']} constants are stored in float16")
+    record = torch_quantised.record_of(parent.path)
+    if record and compressed.get("int8", 0) < len(record.weights):
+        complaints.append(f"{compressed.get('int8', 0)} of {len(record.weights)} quantised weights are stored in int8")
     return complaints
 
 

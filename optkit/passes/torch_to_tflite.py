@@ -11,7 +11,7 @@ from pydantic import Field
 
 from optkit.artifact import Artifact
 from optkit.errors import StepError
-from optkit.formats import tflite_look, tflite_model, tflite_sizes, tflite_torch, torch_model
+from optkit.formats import tflite_look, tflite_model, tflite_sizes, tflite_torch, torch_model, torch_quantised
 from optkit.formats.tflite_sizes import TfliteOptions
 from optkit.formats.tflite_torch import Conversion
 from optkit.formats.torch_feeds import dynamic_dims
@@ -37,6 +37,11 @@ def run(artifact: Artifact, out_dir: Path, options: TorchToTflite, context: Cont
     seconds: dict[str, float] = {}
     since = time.perf_counter()
     context.progress("export", None)
+    if torch_quantised.record_of(artifact.path):
+        # Its files were looked at: each rounding becomes QUANTIZE and DEQUANTIZE around kernels that stay float.
+        raise StepError("the model has fake quantisers in it (torch.qat), which litert-torch writes as float kernels",
+                        subject="from", hint="deliver it as ONNX or OpenVINO; for TFLite take the step before "
+                        "torch.qat, then tflite.quantize")  # fmt: skip
     model = torch_model.load(artifact.path)
     if model.scripted:
         raise StepError("litert-torch cannot read TorchScript", subject="model",

@@ -16,29 +16,42 @@ The function that `call:` names is given the module to train and the fit data, a
 module: an nn.Module in train mode, its parameters free to learn. data: `TrainingData`; `data.batches(size)` are
     shuffled and hold `feeds` and `labels`, tensors by name; `data.held_out_batches(size)` are not to be learned from.
 source: the source model as an nn.Module in eval mode. kept: a folder that outlives a kill, for checkpoints, empty in a
-    first run. seed: the recipe's. progress(text, fraction=None): shown while it runs. kwargs: as the recipe gives them.
+    first run. seed: the recipe's. progress(text, fraction=None): is shown. kwargs: as the recipe gives them.
+
+With `processes: 2` two processes call it. Each gets its share of the batches, and all that are held out. An
+engine joins them, accelerate, Lightning Fabric or torch.distributed itself, as under torchrun:
+
+    def train(module, data, *, source, kept, seed, progress, **kwargs):
+        accelerator = accelerate.Accelerator()
+        module, optimizer = accelerator.prepare(module, torch.optim.AdamW(module.parameters(), lr=1e-3))
+        for batch in data.batches(32, seed=seed):
+            loss = torch.nn.functional.mse_loss(module(**batch.feeds), source(**batch.feeds))
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            optimizer.step()
+        return accelerator.unwrap_model(module)
+
+The first process's module counts, and its progress is shown. Parameters that are not the same in all are an error. A
+process that fails or dies ends the step, with its number and its output. All end with the run.
 
 It may change weights and buffers, not the structure: the module is rebuilt from its own code in every later step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
 
 from optkit.artifact import Artifact
-from optkit.errors import DataError, OptkitError, SourceError, StepError
-from optkit.formats import torch_checkpoint, torch_model, torch_structure
+from optkit.errors import DataError, SourceError, StepError
+from optkit.formats import torch_checkpoint, torch_model, torch_quantised, torch_ranks, torch_structure
 from optkit.formats.torch_device import check_device
-from optkit.formats.torch_factory import kind_of_value
 from optkit.formats.torch_training_data import Batch, TrainingData
 from optkit.formats.torch_training_options import BATCH_SIZE, Share
-from optkit.formats.user_code import raised, user_callable
+from optkit.formats.torch_user_training import Call, answers, called
 from optkit.plugin import Context, Options, Pass, need
 
 SHOWN = 4
@@ -53,6 +66,10 @@ class TorchTrain(Options):
                       "kept, seed, progress, **kwargs) returns the module", examples=["train.py:train"])  # fmt: skip
     kwargs: dict[str, Any] = Field({}, description="the function's further arguments")
     files: tuple[str, ...] = Field((), description="further files and folders that it reads")
+    processes: int = Field(
+        1, ge=1, le=64, description="how many processes of this machine call it, each on a GPU of its own or on a part "
+        "of the cores; torch.distributed.run starts them"
+    )  # fmt: skip
     held_out: Share = Field(
         0.1, description="the part of the fit data that data.batches leaves out and data.held_out_batches gives"
     )
@@ -76,7 +93,9 @@ def run(artifact: Artifact, out_dir: Path, options: TorchTrain, context: Context
     if context.data is None:
         raise DataError("there is no data to train on", subject="data", hint="give the step `data:`")
     check_device(context.device)
-    model = torch_model.load(artifact.path, device=context.device)
+    descriptor = torch_model.read_descriptor(artifact.path)
+    torch_quantised.refuse(descriptor, "torch.train")
+    model = torch_model.load_described(descriptor, device=context.device)
     if model.exported is not None or model.scripted:
         kind = "a torch.export program" if model.exported is not None else "TorchScript"
         raise StepError(f"the model is {kind}, a graph fixed in evaluation mode; training needs the nn.Module",
@@ -87,72 +106,49 @@ def run(artifact: Artifact, out_dir: Path, options: TorchTrain, context: Context
                         held_out=options.held_out, seed=context.seed, device=context.device)  # fmt: skip
     module = model.source.module
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    with torch_checkpoint.reproducible(context.seed, context.threads, context.device):
-        trained = _called(module, data, options, context)
-    _same_structure(trained, before)
-    changed = sum(not torch.equal(before[name], tensor) for name, tensor in trained.state_dict().items())
+    batch = next(data.held_out_batches(BATCH_SIZE))
+    call = _call(artifact, data, options, context)
+    if options.processes > 1:
+        found = torch_ranks.trained_in(options.processes, call, context.scratch / "processes", context.threads,
+                                       context.device, context.progress)  # fmt: skip
+        trained, state, wanted = module.to("cpu"), found["state"], found["answers"]
+        _same_structure(state, before)
+        trained.load_state_dict(state)
+    else:
+        with torch_checkpoint.reproducible(context.seed, context.threads, context.device):
+            trained = called(call, module, data, context.device, context.progress)
+        state = trained.state_dict()
+        _same_structure(state, before)
+        trained.eval()
+        wanted = answers(model, trained, batch)
+    changed = sum(not torch.equal(before[name], tensor.to(before[name].device)) for name, tensor in state.items())
     if not changed:
         raise StepError(f"{options.call} changed nothing: all {len(before)} tensors are as they were",
                         subject="with.call", hint="train the module that it is given, and return it")  # fmt: skip
-    trained.eval()
-    batch = next(data.held_out_batches(BATCH_SIZE))
-    answers = _answers(model, trained, batch)
-    descriptor = torch_model.read_descriptor(artifact.path)
     torch_structure.save(trained.to("cpu"), descriptor, artifact.digest, [], out_dir)
-    _rebuilt(out_dir, answers, batch, context.device)
+    _rebuilt(out_dir, wanted, batch, context.device)
     return {
         "samples": {"learned_from": len(data.train), "held_out": len(data.held_out)},
         "parameters": sum(p.numel() for p in trained.parameters()),
         "tensors_changed": [changed, len(before)],
+        **({"processes": options.processes} if options.processes > 1 else {}),
     }
 
 
-def _called(module: Any, data: TrainingData, options: TorchTrain, context: Context) -> Any:
-    """What the user's function returns."""
-    torch = need("torch")
-    for parameter in module.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    module.train()
-    teacher = torch_model.load(context.source.path, device=context.device) if context.source else None
+def _call(artifact: Artifact, data: TrainingData, options: TorchTrain, context: Context) -> Call:
     kept = context.kept or context.scratch / "kept"
     kept.mkdir(exist_ok=True)
     place, _, name = options.call.rpartition(":")
-    files = context.files[options.call]
-
-    def progress(text: str, fraction: float | None = None) -> None:
-        context.progress(str(text), fraction)
-
-    call = f"{files[0]}:{name}" if place.endswith(".py") else options.call
-    with _as_step(), user_callable(call, "with.call") as (train, folder):
-        context.progress(f"{name} begins", None)
-        try:
-            result = train(module, data, source=teacher.source.module if teacher else None, kept=kept,
-                           seed=context.seed, progress=progress, **options.kwargs)  # fmt: skip
-        except (OptkitError, OSError, MemoryError):
-            raise
-        except (Exception, SystemExit) as error:
-            raise raised(options.call, error, folder, "call it by hand in Python", "with.call") from error
-    if not isinstance(result, torch.nn.Module):
-        raise StepError(f"{options.call} returned {kind_of_value(result)}, not an nn.Module", subject="with.call",
-                        hint="return the module")  # fmt: skip
-    return result
+    return Call(
+        f"{context.files[options.call][0]}:{name}" if place.endswith(".py") else options.call, options.call,
+        options.kwargs, artifact, context.source, data.inputs, context.scratch / "data", data.stack, options.held_out,
+        kept, context.seed,
+    )  # fmt: skip
 
 
-@contextmanager
-def _as_step() -> Iterator[None]:
-    """Errors of the function are this step's, not the source model's."""
-    try:
-        yield
-    except SourceError as error:
-        if error.subject != "with.call":
-            raise
-        raise StepError(error.what, subject="with.call", hint=error.hint, details=error.details) from error
-
-
-def _same_structure(module: Any, before: Mapping[str, Any]) -> None:
+def _same_structure(after: Mapping[str, Any], before: Mapping[str, Any]) -> None:
     """Raises StepError where a fresh module could not take this one's weights, naming what differs."""
     torch = need("torch")
-    after = module.state_dict()
     lost = [f"{name} is gone" for name in before if name not in after]
     new = [f"{name} is new" for name in after if name not in before]
     other = [
@@ -178,11 +174,6 @@ def _same_structure(module: Any, before: Mapping[str, Any]) -> None:
                         hint="a smaller learning rate, or clipped gradients")  # fmt: skip
 
 
-def _answers(model: torch_model.TorchModel, module: Any, batch: Batch) -> dict[str, Any]:
-    own = torch_model.TorchModel(replace(model.source, module=module), model.inputs, model.output_names)
-    return own.call(batch.feeds)
-
-
 def _rebuilt(out_dir: Path, wanted: Mapping[str, Any], batch: Batch, device: str) -> None:
     """Raises StepError unless the written model answers as the returned one did."""
     torch = need("torch")
@@ -193,7 +184,7 @@ def _rebuilt(out_dir: Path, wanted: Mapping[str, Any], batch: Batch, device: str
                             hint="a smaller learning rate, or clipped gradients")  # fmt: skip
         scale = float(tensor.double().abs().max()) if tensor.numel() else 0.0
         if again[name].shape != tensor.shape or not torch.allclose(
-            again[name].double(), tensor.double(), rtol=0, atol=CLOSE * scale
+            again[name].double(), tensor.to(again[name].device).double(), rtol=0, atol=CLOSE * scale
         ):
             raise StepError(f"rebuilt from its code and the new weights, the module gives another {name!r}",
                             subject="with.call", hint="change weights and buffers alone: what else it holds is "

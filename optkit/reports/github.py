@@ -8,6 +8,7 @@ from typing import Any
 
 from optkit.errors import OptkitError, RecipeError
 from optkit.reports import markdown
+from optkit.reports.layers import told
 from optkit.reports.rows import broken, remedy, worse
 
 Data = Mapping[str, Any]
@@ -45,13 +46,14 @@ def annotated(report: Data, root: Path) -> Iterator[str]:
             yield annotation(f"{name}: {error.get('code', 'error')}", _tell(error.get("what", ""), error.get("hint")),
                              where, root)  # fmt: skip
         elif step["status"] == "failed":
-            reasons = broken(step) or ["its check does not hold"]
+            reasons = [*(broken(step) or ["its check does not hold"]), *filter(None, [told(step)])]
             yield annotation(f"{name} failed", _tell("\n".join(reasons), remedy(step)), where, root)
         elif step["status"] == "deferred" and not step.get("on_target"):
             what = error.get("what", "this machine cannot run its check")
             yield annotation(f"{name} is deferred", _tell(what, "on_target: true on the step, where that is meant"),
                              where, root)  # fmt: skip
     yield from _baseline(report, root)
+    yield from _benchmark(report, root)
 
 
 def _baseline(report: Data, root: Path) -> Iterator[str]:
@@ -60,6 +62,16 @@ def _baseline(report: Data, root: Path) -> Iterator[str]:
         what = found["problem"] or "\n".join(f"{row['step']}: {row['text']}" for row in worse(report))
         path = (report.get("recipe") or {}).get("path")
         yield annotation("worse than the baseline", _tell(what, found["hint"]), f"{path}:1" if path else "", root)
+
+
+def _benchmark(report: Data, root: Path) -> Iterator[str]:
+    error = (report.get("benchmark") or {}).get("error")
+    if error:
+        path = (report.get("recipe") or {}).get("path")
+        where = error.get("where") or (f"{path}:1" if path else "")
+        yield annotation(
+            f"benchmark: {error.get('code', 'error')}", _tell(error["what"], error.get("hint")), where, root
+        )
 
 
 def of_error(error: OptkitError, root: Path) -> Iterator[str]:

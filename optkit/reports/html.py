@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from optkit.reports.html_baseline import baseline_fell, baseline_part
+from optkit.reports.html_benchmark import benchmark_fell, benchmark_part
+from optkit.reports.html_headline import headline
 from optkit.reports.html_kit import command, facts, link
 from optkit.reports.html_parts import (
     budgets_part,
@@ -63,7 +65,7 @@ def _header(report: Data) -> Safe:
     warning = tag("p", caution(report), class_="note") if caution(report) else None
     said = "; ".join(run_facts(report))
     return tag("header", held, tag("h1", verdict(report)), tag("p", f"{said[:1].upper()}{said[1:]}.", class_="dim"),
-               warning)  # fmt: skip
+               warning, headline(report))  # fmt: skip
 
 
 def _stamp(report: Data) -> tuple[str, str]:
@@ -83,9 +85,9 @@ def _parts(report: Data) -> list[tuple[str, str, Safe | None]]:
     failing = [s for s in steps if s["status"] in ("failed", "error") or _unmeant(s)]
     failing += [s for s in steps if s["status"] == "blocked"]
     open_ = [s for s in steps if s["status"] in ("deferred", "waived") and not _unmeant(s)]
-    fell = baseline_fell(report)
+    fell = [part for part in (baseline_fell(report), benchmark_fell(report)) if part is not None]
     return [
-        ("What went wrong", "wrong", join([fell, *(wrong(s, report) for s in failing)]) if fell or failing else None),
+        ("What went wrong", "wrong", join([*fell, *(wrong(s, report) for s in failing)]) if fell or failing else None),
         ("Deliveries", "deliveries", deliveries_part(report)),
         ("Deferred and waived", "open", join(wrong(s, report) for s in open_) if open_ else None),
         ("Gates", "gates", gates_part(report)),
@@ -94,6 +96,7 @@ def _parts(report: Data) -> list[tuple[str, str, Safe | None]]:
         ("Trade-offs", "trade", trade_part(report)),
         ("Parity", "parity", parity_part(report)),
         ("Error along the way", "error", error_part(report)),
+        ("Benchmark", "benchmark", benchmark_part(report)),
         ("Speed", "speed", speed_part(steps)),
         ("Task metrics", "metrics", metrics_part(steps)),
         ("Budgets", "budgets", budgets_part(steps)),

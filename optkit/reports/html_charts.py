@@ -9,7 +9,7 @@ from typing import Any
 
 from optkit.reports.html_kit import number
 from optkit.reports.markup import Safe, join, tag
-from optkit.reports.rows import EQUAL_DB, Delivery, scores, size, sqnr
+from optkit.reports.rows import EQUAL_DB, Delivery, heat_name, scores, size, sqnr
 
 Data = Mapping[str, Any]
 
@@ -49,7 +49,9 @@ def front(points: Sequence[Point], up: bool = True) -> list[Point]:
     return found
 
 
-def panels(steps: Mapping[str, Data], made: Sequence[Delivery]) -> list[tuple[str, Safe]]:
+def panels(
+    steps: Mapping[str, Data], made: Sequence[Delivery], benchmark: Data | None = None
+) -> list[tuple[str, Safe]]:
     """What was given up for size and speed, a title and a chart each, for whatever was measured of two deliveries."""
     gains: list[tuple[Axis, dict[str, tuple[float, float, float]]]] = []
     names = dict.fromkeys(name for d in made for name in scores(steps.get(d.step, {})))
@@ -63,7 +65,7 @@ def panels(steps: Mapping[str, Data], made: Sequence[Delivery]) -> list[tuple[st
     top = max((v for v in noise.values() if v < EQUAL_DB), default=0.0) + 20  # where equal to the last bit is drawn
     gains.append((Axis("SQNR, worst sample", "dB"), {i: (min(v, top),) * 3 for i, v in noise.items()}))
     sizes = {d.step: float(d.size_bytes) for d in made if d.size_bytes}
-    costs = [(Axis("size", "bytes"), sizes), (Axis("latency, median", "ms"), _latencies(steps, made))]
+    costs = [(Axis("size", "bytes"), sizes), (Axis("latency, median", "ms"), _latencies(steps, made, benchmark))]
     found = []
     for cost, costly in costs:
         for gain, given in gains:
@@ -82,8 +84,23 @@ def _ends(score: Data) -> tuple[float, float, float]:
     return low, score["value"], high
 
 
-def _latencies(steps: Mapping[str, Data], made: Sequence[Delivery]) -> dict[str, float]:
-    """Milliseconds of each raced step, and of what it was raced against."""
+def _heat(benchmark: Data | None) -> list[Data]:
+    """The first rows of a benchmark that were measured in turns with each other."""
+    rows = (benchmark or {}).get("rows") or []
+    return [row for row in rows if (row["batch"], row["threads"]) == (rows[0]["batch"], rows[0]["threads"])]
+
+
+def timed_by(report: Data) -> str:
+    """How the latencies in the charts were measured."""
+    if rows := _heat(report.get("benchmark")):
+        return f"Latencies are the benchmark's, at {heat_name(rows[0])}."
+    return "Latencies of different runtimes were measured one after the other, those of one runtime in turns."
+
+
+def _latencies(steps: Mapping[str, Data], made: Sequence[Delivery], benchmark: Data | None) -> dict[str, float]:
+    """Milliseconds by step: the benchmark's where there is one, else of each raced step and what it raced against."""
+    if rows := _heat(benchmark):
+        return {row["artifact"]: row["latency_ms"]["p50"] for row in rows}
     found: dict[str, float] = {}
     for step in steps.values():
         if race := step.get("speed"):

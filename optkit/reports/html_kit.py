@@ -105,6 +105,25 @@ def whiskers(low: float, value: float, high: float, said: str, *, scale: tuple[f
     )  # fmt: skip
 
 
+def histogram(bins: Data, worst: float, said: str, *, scale: tuple[float, float]) -> Safe:
+    """How samples are spread over a scale: a column for each bin, on the scale of all rows; a disc at the worst."""
+    counts, low = bins["counts"], float(bins["low"])
+    step = (float(bins["high"]) - low) / len(counts)
+    most = max([1, *counts])
+
+    def x(at: float) -> float:
+        span = scale[1] - scale[0]
+        return 5 + (WIDE - 10) * _within((at - scale[0]) / span if span else 0.5)
+
+    columns = [
+        tag("rect", class_="bar", x=number(x(low + step * n)), y=number(15 - 14 * count / most),
+            width=number(max(1.5, x(low + step * (n + 1)) - x(low + step * n))), height=number(14 * count / most))
+        for n, count in enumerate(counts) if count
+    ]  # fmt: skip
+    return chart(said, tag("line", class_="axis", x1=0, x2=WIDE, y1=15, y2=15), *columns,
+                 tag("circle", class_="worst", cx=number(x(worst)), cy=15, r=2.8))  # fmt: skip
+
+
 def decibels(value: float | None) -> str:
     """An SQNR for people."""
     return "-" if value is None else "equal to the last bit" if value >= EQUAL_DB else f"{value:.1f} dB"

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optkit.parity.scores import change_text, source_text, spell, value_text
-from optkit.reports.html_charts import panels
+from optkit.reports.html_charts import panels, timed_by
 from optkit.reports.html_graph import graph, legend, lineage
-from optkit.reports.html_kit import bar, decibels, link, status, table, whiskers
+from optkit.reports.html_kit import bar, decibels, histogram, link, status, table, whiskers
 from optkit.reports.html_steps import SPREAD, budget, spread
 from optkit.reports.markup import Safe, join, tag
 from optkit.reports.rows import (
@@ -77,14 +77,13 @@ def graph_part(report: Data) -> Safe:
 def trade_part(report: Data) -> Safe | None:
     steps = {step["id"]: step for step in report.get("steps", [])}
     made = deliveries(report)
-    drawn = panels(steps, made)
+    drawn = panels(steps, made, report.get("benchmark"))
     if not drawn:
         return None
     shown = [tag("figure", tag("figcaption", title), chart) for title, chart in drawn]
     text = ("Discs joined by a line are on the Pareto front: no other delivery that holds is better in both. "
             "Squares are off it; crosses did not hold. Thin lines are confidence intervals. "
-            "Latencies of different runtimes were measured one after the other, "
-            "those of one runtime in turns.")  # fmt: skip
+            f"{timed_by(report)}")  # fmt: skip
     absent = [d.step for d in made if sqnr(steps.get(d.step, {})) is None]
     left = tag("p", f"Not drawn, for want of a measurement: {', '.join(absent)}.", class_="dim") if absent else None
     return join([tag("p", text, class_="dim"), tag("div", *shown, class_="panels"), left])
@@ -124,15 +123,40 @@ def _taken(gate: Data) -> float | None:
 def parity_part(report: Data) -> Safe | None:
     """Each output of each delivery on the real samples, with the sample it is worst on."""
     steps = {step["id"]: step for step in report.get("steps", [])}
-    rows: list[list[object]] = []
+    found: list[tuple[str, str, Data]] = []
     for d in deliveries(report):
         real = next((case for case in cases(steps.get(d.step, {})) if case.get("kind") == "samples"), {})
-        for name, output in ((real.get("source") or {}).get("outputs") or {}).items():
-            rows.append([join([link(d.step)]), *spread(name, output)])
-    if not rows:
+        found += [(d.step, *output) for output in ((real.get("source") or {}).get("outputs") or {}).items()]
+    if not found:
         return None
+    drawn = {
+        (step, name): bins for step, name, output in found if (bins := (output.get("sqnr_db") or {}).get("histogram"))
+    }
+    ends = [end for bins in drawn.values() if any(bins["counts"]) for end in (bins["low"], bins["high"])]
+    scale = (min(ends), max(ends)) if ends else (0.0, 1.0)
+    rows = [
+        [join([link(step)]), *spread(name, output),
+         *([_distribution(drawn.get((step, name)), output, scale)] if drawn else [])]
+        for step, name, output in found
+    ]  # fmt: skip
     text = "Each output on the real samples against the source model. The worst sample is counted from 0 in the data."
-    return join([tag("p", text, class_="dim"), table(("Delivery", *SPREAD), rows)])
+    if ends:
+        text += (f" The distribution is of the samples' SQNR, from {decibels(scale[0])} to {decibels(scale[1])} in "
+                 "every row; the ring is the worst sample.")  # fmt: skip
+    head = ("Delivery", *SPREAD, *(("Distribution",) if drawn else ()))
+    return join([tag("p", text, class_="dim"), table(head, rows)])
+
+
+def _distribution(bins: Data | None, output: Data, scale: tuple[float, float]) -> Safe | str:
+    """The samples' SQNR as columns; in words where all are without any error."""
+    if bins is None:
+        return "-"
+    perfect = f"{bins['perfect']} samples without any error"
+    if not any(bins["counts"]):
+        return perfect
+    said = f"SQNR from {decibels(bins['low'])} to {decibels(bins['high'])}, median {decibels(output['sqnr_db']['p50'])}"
+    drawn = histogram(bins, output["sqnr_db"]["worst"], said, scale=scale)
+    return join([drawn, tag("span", f"and {perfect}", class_="under") if bins["perfect"] else None])
 
 
 def error_part(report: Data) -> Safe | None:

@@ -8,7 +8,10 @@ from typing import Any
 
 from optkit.reports.bounds import bound_rows, problems, unbounded
 from optkit.reports.html_kit import anchor, bar, command, facts, folded, link, status, table
+from optkit.reports.html_layers import layers
+from optkit.reports.layers import told as told_layer
 from optkit.reports.markup import Safe, join, tag
+from optkit.reports.pruning import HEAD, LEFT_HEAD, pruned
 from optkit.reports.rows import broken, cached, cases, cost, duration, remedy, seconds_of, share, size, spelt
 from optkit.reports.sentences import deferral, replay
 
@@ -36,11 +39,12 @@ def section(step: Data, report: Data) -> Safe:
             ("digest", artifact.get("digest")), ("delivered to", _folder(step, report)),
             ("checked", _checked(check)), ("lost", _first_upper(cost(step, report))),
         ]),
-        wrong(step, report, bare=True), _bounds(step), _outputs(step), budget(step),
+        wrong(step, report, bare=True), layers(step), _bounds(step), _outputs(step), budget(step), _pruned(step),
     ]  # fmt: skip
     if step.get("options"):
         parts.append(folded("Options", tag("pre", _pretty(step["options"]))))
-    notes = {key: value for key, value in (step.get("notes") or {}).items() if key != "budget"}
+    drawn = {"budget", *(("layers", "left") if pruned(step) else ())}
+    notes = {key: value for key, value in (step.get("notes") or {}).items() if key not in drawn}
     if notes:
         parts.append(folded("What the pass noted", tag("pre", _pretty(notes))))
     if replay(step):
@@ -69,7 +73,9 @@ def wrong(step: Data, report: Data, *, bare: bool = False) -> Safe | None:
         lost = cost(step, report)
         told = [
             tag("ul", *(tag("li", reason) for reason in broken(step) or ["Its check does not hold."])),
-            tag("p", _first_upper(lost) + ".") if lost and not bare else None, tag("p", f"Try: {remedy(step)}"),
+            tag("p", _first_upper(lost) + ".") if lost and not bare else None,
+            tag("p", _first_upper(told_layer(step)) + ".") if told_layer(step) else None,
+            tag("p", f"Try: {remedy(step)}"),
         ]  # fmt: skip
     elif word == "deferred":
         told = [tag("p", _first_upper(deferral(step).replace("`", "")))]
@@ -157,6 +163,18 @@ def _every_case(step: Data) -> Iterable[list[object]]:
 def _worst(metrics: Data) -> str:
     found = {name: metrics[name].get("worst", metrics[name].get("value")) for name in _AT_A_GLANCE if name in metrics}
     return ", ".join(spelt(name, value) for name, value in found.items() if value is not None) or "-"
+
+
+def _pruned(step: Data) -> Safe | None:
+    """How much a pruning removed, of which layers, and what could not be pruned."""
+    found = pruned(step)
+    if found is None:
+        return None
+    said, rows, left = found
+    parts = [tag("p", "Pruned: ", said), folded("Layers", table(HEAD, rows))]
+    if left:
+        parts.append(folded(f"{len(left)} layers not pruned", table(LEFT_HEAD, left)))
+    return join(parts)
 
 
 def budget(step: Data) -> Safe | None:

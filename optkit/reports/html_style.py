@@ -19,16 +19,21 @@ a { color: var(--data); }
 .verdict { display: inline-block; font-weight: 700; border: 2px solid; border-radius: 99px; padding: 1px 14px; }
 .passed, .good { color: var(--good); } .failed, .error, .bad { color: var(--bad); }
 .blocked, .deferred, .waived, .skipped, .warn { color: var(--warn); }
-.under { display: block; color: var(--dim); font-size: .88em; }
-.status { font-weight: 600; white-space: nowrap; }
+.under { display: block; color: var(--dim); font-size: .88em; font-weight: 400; }
+.whole { white-space: nowrap; } .status { font-weight: 600; white-space: nowrap; }
 .note { border-left: 4px solid var(--warn); padding: .3rem .9rem; background: var(--soft); }
 .wrong { border: 1px solid var(--line); border-left: 4px solid var(--bad); padding: .1rem 1rem .6rem; margin: .8rem 0;
   background: var(--soft); border-radius: 4px; }
 .wrong h3 { margin: .6rem 0 .3rem; } .wrong ul { margin: .3rem 0; padding-left: 1.2rem; overflow-wrap: anywhere; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 150px), 1fr)); gap: 10px;
+  margin: 1rem 0 1.4rem; }
+.tiles > div { border: 1px solid var(--line); border-radius: 8px; padding: .5rem .9rem .6rem; background: var(--soft);
+  font-size: .88rem; overflow-wrap: anywhere; }
+.tiles .figure { font-size: 1.45rem; font-weight: 650; line-height: 1.3; }
 nav { position: sticky; top: 0; z-index: 1; background: var(--back); border-bottom: 1px solid var(--line);
   overflow-x: auto; white-space: nowrap; }
 nav div { max-width: 1180px; margin: 0 auto; padding: .55rem 20px; }
-nav a { margin-right: .85rem; font-size: .92rem; text-decoration: none; }
+nav a { margin-right: .6rem; font-size: .88rem; text-decoration: none; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .42rem .8rem .42rem 0; border-bottom: 1px solid var(--line); }
@@ -67,7 +72,10 @@ svg .hatch { stroke: var(--bad); stroke-width: 2; } svg .over { fill: var(--bad)
 svg .line { stroke: var(--data); stroke-width: 2; fill: none; } svg .mark { fill: var(--data); }
 svg .hollow { fill: var(--back); stroke: var(--other); stroke-width: 2; }
 svg .cross { stroke: var(--bad); stroke-width: 2; }
-svg .source { stroke: var(--other); stroke-width: 2; } svg .thin { stroke: var(--other); }
+svg .source { stroke: var(--other); stroke-width: 2; }
+svg .spread { stroke: var(--ink); stroke-width: 1.5; }
+svg .thin { stroke: var(--other); }
+svg .worst { fill: var(--back); stroke: var(--bad); stroke-width: 1.8; }
 @media (max-width: 640px) {
   header, main, nav div { padding-left: 14px; padding-right: 14px; } h1 { font-size: 1.35rem; }
   table.cards, .cards tbody, .cards tr, .cards td, .cards tbody th { display: block; width: 100%; }

@@ -17,7 +17,20 @@ from optkit.errors import OptkitError
 from optkit.parity.scores import value_text
 from optkit.report import write_atomically
 from optkit.reports.bounds import bound_rows, problems, unbounded
-from optkit.reports.rows import broken, cost, deliveries, remedy, scores, speed, stands_on, verdict, worse
+from optkit.reports.layers import others, told
+from optkit.reports.rows import (
+    benchmark_text,
+    broken,
+    cost,
+    deliveries,
+    heat_name,
+    remedy,
+    scores,
+    speed,
+    stands_on,
+    verdict,
+    worse,
+)
 from optkit.reports.sentences import replay
 
 Data = Mapping[str, Any]
@@ -51,7 +64,7 @@ def render(report: Data) -> str:
     delivered = {d.step for d in made}
     cases = {d: _cases(steps[d.step], report) for d in made if d.step in steps}
     rest = [case for step in steps.values() if step["id"] not in delivered for case in _cases(step, report)]
-    every = [*(case for found in cases.values() for case in found), *rest, *_baseline(report)]
+    every = [*(case for found in cases.values() for case in found), *rest, *_baseline(report), *_benchmark(report)]
     if report.get("exit_code") and not any(case.outcome in ("failure", "error") for case in every):
         odd = _Case("run", "ends in order", "error", verdict(report), f"exit code {report['exit_code']}", "run")
         rest, every = [*rest, odd], [*every, odd]
@@ -62,6 +75,8 @@ def render(report: Data) -> str:
     ]
     if report.get("baseline"):
         suites.append(_suite(f"{name} (baseline)", name, list(_baseline(report)), timestamp, {}))
+    if report.get("benchmark"):
+        suites.append(_suite(f"{name} (benchmark)", name, list(_benchmark(report)), timestamp, {}))
     if rest:
         suites.append(_suite(f"{name} (steps on the way)", name, rest, timestamp, {}))
     return _document(name, suites, every, report.get("seconds", 0.0))
@@ -199,8 +214,31 @@ def _baseline(report: Data) -> Iterator[_Case]:
             yield _Case("baseline", key, text=row["text"])
 
 
+def _benchmark(report: Data) -> Iterator[_Case]:
+    """A case for each artifact, batch and number of threads that was measured, and one for what kept others from it."""
+    found = report.get("benchmark") or {"rows": (), "error": None}
+    for row in found["rows"]:
+        key = f"{row['artifact']}, {heat_name(row)}"
+        lines = [
+            f"median {row['latency_ms']['p50']:.3g} ms, {row['samples_per_second']:.4g} samples/s",
+            f"speed over {found['against']}: {benchmark_text(row)}" if row["ratio"] else "",
+            row["unsteady"],
+        ]
+        yield _Case("benchmark", key, text=_lines(lines))
+    if error := found["error"]:
+        yield _Case("benchmark", "is measured", "error", error["what"], _error_text(error),
+                    error.get("class") or "StepError")  # fmt: skip
+
+
 def _failure(step: Data, report: Data, name: str, message: str, more: Iterable[str]) -> _Case:
-    text = [*more, cost(step, report), f"At {step['where']}" if step.get("where") else "", f"Try: {remedy(step)}"]
+    text = [
+        *more,
+        cost(step, report),
+        told(step),
+        others(step),
+        f"At {step['where']}" if step.get("where") else "",
+        f"Try: {remedy(step)}",
+    ]
     return _Case(step["id"], name, "failure", message, _lines([*text, _again(step)]), "bound")
 
 

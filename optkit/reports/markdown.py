@@ -8,6 +8,8 @@ from typing import Any
 
 from optkit.parity.scores import change_text, source_text, spell, value_text
 from optkit.reports.bounds import bound_rows, problems, unbounded
+from optkit.reports.layers import drawn, remarks, told
+from optkit.reports.pruning import HEAD, LEFT_HEAD, pruned
 from optkit.reports.rows import (
     Judged,
     against_baseline,
@@ -69,6 +71,8 @@ def render(report: Data) -> str:
         parts += ["## Checks", _KEY, *(_check(s, report) for s in measured)]
     if budgeted := [s for s in steps if (s.get("notes") or {}).get("budget")]:
         parts += ["## Budgets", *(_budget(s) for s in budgeted)]
+    if cut := [(s, found) for s in steps if (found := pruned(s))]:
+        parts += ["## Pruning", *(_pruned(s, *found) for s, found in cut)]
     parts += ["## Reproduce", _reproduce(report), "## Environment", _environment(report)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -221,13 +225,15 @@ def _gates(report: Data) -> str:
 def _benchmark(found: Data) -> str:
     """One row for each artifact, batch and number of threads; speeds are ratios, measured in turns."""
     rows = [
-        [_bold(row["artifact"]), str(row["batch"]), str(row["threads"]), f"{row['latency_ms']['p50']:.3g}",
-         f"{row['latency_ms']['p90']:.3g}", f"{row['samples_per_second']:.4g}", escape(benchmark_text(row)),
+        [_bold(row["artifact"]), str(row["batch"]), str(row["threads"]),
+         " / ".join(f"{row['latency_ms'][name]:.3g}" for name in ("p50", "p90", "p99")),
+         f"{row['samples_per_second']:.4g}", escape(benchmark_text(row)),
+         duration(row["open_seconds"] + row["first_seconds"]), size(row["peak_bytes"]), size(row["size_bytes"]),
          escape(row["provider"]), escape(benchmark_parity(row) or "-"), escape(row["unsteady"] or "-")]
         for row in found["rows"]
     ]  # fmt: skip
-    head = ("Artifact", "Batch", "Threads", "p50 ms", "p90 ms", "Samples/s", f"Speed over {escape(found['against'])}",
-            "Run by", "Answers beside its own without settings", "Not steady")  # fmt: skip
+    head = ("Artifact", "Batch", "Threads", "p50 / p90 / p99 ms", "Samples/s", f"Speed over {escape(found['against'])}",
+            "Start", "Memory", "Size", "Run by", "Answers beside its own without settings", "Not steady")  # fmt: skip
     parts = [table(head, rows)] if rows else []
     if found["error"]:
         parts.append(f"**Not measured:** {escape(found['error']['what'])}")
@@ -276,9 +282,20 @@ def _wrong(step: Data, report: Data) -> str:
             head,
             _list(reasons) if reasons else "Its check does not hold.",
             *([escape(lost[:1].upper() + lost[1:]) + "."] if lost else []),
+            *_layers(step),
             f"Try: {escape(remedy(step))}",
         ]
     )
+
+
+def _layers(step: Data) -> Iterable[str]:
+    """Which layer made a check fail, and the layers drawn."""
+    if text := told(step):
+        yield f"**{escape(text[:1].upper() + text[1:])}.**"
+    found = step.get("blame") or {}
+    if lines := drawn(found) if found else []:
+        body = f"{escape('; '.join(remarks(found)))}.\n\n{fenced(chr(10).join(lines))}"
+        yield f"<details><summary>The layers</summary>\n\n{body}\n\n</details>"
 
 
 def _deferred(step: Data) -> str:
@@ -336,6 +353,13 @@ def _budget(step: Data) -> str:
         f"{escape(found['reached'])}. The relative error that each group causes alone:"
     )
     return "\n\n".join([head, said, fenced("\n".join(lines))])
+
+
+def _pruned(step: Data, said: str, rows: Iterable[Sequence[str]], left: Sequence[Sequence[str]]) -> str:
+    """How much a pruning removed, of which layers, and what could not be pruned."""
+    tables = [(HEAD, rows), *([(LEFT_HEAD, left)] if left else [])]
+    drawn = [table(head, ([escape(cell) for cell in row] for row in body)) for head, body in tables]
+    return "\n\n".join([f"### {escape(step['id'])}", escape(said), *drawn])
 
 
 def _verdicts(step: Data) -> Iterable[Sequence[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-_VOID = frozenset({"br", "link", "meta"})
+_VOID = frozenset({"br", "link", "meta", "wbr"})
 
 
 class Safe(str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -250,6 +251,11 @@ def benchmark_text(row: Data) -> str:
     return "1" if r is None else f"{r['value']:.2f}x [{r['low']:.2f}, {r['high']:.2f}]"
 
 
+def heat_name(row: Data) -> str:
+    """What a row was measured at: "batch 8, 1 thread"; rows with the same ran in turns."""
+    return f"batch {row['batch']}, {row['threads']} thread{'s' if row['threads'] != 1 else ''}"
+
+
 def benchmark_parity(row: Data) -> str:
     """What the settings of a row did to its answers: "same answers", "cosine 0.99998, 47.1 dB"; "" without settings."""
     parity = row.get("parity")
@@ -355,10 +361,10 @@ def verdict(report: Data) -> str:
     if report.get("exit_code") == 130:
         return f"{name}: interrupted"
     good = sum(d.status == "passed" for d in made)
-    fell = not (report.get("baseline") or {"held": True})["held"]
+    fell = _fell(report)
     if total and good == total and (fell or report.get("exit_code") == 0):
         text = {1: "the delivery holds", 2: "both deliveries hold"}.get(total, f"all {total} deliveries hold")
-        return f"{name}: {text}" + (f", but {_FELL[bool(report['baseline']['problem'])]}" if fell else "")
+        return f"{name}: {text}" + (f", but {fell}" if fell else "")
     others: dict[str, list[str]] = {}
     for item in made:
         if item.status != "passed":
@@ -367,7 +373,15 @@ def verdict(report: Data) -> str:
     return f"{name}: {good} of {total} deliveries hold" + (f"; {text}" if text else "")
 
 
-_FELL = {True: "cannot be compared with the baseline", False: "worse than the baseline"}
+def _fell(report: Data) -> str:
+    """What does not hold of a run beside its deliveries: "worse than the baseline"; "" where all does."""
+    baseline = report.get("baseline") or {"held": True}
+    said = []
+    if not baseline["held"]:
+        said.append("cannot be compared with the baseline" if baseline["problem"] else "worse than the baseline")
+    if (report.get("benchmark") or {}).get("error"):
+        said.append("the benchmark could not be measured")
+    return " and ".join(said)
 
 
 def remedy(step: Data) -> str:
@@ -387,11 +401,28 @@ def remedy(step: Data) -> str:
         return "the model takes another way at that size: export it without size-dependent control flow"
     if unclear := _unclear(step):
         return unclear
+    if lossy and (left_out := _left_out(step)):
+        return f"leave that layer in float, {left_out}; or other options (optkit passes {step.get('pass')})"
     if lossy:
         return f"other options (optkit passes {step.get('pass')}), more or better data to fit on, or a looser bound"
     return (
         "state bounds of your own with check: if this much deviation is expected, else look at the first step it cost"
     )
+
+
+_LEAVING = {  # not a Conv or Gemm of onnx.quantize: between quantised tensors onnxruntime quantises it after all
+    "onnx.quantize": ("with: {{exclude: [{}]}}", ("MatMul",)),
+    "onnx.compress_weights": ("with: {{exclude: [{}]}}", ("MatMul", "Gemm", "MatMulNBits")),
+    "openvino.quantize": ("with: {{ignored: {{names: [{}]}}}}", ("Convolution", "GroupConvolution", "MatMul")),
+}
+
+
+def _left_out(step: Data) -> str:
+    """The option that leaves the layer to blame as it was; "" where there is no such layer or option."""
+    from optkit.reports.layers import culprit
+
+    layer, (option, operators) = culprit(step), _LEAVING.get(str(step.get("pass")), ("", ()))
+    return option.format(json.dumps(layer["node"])) if layer and layer["operator"] in operators else ""
 
 
 def _unclear(step: Data) -> str:

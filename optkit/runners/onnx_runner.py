@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from optkit.artifact import Artifact, Signature
 from optkit.errors import UnavailableError, did_you_mean
-from optkit.formats import onnx_model, onnx_session
+from optkit.formats import onnx_inside, onnx_model, onnx_session
 from optkit.plugin import Runner, Settings, checked_feeds, settings_of
 
 if TYPE_CHECKING:
@@ -99,6 +99,11 @@ def open_model(
     yield OnnxSession(session, provider, replace(signature, inputs=inputs))
 
 
+def look_inside(artifact: Artifact, threads: int = 1) -> AbstractContextManager[onnx_inside.OnnxInside]:
+    """The inner tensors of a model, run on the CPU with the artifact's settings."""
+    return onnx_inside.inside(artifact, threads, settings_of(artifact, OnnxSettings).model_dump(exclude_none=True))
+
+
 RUNNER = Runner(
     format="onnx",
     version=1,
@@ -110,4 +115,5 @@ RUNNER = Runner(
     tools=("onnxruntime",),
     modules=("optkit.formats.warm_onnxruntime",),
     settings=OnnxSettings,
+    inside=(look_inside,),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from optkit.artifact import Artifact, TensorSpec
 from optkit.errors import DataError, SourceError, StepError, UnavailableError, did_you_mean
-from optkit.formats import openvino_core, openvino_model
+from optkit.formats import openvino_core, openvino_inside, openvino_model
 from optkit.plugin import Runner, Settings, checked_feeds, settings_of
 
 if TYPE_CHECKING:
@@ -170,6 +170,11 @@ def _provider(compiled: Any, hint: str | None) -> str:
     return f"{devices} {runs}"
 
 
+def look_inside(artifact: Artifact, threads: int = 1) -> AbstractContextManager[openvino_inside.OpenVinoInside]:
+    """The inner tensors of an IR, run on the CPU in the precision that the artifact's settings ask for."""
+    return openvino_inside.inside(artifact, threads, settings_of(artifact, OpenVinoSettings).precision or "f32")
+
+
 RUNNER = Runner(
     format="openvino",
     version=1,
@@ -182,4 +187,5 @@ RUNNER = Runner(
     modules=("optkit.formats.warm_openvino",),
     precisions=frozenset(HINTS),
     settings=OpenVinoSettings,
+    inside=(look_inside,),
 )

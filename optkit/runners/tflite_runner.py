@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from optkit.artifact import Artifact
 from optkit.errors import UnavailableError
-from optkit.formats import tflite_look, tflite_model, tflite_session
+from optkit.formats import tflite_inside, tflite_look, tflite_model, tflite_session
 from optkit.plugin import Runner, Settings, settings_of
 
 
@@ -73,4 +73,5 @@ RUNNER = Runner(
     tools=("ai-edge-litert",),
     modules=("optkit.formats.warm_tflite",),
     settings=TfliteSettings,
+    inside=(tflite_inside.inside,),
 )

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from optkit.errors import UnavailableError
+from optkit.formats import torch_inside, torch_traced
 from optkit.formats.torch_device import check_device
 from optkit.formats.torch_model import MAIN, TorchModel, describe, kind_of, load, read_descriptor
+from optkit.formats.torch_quantised import written
 from optkit.plugin import Artifact, Runner, Session, Settings, checked_feeds, need, settings_of
 
 if TYPE_CHECKING:
@@ -90,6 +93,9 @@ def open_model(
         if chosen.matmul_precision:
             stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
             torch.set_float32_matmul_precision(chosen.matmul_precision)
+        if chosen.compile and written(model.source.module):
+            raise UnavailableError("torch.compile cannot see through the model's fake quantisers (torch.qat)",
+                                   hint="leave out compile; for speed, convert it to ONNX or OpenVINO")  # fmt: skip
         if chosen.compile:
             model.module.compile()
         how = " compiled" if chosen.compile else ""
@@ -151,6 +157,7 @@ def _of_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_module(module: Any) -> dict[str, Any]:
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    named = {name: value for name, value in named.items() if f"{name}_quantised" not in named}  # held as integers
     classes = Counter(getattr(part, "original_name", type(part).__name__) for part in module.modules())
     return {**_of_tensors(named), "modules": dict(sorted(classes.items()))}
 
@@ -167,4 +174,5 @@ RUNNER = Runner(
     modules=("optkit.formats.warm_torch",),
     precisions=frozenset({"float64"}),
     settings=TorchSettings,
+    inside=(torch_inside.inside, torch_traced.inside),
 )

@@ -1,7 +1,8 @@
 """The child process that runs one artifact in a race: it opens the model, then runs it when it is told to.
 
 It reads JSON lines from standard input and answers each with one on its original standard output: first what to open,
-answered when the model is open; then how many inferences to run, answered with the seconds of each and the peak memory.
+answered when the model is open; then for how many seconds to run, answered with the seconds, the processor time, the
+waits and the forced interruptions of each inference, and the peak memory.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -38,6 +40,7 @@ def _serve(order: dict[str, Any], answer: Any) -> None:
     from optkit.parity.tape import Tape
     from optkit.registry import get_runner
     from optkit.signatures import adapted
+    from optkit.speed.cores import stay_on
 
     artifact = Artifact.from_json(order["artifact"])
     assert artifact.signature is not None
@@ -57,16 +60,27 @@ def _serve(order: dict[str, Any], answer: Any) -> None:
             answers = Tape(Path(order["answers"]))
             for number, tensors in enumerate(feeds):
                 answers.write(0, number, session.infer(tensors))
+        stay_on(order.get("cores"))
         turn = 0
         for line in sys.stdin:
-            seconds = []
-            for _ in range(int(json.loads(line))):
+            times: list[list[float]] = []
+            end = time.perf_counter() + float(json.loads(line))
+            while not times or time.perf_counter() < end:
                 tensors = feeds[turn % len(feeds)]
                 turn += 1
-                since = time.perf_counter()
+                before, used, since = switches(), time.process_time(), time.perf_counter()
                 session.infer(tensors)
-                seconds.append(time.perf_counter() - since)
-            answer({"seconds": seconds, "peak_bytes": resident_peak()})
+                seconds = time.perf_counter() - since
+                times.append(
+                    [seconds, time.process_time() - used, *(b - a for a, b in zip(before, switches(), strict=True))]
+                )
+            answer({"times": times, "peak_bytes": resident_peak()})
+
+
+def switches() -> tuple[int, int]:
+    """How often threads of this process waited of their own accord, and how often another took their core."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_nvcsw, usage.ru_nivcsw
 
 
 def resident_peak() -> int | None:

@@ -35,6 +35,7 @@ PASSES: dict[str, tuple[dict[str, Any], bool]] = {
     "torch.prune": ({"remove_macs": 0.2}, False),
     "torch.distill": ({"student": {"torch": f"{NETS}:plain"}, "epochs": 4, "lr": 0.01}, True),
     "torch.train": ({"call": f"{NETS}:train"}, True),
+    "torch.qat": ({"epochs": 2}, True),
     "onnx.simplify": ({}, False),
     "onnx.optimize_transformer": ({}, False),
     "onnx.fp16": ({}, False),

@@ -55,6 +55,11 @@ def of_kind(*kinds: str) -> list[Block]:
     return [block for block in BLOCKS if block.kind in kinds and not block.not_run]
 
 
+def readme() -> str:
+    """The README's recipe, which its other blocks and the guides speak of as recipes/digits.yaml."""
+    return next(block.text for block in blocks(ROOT / "README.md") if block.kind == "yaml")
+
+
 STEPS: dict[str, dict[str, Any]] = {
     "onnx": {"to": "onnx"},
     "slim": {"from": "onnx", "use": "onnx.simplify"},
@@ -66,15 +71,12 @@ STEPS: dict[str, dict[str, Any]] = {
 }
 """The steps that fragments begin at by name."""
 
-PLAIN = ("int8", "ov")
-"""What a fragment without steps is put beside."""
-
-KERAS = "recipes/keras-digits.yaml"
+KERAS, DIGITS = "recipes/keras-digits.yaml", "recipes/digits.yaml"
 ANY = {
     "recipes/any.yaml": {
         "version": 1, "model": {"onnx": "any.onnx"}, "check_on": "judge",
         "data": {"fit": {"random": 8, "seed": 1}, "judge": {"npz": "../judge.npz"}},
-        "steps": [],
+        "steps": [{"id": "ov", "to": "openvino"}],
     },
     "recipes/graph.yaml": {
         "version": 1, "model": {"tf_graph": "any.pb", "inputs": ["x"], "outputs": ["y"]}, "check_on": "judge",
@@ -87,10 +89,12 @@ ANY = {
 def base_of(block: Block, steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The recipe that a fragment is put into: the one named above it, else one whose model its first step takes."""
     use = str(steps[0].get("use", "")) if steps else ""
-    kind = {"keras": KERAS, "tf_graph": "recipes/graph.yaml"}.get(use.partition(".")[0], "recipes/digits.yaml")
+    kind = {"keras": KERAS, "tf_graph": "recipes/graph.yaml"}.get(use.partition(".")[0], DIGITS)
     name = block.into or kind
     if name in ANY:
         return deepcopy(ANY[name])
+    if name == DIGITS:
+        return dict(yaml.safe_load(readme()))
     return dict(yaml.safe_load((ROOT / name).read_text(encoding="utf-8")))
 
 
@@ -102,6 +106,7 @@ def steps_of(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         lacking = [s["from"] for s in made if "from" in s and s["from"] not in ids | {"source"}]
         if not lacking:
             return made
+        assert lacking[0] in STEPS, f"a fragment begins at {lacking[0]!r}: add that step to it, or to STEPS"
         made.insert(0, {"id": lacking[0], **STEPS[lacking[0]]})
 
 
@@ -113,8 +118,7 @@ def recipes_of(block: Block) -> list[dict[str, Any]]:
     if isinstance(given, list):
         given = {"steps": given}
     made = base_of(block, given.get("steps", [])) | given
-    plain = [{"id": "ov", "to": "openvino"}] if block.into in ANY else [{"id": name, **STEPS[name]} for name in PLAIN]
-    made["steps"] = steps_of(given.get("steps", plain))
+    made["steps"] = steps_of(made["steps"])
     taken = {step.get("from") for step in made["steps"]}
     if "deliver" not in given:
         made["deliver"] = [step["id"] for step in made["steps"] if step["id"] not in taken]
@@ -149,8 +153,7 @@ def project(folder: Path) -> Path:
     recipes.mkdir(parents=True)
     for name in ("recipes/models", "calibration"):
         (folder / name).symlink_to(ROOT / name)
-    first = next(b for b in blocks(ROOT / "README.md") if b.kind == "yaml")
-    (recipes / "digits.yaml").write_text(first.text, encoding="utf-8")
+    (recipes / "digits.yaml").write_text(readme(), encoding="utf-8")
     for name in ("minilm", "keras-digits"):
         shutil.copy(ROOT / f"recipes/{name}.yaml", recipes)
     judge = np.load(ROOT / "calibration/digits-judge.npz")

@@ -93,11 +93,13 @@ def test_a_delivery_stays_within_its_range_and_a_torch_source_has_the_bytes_of_i
         "    def forward(self, x):\n        return super().forward(x)\n\ndef build():\n    return Net()\n"
     )
     (base / "net.py").write_text(code)
-    inputs = {"x": {"shape": ["batch", 3]}}
-    found = bench(["made/openvino", "net.py:build"], data="judge.npz", inputs=inputs, seconds=0.1, starts=1)
+    # What goes into the callable the delivery says.
+    found = bench(["made/openvino", "net.py:build"], data="judge.npz", seconds=0.1, starts=1)
     assert [(r["format"], r["batch"]) for r in found["rows"]] == [("openvino", 1), ("torch", 1)]
     assert found["rows"][0]["size_bytes"] > 48
     assert found["rows"][1]["size_bytes"] is None, "it has no weights on disk"
+    compared = CliRunner().invoke(cli, ["check", "net.py:build", "made/openvino", "--data", "judge.npz"])
+    assert compared.exit_code == 1, compared.stderr  # other weights: compared, and found to differ
     with pytest.raises(UserError, match="batch: 16 is not within 1 to 8"):
         bench(["made/openvino"], batch=[16])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from toy_kit import HEAD, convert, folder, model, statuses
 from optkit.cli.summary import gate_lines, wrongs
 from optkit.events import Event, StepStarted
 from optkit.report import Report
+from optkit.reports import junit
 from optkit.reports.markdown import render
 from optkit.reports.rows import broken, gates
 
@@ -64,6 +66,27 @@ def test_a_gate_that_fails_fails_the_run_and_delivers_nothing(base: Path) -> Non
     assert "r is not what it must be" in said
     assert "or a gate that fits" in said
     assert "gate size &lt;= 10 B: " in render(report.data)
+
+
+UNMEETABLE = (
+    "size <= 1 B", "size <= 1%", "size <= 1% of parent", "speedup >= 100", "speedup >= 100 over parent",
+    "latency_p50 <= 1 us", "latency_p90 <= 1 us", "latency_p99 <= 1 us", "throughput >= 1e9 samples/s",
+    "peak_memory <= 1 kB", "peak_memory <= 1%", "peak_memory <= 1% of parent", "convert_seconds <= 1e-9",
+    "accuracy >= 99.999%", "accuracy_drop_lower <= -99%",
+)  # fmt: skip
+
+
+def test_every_kind_of_gate_fails_when_it_should(base: Path) -> None:
+    wrong = np.load(base / "judge.npz")
+    np.savez(base / "judge.npz", x=wrong["x"], label=(wrong["label"] + 1) % 4)  # nothing answers right
+    report = gated(base, "[]", json.dumps(UNMEETABLE))
+    assert (report.exit_code, statuses(report)) == (1, {"r": "failed"})
+    assert {g["gate"]: g["status"] for g in report.step("r")["gates"]} == dict.fromkeys(UNMEETABLE, "failed")
+    assert all(g["measured"] is not None for g in report.step("r")["gates"]), "each was measured, and is beyond"
+    assert {reason.partition(":")[0] for reason in broken(report.step("r"))} == {f"gate {g}" for g in UNMEETABLE}
+    cases = ElementTree.fromstring(junit.render(report.data)).iter("testcase")
+    failed = {case.get("name") for case in cases if case.find("failure") is not None}
+    assert {f"gate {gate}" for gate in UNMEETABLE} <= failed
 
 
 def test_a_delivery_is_raced_against_the_source_only_where_a_gate_asks(base: Path) -> None:

@@ -132,6 +132,13 @@ def test_files_that_are_no_models(models: Path, tmp_path: Path) -> None:
         assert caught.value.hint
 
 
+def test_a_file_cut_short_is_no_bug_of_the_inspection(models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.h5"
+    path.write_bytes((models / "plain.h5").read_bytes()[:600])
+    with pytest.raises(SourceError, match="is damaged"):
+        RUNNER.inspect(path)
+
+
 def test_weights_that_changed_are_found(models: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.keras"
     whole = bytearray((models / "cnn.keras").read_bytes())

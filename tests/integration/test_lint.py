@@ -105,6 +105,34 @@ def test_an_opset_onnxruntime_does_not_know_yet(tmp_path: Path) -> None:
     assert "pip install -U onnxruntime" in graph["hint"]
 
 
+def test_what_tensorrt_rtx_reads_and_cannot_build(tmp_path: Path) -> None:
+    boxes = zoo.model(
+        [zoo.node("NonMaxSuppression", "boxes scores most", "kept", "nms")],
+        [zoo.value("boxes", TensorProto.FLOAT, [1, 6, 4]), zoo.value("scores", TensorProto.FLOAT, [1, 1, 6])],
+        [zoo.value("kept", TensorProto.INT64, ["n", 3])],
+        {"most": np.int64([3])},
+    )
+    (told,) = look(written(boxes, tmp_path), "tensorrt")["refused"]
+    assert (told["node"], told["operator"]) == ("nms", "NonMaxSuppression")
+    assert "no kernel" in told["what"]
+    for kind, refusals in ((TensorProto.FLOAT, 1), (TensorProto.FLOAT16, 0)):
+        ends = [zoo.value(name, kind, [1, 2, 8, 64]) for name in "qkvy"]
+        attention = zoo.model([zoo.node("Attention", "q k v", "y", "attend")], ends[:3], ends[3:], {}, opset=23)
+        found = look(written(attention, tmp_path), "tensorrt")["refused"]
+        assert [(r["node"], "onnx.fp16" in r["hint"]) for r in found] == [("attend", True)] * refusals
+
+
+def test_an_old_opset_that_the_parser_takes_is_not_refused(tmp_path: Path) -> None:
+    proto = zoo.model(
+        [zoo.node("MatMul", "x w", "y", "product")],
+        [zoo.value("x", TensorProto.FLOAT, [2, 4])],
+        [zoo.value("y", TensorProto.FLOAT, [2, 4])],
+        {"w": np.eye(4, dtype=np.float32)},
+        opset=7,
+    )
+    assert look(written(proto, tmp_path), "tensorrt")["refused"] == []
+
+
 def test_integers_made_for_onnxruntime_are_not_for_tensorrt(tmp_path: Path) -> None:
     source = zoo.saved(zoo.cnn(), tmp_path / "cnn")
     samples = ListSamples(zoo.images(8))
@@ -141,7 +169,7 @@ def test_without_a_builder_the_rules_remain_and_the_rest_is_said(tmp_path: Path,
     result = look(other.path, "tensorrt")
     assert result["refused"]
     assert result["unchecked"] == [
-        "operators and types, which TensorRT's parser tells: tensorrt_not_there is not installed"
+        "operators, types and opset, which TensorRT's parser tells: tensorrt_not_there is not installed"
     ]
 
 
@@ -196,6 +224,15 @@ def test_operators_types_and_control_flow_tflite_has_not(tmp_path: Path) -> None
         "wide": ("Sin", "it computes in float64, which TFLite has no kernels for"),
         "sense": ("Nonsense", "there is no conversion for this operator"),
     }
+
+
+def test_operators_that_tflite_has_at_some_sizes_alone_are_told_as_unchecked(tmp_path: Path) -> None:
+    nodes = [zoo.node("Det", "x", "d", "area"), zoo.node("DFT", "s", "y", "spectrum")]
+    inputs = [zoo.value("x", TensorProto.FLOAT, [2, 4, 4]), zoo.value("s", TensorProto.FLOAT, [1, 8, 1])]
+    outputs = [zoo.value("d", TensorProto.FLOAT, [2]), zoo.value("y", TensorProto.FLOAT, [1, 8, 2])]
+    result = look(written(zoo.model(nodes, inputs, outputs, {}), tmp_path), "tflite")
+    assert [r["operator"] for r in result["refused"]] == ["DFT"]
+    assert result["unchecked"] == ["whether Det 'area' can be converted at these sizes"]
 
 
 def test_integers_and_dims_tflite_has_not(tmp_path: Path) -> None:
@@ -262,6 +299,8 @@ def test_what_cannot_be_linted(tmp_path: Path) -> None:
     assert caught.value.hint == "did you mean 'tensorrt'?"
     with pytest.raises(UserError, match="is no ONNX model"):
         optkit.lint(tmp_path / "net.py:build", "openvino")
+    with pytest.raises(UserError, match=r"there is no .*/nt") as caught:
+        optkit.lint(tmp_path / "nt", "edgetpu")
     with pytest.raises(UserError, match="is no TFLite model, which is what lint --for edgetpu looks at") as caught:
         optkit.lint(path, "edgetpu")
     assert "mode: static, io: int8" in caught.value.hint

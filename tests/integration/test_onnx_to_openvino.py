@@ -150,6 +150,15 @@ def test_names_operators_that_have_no_conversion_and_their_nodes(tmp_path: Path)
     assert "no conversion for" in caught.value.what
     assert "com.acme.Frob (node first, of b)" in caught.value.what
     assert "Det (node area)" in caught.value.what
+    follower = [helper.make_node("Det", ["image"], ["d"], name="area"), helper.make_node("Gelu", ["d"], ["logits"])]
+    follower[0].metadata_props.add(key="namespace", value="head.volume")
+    source = saved(tmp_path / "second.onnx", follower, {}, outputs={"logits": ("batch", 3)})
+    proto = onnx.load(source.path)
+    proto.opset_import[0].version = 20
+    onnx.save(proto, source.path)
+    with pytest.raises(StepError) as caught:
+        PASS.run(source, tmp_path, PASS.options(), context(tmp_path, IMAGE, outputs=("logits",)))
+    assert caught.value.what == "OpenVINO has no conversion for Det (node area in the torch module head.volume)"
     assert caught.value.hint
     assert isinstance(caught.value.__cause__, Exception)
 

@@ -83,6 +83,24 @@ def test_digits_are_pruned_taught_and_quantised_within_half_a_point(tmp_path: Pa
         assert "accuracy_drop <= 0.005" in steps[step]["check"]["bounds"]
 
 
+def test_digits_learn_to_compute_on_integers(tmp_path: Path) -> None:
+    """Scaled down: less is pruned, and little learned; what runs is what was trained all the same."""
+    sets = ["steps.pruned.with.remove_macs=20%", "steps.int8.with.epochs=2", "steps.int8.check=[top1_agreement >= 90%]"]
+    plan = make_plan(load_recipe(ROOT / "recipes" / "digits-qat.yaml", sets))
+    report = execute(plan, out=tmp_path / "out", cache=Cache(tmp_path / "cache"), jobs=2)
+    steps = {s["id"]: s for s in report.steps}
+    assert {name: (s["status"], s["error"]) for name, s in steps.items()} == {
+        s.id: ("waived" if s.id == "pruned" else "passed", None) for s in plan.steps
+    }
+    for name in ("onnx", "ov"):
+        case = next(c for c in steps[name]["check"]["cases"] if c["kind"] == "samples")
+        parent = case["parent"]["outputs"]["logits"]
+        assert parent["cosine"]["worst"] >= 0.999
+        assert parent["top1_agreement"]["value"] >= 0.995
+    for name in plan.deliver:
+        assert optkit.verify(tmp_path / "out" / name)["held"]
+
+
 def test_minilm_is_taught_to_half_of_its_layers(tmp_path: Path) -> None:
     """Scaled down: 160 texts, seen once, which teach little; the steps, the metrics and what they measure are whole."""
     weak = 'check=["similarity >= 0.2"]'

@@ -14,7 +14,7 @@ import tf_kit
 
 import optkit
 from optkit.artifact import Artifact, Signature, TensorSpec
-from optkit.errors import DataError, SourceError, StepError, UnavailableError, UserError
+from optkit.errors import DataError, RecipeError, SourceError, StepError, UnavailableError, UserError
 from optkit.formats import savedmodel, savedmodel_write, tf_core
 from optkit.opened import artifact_at
 from optkit.runners.savedmodel_runner import RUNNER
@@ -46,7 +46,9 @@ def test_it_is_described_without_tensorflow(plain: Path) -> None:
 def test_the_signature_is_chosen(several: Path) -> None:
     with pytest.raises(SourceError, match="2 signatures, none of them 'serving_default': first, second") as caught:
         RUNNER.describe(several, {})
-    assert caught.value.hint == "choose one: model: {savedmodel: model, signature: first}"
+    assert caught.value.hint == (
+        "choose one: model: {savedmodel: model, signature: first}; without a recipe --set model.signature=first"
+    )
     with pytest.raises(SourceError, match="no signature 'secund'; it has first, second") as caught:
         RUNNER.describe(several, {"signature": "secund"})
     assert caught.value.hint == "did you mean 'second'?"
@@ -56,6 +58,11 @@ def test_the_signature_is_chosen(several: Path) -> None:
         assert session.provider.startswith("TensorFlow CPU")
         assert session.infer({"z": X})["y"].shape == (2, 4)
     assert RUNNER.inspect(several)["signatures"] == ["first", "second"]
+    with optkit.open_artifact(several, model={"signature": "second"}) as model:
+        assert model(z=X)["y"].shape == (2, 4)
+    with pytest.raises(RecipeError) as mistaken:
+        optkit.open_artifact(several, model={"signatur": "second"})
+    assert str(mistaken.value) == "model: unknown key 'signatur'\n  try: did you mean 'signature'?"
 
 
 @pytest.mark.parametrize("name", ["savedmodel.to_onnx", "savedmodel.to_openvino", "savedmodel.to_tflite"])
@@ -117,7 +124,10 @@ def test_bytes_that_changed_never_crash(plain: Path, tmp_path: Path) -> None:
 def test_weights_that_changed_are_refused(plain: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(plain.parent, folder)
-    index = folder / "variables/variables.index"
+    index, values = folder / "variables/variables.index", folder / "variables/variables.data-00000-of-00001"
+    values.write_bytes(values.read_bytes()[:5])
+    with pytest.raises(SourceError, match="cannot be loaded"), RUNNER.open(tf_kit.source(folder / "saved_model.pb")):
+        pass
     index.write_bytes(index.read_bytes()[:-20])
     with pytest.raises(SourceError, match="cannot be loaded"), RUNNER.open(tf_kit.source(folder / "saved_model.pb")):
         pass

@@ -155,7 +155,7 @@ def test_an_option_that_the_builder_found_here_lacks(forms: Forms, tmp_path: Pat
 def test_a_capability_that_nobody_builds_for(forms: Forms, tmp_path: Path) -> None:
     error = failure(forms["float32"], tmp_path, compute_capability=["9.0"])
     assert "does not build for compute capability 9.0" in error.what
-    assert error.subject == "with.compute_capability"
+    assert (error.subject, error.hint) == ("with.compute_capability", "one of: 7.5, 8.0, 8.6, 8.9, 12.0, 12.1")
 
 
 def test_float32_products_on_turing(forms: Forms, tmp_path: Path) -> None:
@@ -167,9 +167,55 @@ def test_float32_products_on_turing(forms: Forms, tmp_path: Path) -> None:
 
 def test_integers_made_for_onnxruntime(forms: Forms, tmp_path: Path) -> None:
     error = failure(forms["uint8"], tmp_path)
-    assert error.what.startswith("TensorRT-RTX refuses DequantizeLinear 'b0_DequantizeLinear':")
-    assert "Int32" in error.what
+    assert error.what == (
+        "TensorRT-RTX cannot take DequantizeLinear 'b0_DequantizeLinear': a quantised int32 bias (and 14 more)"
+    )
     assert "for: tensorrt" in error.hint
+    assert "uint8 integers" in error.details
+
+
+def quantised(zero: Any, kind: Any, *, constant: bool = False) -> onnx.ModelProto:
+    """A product of an activation quantised with this zero point, which a Constant node may hold."""
+    nodes = [
+        zoo.node("QuantizeLinear", "x scale zero", "q", "quant"),
+        zoo.node("DequantizeLinear", "q scale zero", "d"),
+        zoo.node("MatMul", "d w", "y", "product"),
+    ]
+    held = np.array(zero, kind)
+    constants = {"scale": 0.05, "w": np.eye(4, dtype=np.float32)} | ({} if constant else {"zero": held})
+    if constant:
+        nodes.insert(0, zoo.node("Constant", "", "zero", "zero", value=onnx.numpy_helper.from_array(held)))
+    ends = [zoo.value(name, TensorProto.FLOAT, ["batch", 4]) for name in "xy"]
+    return zoo.model(nodes, ends[:1], ends[1:], constants)
+
+
+def test_integers_that_the_parser_takes_for_others_are_refused(tmp_path: Path) -> None:
+    """With zero point 0 the parser takes uint8 for int8 without a word, which clips the upper half."""
+    for number, (zero, kind, what) in enumerate(
+        [(0, np.uint8, "uint8 integers"), (3, np.int8, "a zero point other than 0 (asymmetric ranges)")]
+    ):
+        error = failure(zoo.saved(quantised(zero, kind), tmp_path / str(number)), tmp_path)
+        assert error.what == f"TensorRT-RTX cannot take QuantizeLinear 'quant': {what} (and 1 more)"
+        assert "for: tensorrt" in error.hint
+    for number, constant in enumerate((False, True)):
+        build(zoo.saved(quantised(0, np.int8, constant=constant), tmp_path / f"good{number}"), tmp_path)
+
+
+def test_what_fails_only_when_it_is_built_names_the_node_and_the_remedy(forms: Forms, tmp_path: Path) -> None:
+    proto = zoo.model(
+        [zoo.node("NonMaxSuppression", "boxes scores most", "kept", "nms")],
+        [zoo.value("boxes", TensorProto.FLOAT, [1, 6, 4]), zoo.value("scores", TensorProto.FLOAT, [1, 1, 6])],
+        [zoo.value("kept", TensorProto.INT64, ["n", 3])],
+        {"most": np.int64([3])},
+    )
+    proto.graph.node[0].metadata_props.add(key="namespace", value="head.keep")
+    error = failure(zoo.saved(proto, tmp_path / "nms"), tmp_path)
+    assert "because of NonMaxSuppression 'nms' of the torch module head.keep" in error.what
+    assert "tacticSupply" not in error.what
+    assert "replace the operator" in error.hint
+    error = failure(forms["float32"], tmp_path, workspace_mib=1)
+    assert "within workspace limit" in error.what
+    assert error.hint.startswith("raise with.workspace_mib")
 
 
 def test_an_operator_that_nobody_knows(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_files_that_are_no_frozen_graphs(graph: Path, tmp_path: Path) -> None:
     path = tmp_path / "graph.pb"
     for content, what in (
         (b"", "is empty"),
-        (b"node { name: 'x' op: 'Placeholder' }", "no frozen TensorFlow graph, or damaged"),
+        (b"node { name: 'x' op: 'Placeholder' }", "is a protobuf message in text form, and this takes the binary form"),
         (graph.read_bytes()[:-40], "no frozen TensorFlow graph, or damaged"),
         (tf_kit.saved(tmp_path / "saved").read_bytes(), "the main file of a SavedModel, not a frozen graph"),
     ):

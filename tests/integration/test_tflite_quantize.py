@@ -108,10 +108,10 @@ def test_a_transformer_of_several_signatures(text: Made, tmp_path: Path, mode: s
     assert worst(text, made, texts, "pooled") > (18 if mode != "fp16" else 50)
     assert sorted(notes["file"]) == [f"batch_{b}_sequence_{s}" for b in (1, 4) for s in (12, 6)]
     model = tflite_model.read(made.path)
-    kinds = {tflite_model.dtype_of(t) for t in tflite_look.constants(model).values() if len(t.shape) == 2}
+    kinds = {tflite_model.kind_of(t) for t in tflite_look.constants(model).values() if len(t.shape) == 2}
     assert ("float16" if mode == "fp16" else "int8") in kinds
     tables = [tflite_look.weight(model, op, g) for n, op, g in tflite_look.operations(model) if n == "EMBEDDING_LOOKUP"]
-    assert {tflite_model.dtype_of(t) for t in tables} == {"float16" if mode == "fp16" else "int8"}
+    assert {tflite_model.kind_of(t) for t in tables} == {"float16" if mode == "fp16" else "int8"}
     assert len({t.buffer for t in tables}) == 1  # the signatures share it
     feed = {"input_ids": np.ones((7, 9), np.int64), "attention_mask": np.ones((7, 9), np.int64)}
     assert infer(made, feed)["hidden"].shape == (7, 9, 16)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from tflite_kit import IDS, IMAGE, MASK, converted, described, infer, rewritten, texts
 
+import optkit
 from optkit.artifact import Artifact, Signature, TensorSpec
-from optkit.errors import DataError, SourceError, StepError, UnavailableError
+from optkit.errors import DataError, SourceError, StepError, UnavailableError, UserError
 from optkit.formats import tflite_model
 from optkit.runners.tflite_runner import RUNNER
 
@@ -55,6 +56,13 @@ def test_int64_over_int32_where_the_signature_says_so(text: Artifact, tmp_path: 
     feed = {name: np.stack([s[name] for s in texts(1)]) for name in ("input_ids", "attention_mask")}
     with pytest.raises(DataError, match="is int64, the model takes int32"):
         infer(made, feed)
+    with optkit.open_artifact(made.path) as model:  # whoever calls it by hand need not care, while no value is lost
+        narrow = {name: value.astype("int32") for name, value in feed.items()}
+        np.testing.assert_array_equal(model(feed)["pooled"], model(narrow)["pooled"])
+        with pytest.raises(UserError, match="'input_ids' has values that int32 cannot hold"):
+            model({**feed, "input_ids": feed["input_ids"] + 2**40})
+        with pytest.raises(UserError, match="is float64, the model takes int32"):
+            model({**feed, "input_ids": feed["input_ids"] * 1.0})
     wide = Signature(tuple(replace(s, dtype="int64") for s in made.signature.inputs), made.signature.outputs)
     with RUNNER.open(replace(made, signature=wide)) as session:
         assert "input_ids int64 as int32" in session.provider

@@ -250,19 +250,7 @@ def samples(labelled: bool) -> Any:
     """Images in which only the first channel of the stem sees anything; a class each, where labelled."""
     rng = np.random.default_rng(0)
     items = [{"image": rng.standard_normal((3, 32, 32)).astype(np.float32)} for _ in range(24)]
-    plain = ListSamples(items)
-    if not labelled:
-        return plain
-
-    class Labelled:
-        labelled = True
-
-        def batches(self, size: int) -> Any:
-            for feeds in plain.feeds(size):
-                count = len(feeds["image"])
-                yield feeds, count, np.arange(count) % 10
-
-    return Labelled()
+    return ListSamples(items, [n % 10 for n in range(len(items))] if labelled else None)
 
 
 @pytest.mark.parametrize(
@@ -288,14 +276,10 @@ def test_a_channel_that_contributes_nothing_goes_first(importance: str, labelled
     torch.testing.assert_close(answers(made, feeds), answers(artifact, feeds), rtol=1e-4, atol=1e-5)
 
 
-def test_labels_must_be_classes(tmp_path: Path) -> None:
-    class Labelled:
-        labelled = True
-
-        def batches(self, size: int) -> Any:
-            yield {"image": np.zeros((4, 3, 32, 32), np.float32)}, 4, np.full(4, 10)
-
-    error = refused(tmp_path, source(tmp_path, "resnet"), {"data": Labelled()}, ratio=0.2, importance="taylor")
+@pytest.mark.parametrize("label", [10, 0.5, [0, 1], {"a": 1, "b": 2}], ids=str)
+def test_labels_must_be_classes(label: Any, tmp_path: Path) -> None:
+    data = ListSamples([{"image": np.zeros((3, 32, 32), np.float32)}] * 4, [label] * 4)
+    error = refused(tmp_path, source(tmp_path, "resnet"), {"data": data}, ratio=0.2, importance="taylor")
     assert isinstance(error, DataError)
     assert error.what.startswith("the labels are no class numbers for the one output of classes")
 

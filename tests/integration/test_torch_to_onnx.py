@@ -223,6 +223,9 @@ def test_an_unsupported_operator_is_named_with_its_place(tmp_path: Path, capfd: 
     error = refused(tmp_path, path)
     assert "no translation for aten._linalg_svd, used in layers.0 at" in error.what
     assert "torch_zoo.py" in error.what
+    (tmp_path / "inside").mkdir()
+    inside = descriptor(tmp_path / "inside", (TensorSpec("x", "float32", ("batch", 8, 8)),), "Inside")
+    assert "used in inner at" in refused(tmp_path / "inside", inside).what
     (tmp_path / "other").mkdir()
     error = refused(tmp_path / "other", path, TORCHSCRIPT)
     assert "'aten::linalg_svd'" in error.what

@@ -161,6 +161,16 @@ def test_an_unsupported_operator_is_named_with_its_place(tmp_path: Path) -> None
     assert "tflite_kit.py" in error.what
 
 
+def test_a_layer_is_named_as_the_model_has_it(tmp_path: Path) -> None:
+    error = refused(tmp_path, "Inside", TensorSpec("x", "float32", ("batch", 8, 8)))
+    assert "used in inner at" in error.what
+
+
+def test_complex_numbers_inside_the_file(tmp_path: Path) -> None:
+    _, _, _, notes = converted(tmp_path, "Loudness", TensorSpec("x", "float32", (1, 8)))
+    assert notes["operators"]["COMPLEX_ABS"] == 1
+
+
 def test_what_the_converter_stumbles_over_is_named_with_its_line(tmp_path: Path) -> None:
     error = refused(tmp_path, "Expands", TensorSpec("x", "float32", (1, 8, 4, 16)))
     assert "litert-torch makes an invalid tfl.mul out of the model: operands don't have broadcast" in error.what

@@ -102,6 +102,11 @@ class Spectrum(nn.Module):
         return torch.fft.fft(x).real
 
 
+class Loudness(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.rfft(x).abs()
+
+
 class Chooses(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cond(x.sum() > 0, lambda t: t + 1, lambda t: t - 1, (x,))

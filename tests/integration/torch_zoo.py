@@ -148,6 +148,17 @@ class Singular(nn.Module):
         return self.layers[0](x)
 
 
+class Inside(nn.Module):
+    """Calls its one layer as a wrapper would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = _Values()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
 class _Values(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.linalg.svd(x)[1]

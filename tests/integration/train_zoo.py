@@ -62,3 +62,51 @@ def tricky(module: nn.Module, data: Any, **rest: Any) -> nn.Module:
     train(module, data, epochs=1, **rest)
     module.register_forward_hook(lambda module, args, result: result * 2)
     return module
+
+
+def accelerated(
+    module: nn.Module, data: Any, *, source: nn.Module, kept: Path, seed: int, progress: Any, epochs: int = 2
+) -> Any:
+    """Learns in as many processes as call it, joined by accelerate."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator()
+    whole = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    joined, optimizer = accelerator.prepare(module, whole)
+    for epoch in range(epochs):
+        for batch in data.batches(16, seed=seed, epoch=epoch):
+            with torch.no_grad():
+                wanted = source(**batch.feeds)
+            loss = nn.functional.mse_loss(joined(**batch.feeds), wanted)
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            optimizer.step()
+        mean = float(accelerator.reduce(loss.detach(), "mean"))
+        progress(f"epoch {epoch}: loss {mean:.4g}, {accelerator.num_processes} processes", (epoch + 1) / epochs)
+    return accelerator.unwrap_model(joined)
+
+
+def second_raises(module: nn.Module, data: Any, **rest: Any) -> nn.Module:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator()
+    if accelerator.process_index == 1:
+        print("the second is about to give up")
+        raise ValueError("no luck in the second")
+    accelerator.wait_for_everyone()
+    return module
+
+
+def second_dies(module: nn.Module, data: Any, **rest: Any) -> nn.Module:
+    import os
+    import signal
+    import sys
+
+    from accelerate import Accelerator
+
+    accelerator = Accelerator()
+    if accelerator.process_index == 1:
+        print("the second is about to die", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    accelerator.wait_for_everyone()
+    return module

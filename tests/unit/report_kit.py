@@ -43,6 +43,35 @@ BASELINE: dict[str, Any] = {
     ],
     "changes": ["the recipe changed"], "tolerance": {"size": 0.01},
 }  # fmt: skip
+
+
+def benchmark_row(artifact: str, value: float | None, **more: Any) -> dict[str, Any]:
+    """A row of a benchmark; value: times as fast, None for what the others are held against."""
+    ratio = value and {"value": value, "low": value * 0.9, "high": value * 1.1, "rounds": 20, "clock": "processor"}
+    word = None if value is None else "faster" if value > 1.05 else "slower" if value < 0.95 else "same"
+    return {
+        "artifact": artifact, "format": "onnx", "batch": 8, "threads": 1, "provider": "CPUExecutionProvider",
+        "latency_ms": {"mean": 2.1, "p50": 2.0, "p90": 2.5, "p99": 9.0}, "samples_per_second": 3809.5,
+        "open_seconds": 0.25, "first_seconds": 0.05, "peak_bytes": 90_000_000, "bare_bytes": 40_000_000,
+        "size_bytes": 3_400_000, "inferences": 900, "ratio": ratio, "verdict": word, "unsteady": "", "settings": {},
+        "parity": None, **more,
+    }  # fmt: skip
+
+
+BENCHMARK: dict[str, Any] = {
+    "against": "source", "notes": ["trt: not measured, it did not hold or runs elsewhere"], "error": None,
+    "rows": [
+        benchmark_row("source", None, unsteady="times vary by 7%"), benchmark_row("onnx", 2.3),
+        benchmark_row("w8", 0.4, peak_bytes=None),
+        benchmark_row("onnx [HINT_OF=bf16]", 3.1, settings={"HINT_OF": "bf16"}, parity={
+            "against": "onnx", "equal": False, "cosine": 0.9999, "sqnr_db": 41.0, "problems": []}),
+        benchmark_row("onnx", 1.0, batch=1, threads=2),
+    ],
+}  # fmt: skip
+UNMEASURED = BENCHMARK | {"rows": [], "error": {
+    "class": "StepCrashed", "code": "OPK-301", "what": "source stopped while its speed was measured",
+    "hint": "run it alone", "subject": "", "details": "boom", "where": "", "exit_code": 3,
+}}  # fmt: skip
 SKIPPED = BLOCKED | {"id": "late", "status": "skipped", "blocked_by": None}
 
 STEPS = (GOOD, FAILED, ERROR, BLOCKED, WAIVED, DEFERRED, MUST, NOT_HERE, NAN)

@@ -440,6 +440,12 @@ def test_what_is_not_installed_is_named_with_its_remedy(missing: str, monkeypatc
     assert ('pip install "optkit[remote-cache]"' if missing == "fsspec" else "s3fs") in str(caught.value)
 
 
+def test_a_file_is_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file, and a cache is a folder or a URL"):
+        open_cache(tmp_path / "file")
+
+
 def test_a_password_is_not_shown() -> None:
     assert shown("ftp://me:secret@host/a") == "ftp://me:***@host/a"
     assert shown("simplecache::sftp://me:se@cret@host/a") == "simplecache::sftp://me:***@host/a"

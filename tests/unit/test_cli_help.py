@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -104,3 +105,20 @@ def test_the_help_says_how_to_start_and_what_the_exit_codes_mean() -> None:
     start = lines.index("Start:       optkit init MODEL")
     assert lines[start + 1 : start + 3] == ["optkit plan recipe.yaml", "optkit convert recipe.yaml"]
     assert lines[start + 3].startswith("Exit codes:  0 all held, 1 a check did not hold")
+
+
+def test_every_command_that_tells_something_tells_it_in_json_too() -> None:
+    bare = set()
+
+    def walk(name: str, command: click.Command) -> None:
+        if isinstance(command, click.Group):
+            with click.Context(command) as context:
+                for inner in command.list_commands(context):
+                    found = command.get_command(context, inner)
+                    assert found is not None
+                    walk(f"{name} {inner}", found)
+        elif not any("--json" in parameter.opts for parameter in command.params):
+            bare.add(name)
+
+    walk("optkit", cli)
+    assert bare == {"optkit completion", "optkit schema"}, "a shell script, and what is JSON already"

@@ -30,6 +30,10 @@ TABLE = bound_table(())
         ("latency_p90 <= 5 ms", "latency_p90", 5, "", "ms"),
         ("latency_p50 <= 250 us", "latency_p50", 0.25, "", "ms"),
         ("latency_p99 <= 1e-1 s", "latency_p99", 100, "", "ms"),
+        ("throughput >= 500", "throughput", 500, "", "samples/s"),
+        ("throughput >= 2e3 samples/s", "throughput", 2000, "", "samples/s"),
+        ("peak_memory <= 300 MB", "peak_memory", 3e8, "", "B"),
+        ("peak_memory <= 50% of parent", "peak_memory", 0.5, "parent", "ratio"),
         ("convert_seconds <= 60", "convert_seconds", 60, "", "s"),
     ],
 )
@@ -37,7 +41,7 @@ def test_a_gate_is_read_into_its_base_unit(text: str, measure: str, value: float
     gate = parse_gate(text, TABLE)
     assert (gate.measure, gate.relative, gate.unit) == (measure, relative, unit)
     assert gate.value == pytest.approx(value)
-    assert gate.timed == measure.startswith(("speedup", "latency"))
+    assert gate.timed == measure.startswith(("speedup", "latency", "throughput", "peak_memory"))
     assert re.fullmatch(pattern([NAME]), text)
 
 
@@ -47,6 +51,10 @@ def test_a_gate_is_read_into_its_base_unit(text: str, measure: str, value: float
         ("size 10 MB", "has no >= or <=", "size <= 10 MB"),
         ("sise <= 10 MB", "nothing called 'sise' can be measured", "did you mean 'size'?"),
         ("latency <= 5 ms", "nothing called 'latency'", "did you mean 'latency_p90'?"),
+        ("memory <= 5 MB", "nothing called 'memory'", "did you mean 'peak_memory'?"),
+        ("throughput >= 50 MB", "'MB' is no unit of throughput", "samples/s"),
+        ("peak_memory <= 50", "peak_memory needs a unit", "GiB, %"),
+        ("throughput >= 2 over source", "not relative to anything", "leave out"),
         ("cosine >= 0.9", "nothing called 'cosine'", "put it under check:"),
         ("logits.cosine >= 0.9", "nothing called", "put it under check:"),
         ("size >= 10 MB", "better when lower, so its gate has <=", "write size <= 10 MB"),
@@ -127,7 +135,8 @@ def test_planning_refuses_what_cannot_be_meant(tmp_path: Path) -> None:
 
 
 SPEED = {"against": "source", "ratio": {"value": 2.1, "low": 1.9, "high": 2.3}, "sizes": {"batch": 8}, "threads": 2,
-         "latency_ms": {"p50": 3.0, "p90": 4.0, "p99": 9.0}}  # fmt: skip
+         "latency_ms": {"p50": 3.0, "p90": 4.0, "p99": 9.0}, "samples_per_second": 2500.0, "peak_bytes": 90_000_000,
+         "parent_peak_bytes": 180_000_000}  # fmt: skip
 KNOWN = Measured(2_000_000, 10_000_000, 4_000_000, 12.5, {"source": SPEED, "parent": None}, {})
 
 
@@ -148,6 +157,12 @@ def test_a_gate_is_held_against_what_was_measured() -> None:
     assert row("speedup >= 2.5") == ("failed", 2.1, "2.10 times as fast as source (1.90 to 2.30)")
     assert row("latency_p90 <= 4 ms") == ("held", 4.0, "p90 4 ms, batch 8, 2 threads")
     assert row("latency_p99 <= 5 ms")[0] == "failed"
+    assert row("throughput >= 2500") == ("held", 2500.0, "2500 samples/s, batch 8, 2 threads")
+    assert row("throughput >= 2501")[0] == "failed"
+    assert row("peak_memory <= 90 MB") == ("held", 9e7, "90 MB resident at most, batch 8, 2 threads")
+    assert row("peak_memory <= 89 MB")[0] == "failed"
+    assert row("peak_memory <= 40%")[:2] == ("failed", 0.5)
+    assert row("peak_memory <= 50% of parent")[2] == "its memory was not measured, needs <= 50% of parent"
     assert row("convert_seconds <= 12")[:2] == ("failed", 12.5)
 
 
@@ -156,6 +171,7 @@ def test_what_was_not_measured_fails() -> None:
     unknown = Measured(1, None, None, None, {}, {}, untimed="its speed could not be measured: it crashed")
     assert row("size <= 20%", unknown)[2] == "the source's size is not known, needs <= 20%"
     assert row("latency_p50 <= 1 ms", unknown)[2].startswith("its speed could not be measured: it crashed")
+    assert row("throughput >= 1", unknown)[0] == row("peak_memory <= 1 GB", unknown)[0] == "failed"
     assert row("convert_seconds <= 1", unknown)[0] == "failed"
     assert row("size <= 1 B", None) == ("not judged", None, "the step did not hold")
     away = Measured(1, None, None, 1.0, {}, {}, here=False)

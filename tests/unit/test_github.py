@@ -19,6 +19,7 @@ from report_kit import (
     GOOD,
     NOT_HERE,
     SKIPPED,
+    UNMEASURED,
     WAIVED,
     report,
     spoilt,
@@ -74,6 +75,14 @@ def test_a_baseline_that_does_not_hold_is_told() -> None:
         "onnx: size 12 B, was 10 B\ngone: it is not delivered any more\nTry: optkit baseline save",
     )
     assert list(annotated(report(GOOD) | {"baseline": BASELINE | {"held": True}}, HERE)) == []
+
+
+def test_a_benchmark_that_was_not_measured_is_told() -> None:
+    (line,) = annotated(report(GOOD) | {"benchmark": UNMEASURED}, HERE)
+    assert read(line) == (
+        {"file": "recipe.yaml", "line": "1", "title": "benchmark: OPK-301"},
+        "source stopped while its speed was measured\nTry: run it alone",
+    )
 
 
 def test_no_text_ends_a_command_or_starts_another() -> None:

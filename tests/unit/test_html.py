@@ -10,7 +10,21 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_kit import BAD, BASELINE, DEFERRED, GATED, GOOD, MUST, NASTY, NOT_HERE, WAIVED, report, spoilt
+from report_kit import (
+    BAD,
+    BASELINE,
+    BENCHMARK,
+    DEFERRED,
+    GATED,
+    GOOD,
+    MUST,
+    NASTY,
+    NOT_HERE,
+    UNMEASURED,
+    WAIVED,
+    report,
+    spoilt,
+)
 
 from optkit.reports.html import render
 from optkit.reports.html_charts import Point, front
@@ -18,7 +32,7 @@ from optkit.reports.html_graph import lineage
 from optkit.reports.html_kit import anchor
 from optkit.reports.markup import tag
 
-_VOID = {"meta", "link", "br"}
+_VOID = {"meta", "link", "br", "wbr"}
 
 
 class Page(HTMLParser):
@@ -130,6 +144,34 @@ def test_a_run_beside_its_baseline() -> None:
     assert "What went wrong" not in held
     other = BASELINE | {"problem": "b.json is of another recipe", "rows": []}
     assert "✗ failed b.json is of another recipe Try:" in drawn(report(GOOD) | {"baseline": other}).text
+
+
+def test_a_benchmark_is_drawn_with_its_intervals_and_what_settings_did() -> None:
+    text = drawn(report(GOOD, WAIVED, exit_code=0) | {"benchmark": BENCHMARK}).text
+    assert "batch 8, 1 thread Artifact Latency" in text
+    assert "median 2 ms, 90th percentile 2.5 ms, 99th percentile 9 ms 2 / 2.5 / 9 ms 3810" in text
+    assert "2.30x [2.07, 2.53] ✓ faster 0.30 s 90.0 MB 3.4 MB - " in text
+    assert "0.40x [0.36, 0.44] ✗ slower 0.30 s - 3.4 MB" in text
+    assert "onnx with HINT_ OF=bf16 CPU (onnxruntime)" in text
+    assert "≠ others cosine 0.9999, 41.0 dB, beside onnx without" in text
+    assert "batch 1, 2 threads Artifact Latency" in text
+    assert "1.00x [0.90, 1.10] = the same" in text
+    assert "trt: not measured, it did not hold or runs elsewhere" in text
+    assert "fastest 3.10x onnx [HINT_OF=bf16] over source" in text
+    broken = drawn(report(GOOD, exit_code=3) | {"benchmark": UNMEASURED}).text
+    assert "net: the delivery holds, but the benchmark could not be measured" in broken
+    assert "benchmark ! error source stopped while its speed was measured Try: run it alone" in broken
+
+
+def test_the_error_of_samples_is_drawn_as_it_is_spread() -> None:
+    step = copy.deepcopy(GOOD)
+    noise = step["check"]["cases"][0]["source"]["outputs"]["y"]["sqnr_db"]
+    noise |= {"p50": 50.0, "histogram": {"perfect": 3, "low": 40.0, "high": 60.0, "counts": [1, 0, 9]}}
+    text = drawn(report(step, exit_code=0)).text
+    assert "from 40.0 dB to 60.0 dB in every row" in text
+    assert "SQNR from 40.0 dB to 60.0 dB, median 50.0 dB and 3 samples without any error" in text
+    noise["histogram"] = {"perfect": 100, "low": 300.0, "high": 300.0, "counts": [0]}
+    assert "100 samples without any error" in drawn(report(step, exit_code=0)).text
 
 
 def test_no_text_of_a_report_becomes_markup() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, Tab, browsing
-from report_kit import BAD, GATED, spoilt
+from report_kit import BAD, BASELINE, BENCHMARK, GATED, spoilt
 
 from optkit.reports.html import render
 
@@ -23,7 +23,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    data = spoilt(BAD | {"steps": [*BAD["steps"], GATED]})
+    data = spoilt(BAD | {"steps": [*BAD["steps"], GATED], "benchmark": BENCHMARK, "baseline": BASELINE})
     path.write_text(render(data | {"name": "net"}), encoding="utf-8")
     return path
 

@@ -136,6 +136,23 @@ def test_absence_is_failure_in_every_case(kind: str) -> None:
 # --- edge values
 
 
+def test_nothing_found_on_either_side_is_agreement_on_edge_values_alone() -> None:
+    found, none = np.arange(8.0).reshape(2, 4), np.zeros((2, 0))
+    for kind, candidate, holds in (
+        ("edge", none, True), ("edge", found, False), ("samples", none, False), ("dims", none, False),
+    ):  # fmt: skip
+        for stated in (check(), check("mismatch <= 0"), check("mismatch <= 0", lossy=True)):
+            comparison = Comparison()
+            comparison.add({"y": none}, {"y": candidate})
+            comparison.add({"y": none}, {"y": candidate})
+            odd = {"name": "zeros", "kind": kind, "sizes": {}, "source": comparison.result()}
+            assert judge_case(odd, stated, None, FLOATS)["held"] == holds, (kind, stated)
+    both = Comparison()
+    both.add({"y": none, "label": LABEL}, {"y": none, "label": LABEL[::-1]}, 64)
+    wrong = {"name": "zeros", "kind": "edge", "sizes": {}, "source": both.result()}
+    assert not judge_case(wrong, check(), None, BOTH)["held"], "the other output still has to agree"
+
+
 def test_a_lossy_artifact_must_only_be_sane_on_edge_values() -> None:
     far = case("edge", "zeros", y=off(2, 0.9))
     assert judge_case(far, check("cosine >= 0.99", lossy=True), None, FLOATS)["held"]

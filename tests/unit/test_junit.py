@@ -7,7 +7,20 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from report_kit import BAD, DEFERRED, GATED, GOOD, MUST, NAN, NOT_HERE, SKIPPED, WAIVED, spoilt
+from report_kit import (
+    BAD,
+    BENCHMARK,
+    DEFERRED,
+    GATED,
+    GOOD,
+    MUST,
+    NAN,
+    NOT_HERE,
+    SKIPPED,
+    UNMEASURED,
+    WAIVED,
+    spoilt,
+)
 from test_markdown import BLOCKED, ERROR, FAILED, report
 
 from optkit.reports.junit import clean, render
@@ -134,6 +147,18 @@ def test_something_fails_exactly_where_the_run_does(steps: tuple[dict[str, Any],
     data = report(*steps, exit_code=code, deliver=[] if code == 130 else None)
     root = drawn(data)
     assert (int(root.attrib["failures"]) + int(root.attrib["errors"]) > 0) == (code != 0)
+
+
+def test_a_benchmark_has_a_case_for_each_figure_and_its_error_fails() -> None:
+    found = outcomes(report(GOOD, exit_code=0) | {"benchmark": BENCHMARK})
+    assert found.keys() >= {"benchmark onnx, batch 8, 1 thread", "benchmark onnx, batch 1, 2 threads"}
+    assert set(found.values()) == {"passed"}
+    root = drawn(report(GOOD, exit_code=3) | {"benchmark": UNMEASURED})
+    assert (root.attrib["failures"], root.attrib["errors"]) == ("0", "1")
+    error = root.find(".//testcase[@classname='net.benchmark'][@name='is measured']/error")
+    assert error is not None
+    assert error.attrib == {"message": "source stopped while its speed was measured", "type": "StepCrashed"}
+    assert error.text == "source stopped while its speed was measured\nTry: run it alone\nboom"
 
 
 def test_seconds_are_the_steps_own_and_a_checks_are_shared_out() -> None:

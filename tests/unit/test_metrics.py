@@ -86,7 +86,12 @@ def test_metrics_against_their_definitions(logits):
         tail = 5 if METRICS[name].better == "higher" else 95
         expected = {"worst": column[at], "worst_sample": at, "mean": np.mean(column)}
         expected |= {"p50": np.median(column), f"p{tail:02}": np.percentile(column, tail)}
-        assert measured[name] == pytest.approx(expected, rel=1e-9), name
+        told = {key: value for key, value in measured[name].items() if key != "histogram"}
+        assert told == pytest.approx(expected, rel=1e-9), name
+    counts, edges = np.histogram(-20 * np.log10(rel), 24)
+    drawn = measured["sqnr_db"]["histogram"]
+    assert drawn == {"perfect": 0, "low": pytest.approx(edges[0]), "high": pytest.approx(edges[-1]),
+                     "counts": counts.tolist()}  # fmt: skip
     wrong = np.flatnonzero(r.argmax(1) != c.argmax(1))
     assert measured["top1_agreement"]["disagreeing"] == len(wrong) > 0
     assert measured["top1_agreement"]["worst_sample"] == wrong[0]
@@ -271,7 +276,7 @@ def test_no_samples_fail(logits, batches):
 def test_no_outputs_and_no_elements_fail():
     assert kinds(compare({}, {}, 4)) == {("empty", None)}
     empty = np.zeros((4, 0), np.float32)
-    assert kinds(compare({"y": empty}, {"y": empty}, 4)) == {("empty", "y")}
+    assert kinds(compare({"y": empty}, {"y": empty}, 4)) == {("hollow", "y")}
 
 
 def test_one_sample_without_elements_among_others_is_fine():
@@ -591,3 +596,9 @@ def test_ranges(r, c):
     measured = compare({"y": r}, {"y": c}, 3)["outputs"]["y"]
     for name, value in measured.items():
         assert METRICS[name].low <= value.get("worst", value.get("value")) <= METRICS[name].high
+
+
+def test_errors_that_differ_in_the_last_digit_alone_are_one_bar() -> None:
+    high = np.nextafter(40.0, 41.0)
+    found = metrics._histogram(np.array([40.0, high, high, 100.0]), 100.0)
+    assert (found["perfect"], found["counts"]) == (1, [3])

@@ -99,6 +99,10 @@ SWAPS = [
     ("check_on: judge", "check_on: [judge]", 14, "check_on: should be a word", "quotes"),
     ("check_on: judge", "chek_on: judge", 14, "unknown key 'chek_on'", "did you mean 'check_on'?"),
     # steps: which
+    ("steps:\n", "steps:\n  - {id: p, use: torch.prune, with: {latency: 60%, runtime: onx}, check: [cosine >= 0]}\n",
+     16, "step p: unknown format 'onx'", "did you mean 'onnx'?"),
+    ("steps:\n", "steps:\n  - {id: p, use: torch.prune, with: {latency: 60%, runtime: keras}, check: [cosine >= 0]}\n",
+     16, "step p: no conversion leads from torch to keras", "you can reach: "),
     ("id: ov,", "id: onnx,", 19, "two steps are called 'onnx'", ":16:6; rename one"),
     ("{id: ov, from", "{id: source, from", 19, "'source' is the source model's own id", "otherwise"),
     ("{id: ov, from", "{id: logs, from", 19, "has a logs of its own", "otherwise"),

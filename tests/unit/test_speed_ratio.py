@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from optkit.racing import speed_of, told
+from optkit.racing import verdict as verdict_of
 from optkit.speed.ratio import ratio
 
 
@@ -44,13 +45,22 @@ def test_too_few_or_unpaired_rounds_are_refused(base: list[float], other: list[f
         ratio(base, other)
 
 
+def test_where_others_have_the_processor_it_takes_more_to_be_slower() -> None:
+    ratio = {"value": 0.92, "low": 0.91, "high": 0.93}
+    assert [verdict_of({**ratio, "taken": taken}) for taken in (None, 0.4, 0.6)] == ["slower", "slower", "same"]
+    assert verdict_of({"value": 0.8, "low": 0.75, "high": 0.9, "taken": 0.6}) == "slower"
+
+
 @pytest.mark.parametrize(
     ("value", "low", "high", "verdict"),
     [(2.0, 1.8, 2.2, "faster"), (0.5, 0.4, 0.6, "slower"), (1.02, 1.01, 1.03, "same"), (1.5, 0.9, 2.4, "same"),
      (0.97, 0.96, 0.98, "same")],
 )  # fmt: skip
 def test_verdicts(value: float, low: float, high: float, verdict: str) -> None:
-    entrant = {"provider": "p", "latency_ms": {}, "ratio": {"value": value, "low": low, "high": high, "rounds": 9}}
-    speed = speed_of("slim", "int8", {"entrants": {"slim": entrant, "int8": entrant}, "sizes": {}, "threads": 2})
+    entrant = {"provider": "p", "latency_ms": {}, "ratio": {"value": value, "low": low, "high": high, "rounds": 9},
+               "peak_bytes": 9, "mean_ms": 2.0}  # fmt: skip
+    raced = {"entrants": {"slim": entrant, "int8": entrant}, "sizes": {}, "threads": 2, "samples": 4}
+    speed = speed_of("slim", "int8", raced)
+    assert speed["samples_per_second"] == 2000
     assert speed["verdict"] == verdict
     assert f"{value:.2f} times as fast as slim ({low:.2f} to {high:.2f})" in told(speed)
