@@ -390,8 +390,11 @@ def test_a_torch_model_is_compared_with_what_became_of_it(
     assert told["held"]
     assert told["synthetic"]
     assert told["dims"] == {"batch": {"min": 1, "opt": 4, "max": 8}}  # the delivery's own
+    told = optkit.compare(f"{tmp_path / 'models.py'}:net", report.path("onnx"))
+    assert told["held"]
+    assert told["dims"] == {"batch": {"min": 1, "opt": 4, "max": 8}}, "the delivery beside it says what goes in"
     with pytest.raises(UserError, match="does not say what goes into it") as caught:
-        optkit.compare(f"{tmp_path / 'models.py'}:net", report.path("onnx"))
+        optkit.compare(f"{tmp_path / 'models.py'}:net", f"{tmp_path / 'models.py'}:net")
     assert "inputs={" in caught.value.hint
     with pytest.raises(UserError, match="does not say what goes into it"):
         optkit.open_artifact(f"{tmp_path / 'models.py'}:net")
