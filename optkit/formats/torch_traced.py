@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from optkit.artifact import Artifact, Dim
 from optkit.errors import StepError
 from optkit.formats.torch_export import export
-from optkit.formats.torch_files import quiet
+from optkit.formats.torch_files import WRAPPED, quiet
 from optkit.formats.torch_inside import as_array, fed, threads_set
 from optkit.formats.torch_model import TorchModel, load
 from optkit.plugin import Point, need
@@ -95,7 +95,7 @@ def _module(node: Any) -> str:
     """The path of the module an operator belongs to: "encoder.layer.0"."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path = str(stack[-1][0]) if stack else ""
-    return path.removeprefix("inner").removeprefix(".")
+    return path.removeprefix(WRAPPED).removeprefix(".")
 
 
 @contextmanager
