@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optkit.formats import onnx_bias, onnx_hessian, onnx_integer, onnx_model, onnx_qdq, onnx_rounding, onnx_statistics
+from optkit.formats import (
+    onnx_bias,
+    onnx_hessian,
+    onnx_integer,
+    onnx_model,
+    onnx_qdq,
+    onnx_rounding,
+    onnx_shield,
+    onnx_statistics,
+)
 from optkit.formats.onnx_quantize_job import Job, job_of
 from optkit.formats.onnx_quantize_options import BETWEEN, MEASURED, STATIC, QuantizeOptions
 
@@ -76,7 +85,9 @@ def insert(job: Job, learned: Learned) -> tuple[list[str], int]:
 
     job.static.each_weight = correct if layers else lambda node, weight: None
     wanted = job.static.activations()
-    return job.static.insert({name: learned.ranges[name] for name in wanted}, job.op_types), corrected
+    said = job.static.insert({name: learned.ranges[name] for name in wanted}, job.op_types)
+    job.shielded = 0 if job.static.tensorrt else onnx_shield.shield(job.rewrite)
+    return said, corrected
 
 
 def _common(job: Job, options: QuantizeOptions) -> dict[str, int]:

@@ -19,7 +19,10 @@ INSERTED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatM
 
 @dataclass
 class Job:
-    """A model about to be quantised; `static` is None where ranges are found at run time."""
+    """A model about to be quantised; `static` is None where ranges are found at run time.
+
+    shielded: how many layers that stay float had to be kept so by a copy of their output (`onnx_shield`).
+    """
 
     rewrite: onnx_integer.Rewrite
     targets: Sequence[Any]
@@ -27,6 +30,7 @@ class Job:
     op_types: tuple[str, ...]
     excluded: set[str]
     static: onnx_qdq.Static | None
+    shielded: int = 0
 
     @property
     def convolutional(self) -> bool:

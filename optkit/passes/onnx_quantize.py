@@ -95,6 +95,7 @@ def _quantised(
             context.progress("quantising weights", None)
             notes["messages"], corrected = onnx_learning.insert(job, learned)
             notes |= {"biases_corrected": corrected} if options.correct_bias else {}
+            notes |= {"kept_float_by_a_copy": kept} if (kept := job.shielded) else {}
     counts = onnx_model.count_operators(model)
     if not any(counts[name] for name in INSERTED):
         raise StepError(f"nothing was quantised: no {' or '.join(op_types)} fits"
@@ -166,7 +167,7 @@ def _wrong_integers(model: Any, kinds: Mapping[str, str], options: QuantizeOptio
 
 PASS = Pass(
     name="onnx.quantize",
-    version=1,
+    version=2,
     source="onnx",
     target="onnx",
     summary="8-bit integers, with ranges from data or found at run time",

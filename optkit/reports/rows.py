@@ -410,8 +410,8 @@ def remedy(step: Data) -> str:
     )
 
 
-_LEAVING = {  # not a Conv or Gemm of onnx.quantize: between quantised tensors onnxruntime quantises it after all
-    "onnx.quantize": ("with: {{exclude: [{}]}}", ("MatMul",)),
+_LEAVING = {
+    "onnx.quantize": ("with: {{exclude: [{}]}}", ("Conv", "ConvTranspose", "Gemm", "MatMul")),
     "onnx.compress_weights": ("with: {{exclude: [{}]}}", ("MatMul", "Gemm", "MatMulNBits")),
     "openvino.quantize": ("with: {{ignored: {{names: [{}]}}}}", ("Convolution", "GroupConvolution", "MatMul")),
 }

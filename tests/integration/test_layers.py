@@ -136,10 +136,22 @@ def test_int8_with_an_outlier_in_one_weight(net: Artifact, tmp_path: Path) -> No
     assert all(layer["local_db"] > 25 for layer in found["layers"] if layer["node"] != "conv1")
 
 
+def without_copies(proto: Any) -> None:
+    """Take away what keeps onnxruntime from quantising layers that were left out, as in other tools' files."""
+    copies = {op.output[0]: op.input[0] for op in proto.graph.node if op.op_type == "Sum" and len(op.input) == 1}
+    assert copies
+    for op in proto.graph.node:
+        op.input[:] = [copies.get(name, name) for name in op.input]
+    kept = [op for op in proto.graph.node if op.output[0] not in copies]
+    del proto.graph.node[:]
+    proto.graph.node.extend(kept)
+
+
 def test_what_the_runtime_does_to_a_layer_among_others_is_told_from_the_layer(net: Artifact, tmp_path: Path) -> None:
     """onnxruntime quantises the weight of a Conv that was left in float, where what it reads and gives is quantised."""
     source = edited(net, tmp_path / "source", OUTLIER)
-    made, _, _ = onnx_models.made(QUANTIZE, source, tmp_path, ListSamples(images(8)), exclude=("conv1",))
+    shielded, _, _ = onnx_models.made(QUANTIZE, source, tmp_path, ListSamples(images(8)), exclude=("conv1",))
+    made = edited(shielded, tmp_path / "bare", without_copies)
     assert "w1" in {t.name for t in onnx.load(made.path).graph.initializer}, "in the file it is float"
     found = look(source, made, IMAGES)
     blamed = found["blamed"]
@@ -153,7 +165,7 @@ def test_the_layer_is_left_out_where_that_helps() -> None:
     step = {"pass": "onnx.quantize", "fidelity": "lossy", "status": "failed",
             "blame": {"blamed": layer, "output_db": 11.0, "layers": [], "worst": [], "problem": ""}}  # fmt: skip
     assert remedy(step).startswith('leave that layer in float, with: {exclude: ["up: 1"]}')
-    for change in ({"operator": "Conv"}, {"fused": True}, {"alone_db": 40.0}):
+    for change in ({"operator": "Relu"}, {"fused": True}, {"alone_db": 40.0}):
         other = {**step, "blame": {**step["blame"], "blamed": {**layer, **change}}}
         assert remedy(other).startswith("other options")
 

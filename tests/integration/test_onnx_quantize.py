@@ -145,6 +145,17 @@ def test_excluded_nodes_stay_float(conv: Artifact, tmp_path: Path) -> None:
     assert {"w1_quantized", "w2_quantized", "w0"}.isdisjoint(held)
 
 
+@pytest.mark.parametrize("narrow", ["conv0", "conv1"])
+def test_onnxruntime_computes_excluded_layers_in_float_too(conv: Artifact, tmp_path: Path, narrow: str) -> None:
+    """By itself it quantises a float weight between a DequantizeLinear and a QuantizeLinear."""
+    everything, _ = quantised(conv, tmp_path, IMAGES)
+    assert not {"Conv", "FusedConv"} & optimised(everything, tmp_path)
+    result, notes = quantised(conv, tmp_path, IMAGES, exclude=[narrow])
+    assert notes.get("kept_float_by_a_copy", 0) == (narrow == "conv1"), "the first reads no integers"
+    assert {"Conv", "FusedConv"} & optimised(result, tmp_path)
+    assert worst(conv, result, images) > 22
+
+
 def test_a_large_bias_widens_its_weights_scale(tmp_path: Path) -> None:
     """int32 at the scale input x weight cannot hold the bias of a channel whose weights are almost 0."""
     proto = cnn()
