@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from optkit.errors import StepError, did_you_mean
+from optkit.formats import torch_attention
 from optkit.formats.torch_call import TorchModel
 from optkit.formats.torch_pruning_graph import Graph, trace
 from optkit.formats.torch_pruning_groups import Group, copied, differs, groups, hide, left_alone, usable
@@ -99,6 +100,7 @@ def prune(
     between rounds, with the round's number and all cuts so far, and may train the module. Raises StepError where
     nothing can be removed, where the target cannot be met, and where the smaller model does not compute what it should.
     """
+    written_out = torch_attention.write_out(model.source.module, lambda: model.call(feeds))
     kept = matched(model.source.module, keep, "keep")
     progress("trace", None)
     graph = trace(model, feeds, kept)
@@ -112,6 +114,8 @@ def prune(
             hint="how: unstructured sets single weights to zero in any model",
         )
     work = _Work(model, feeds, graph, call, target, rules, found, fit, importance, measure, progress)
+    if written_out:
+        work.stages.append(Stage(written_out=written_out))
     for number in range(1, rounds + 1):
         progress(f"rank, round {number}" if rounds > 1 else "rank", (number - 1) / rounds)
         work.round(target.share * number / rounds, last=number == rounds)
@@ -173,7 +177,7 @@ class _Work:
         if removed:
             self._remove(set(removed))
         self.reached = self._gone(frozenset())
-        if last and not self.stages:
+        if last and not any(stage.tensors for stage in self.stages):
             raise StepError(
                 f"nothing was removed: {self.target.share:.3g} of {self.before['channels']} channels in "
                 f"{len(self.found)} groups is less than one of any",

@@ -160,6 +160,7 @@ def trace(model: Any, feeds: Mapping[str, Any], keep: Sequence[str] = ()) -> Gra
             details=str(error),
             hint="how: unstructured needs no tracing",
         ) from error
+    program.graph.eliminate_dead_code()  # what nothing reads, such as the mean of attention weights, ties nothing
     graph = Graph(model.source.module, program)
     _tensors(graph, keep)
     before = -1

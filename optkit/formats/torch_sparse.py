@@ -19,21 +19,63 @@ class Matrix:
     axis: int
 
 
-def matrices(module: Any, kept: Sequence[str]) -> list[Matrix]:
-    """The weights of linear layers and convolutions, tied ones once, without the modules in `kept` and below them."""
+def matrices(module: Any, kept: Sequence[str], *, recurrent: bool = True) -> list[Matrix]:
+    """The weights that layers multiply by, tied ones once, without the modules in `kept` and below them.
+
+    recurrent: those of LSTMs and GRUs too.
+    """
     torch = need("torch")
-    plain = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
     found: dict[int, Matrix] = {}
-    tables = {id(m.weight) for m in module.modules() if isinstance(m, torch.nn.Embedding | torch.nn.EmbeddingBag)}
+    tables = _tables(module)
     for path, part in module.named_modules():
-        weight = getattr(part, "weight", None)
-        if any(path == k or path.startswith(f"{k}.") for k in kept) or not isinstance(weight, torch.nn.Parameter):
+        if _is_kept(path, kept):
             continue
-        transposed = type(part).__name__ == "Conv1D" or getattr(part, "transposed", False)  # transformers' Conv1D
-        matrix = isinstance(part, plain) or (type(part).__name__ == "Conv1D" and weight.dim() == 2)
-        if matrix and id(weight) not in tables:
-            found.setdefault(id(weight), Matrix(f"{path}.weight".lstrip("."), weight, 0 if transposed else 1))
+        for name, weight in part._parameters.items():
+            axis = None if weight is None else _summed(torch, part, name, weight, recurrent)
+            if axis is not None and id(weight) not in tables:
+                found.setdefault(id(weight), Matrix(f"{path}.{name}".lstrip("."), weight, axis))
     return list(found.values())
+
+
+def _summed(torch: Any, part: Any, name: str, weight: Any, recurrent: bool) -> int | None:
+    """The axis of a module's parameter that is summed over; None for one that is not multiplied by, or not known."""
+    if type(part).__name__ == "Conv1D" and name == "weight" and weight.dim() == 2:  # transformers'
+        return 0
+    if isinstance(part, torch.nn.Linear | torch.nn.modules.conv._ConvNd):
+        return (0 if getattr(part, "transposed", False) else 1) if name == "weight" else None
+    if isinstance(part, torch.nn.MultiheadAttention):
+        return 1 if name.endswith("proj_weight") else None
+    if isinstance(part, torch.nn.RNNBase):
+        return 1 if recurrent and name.startswith("weight") else None
+    return None
+
+
+def _tables(module: Any) -> set[int]:
+    torch = need("torch")
+    return {id(m.weight) for m in module.modules() if isinstance(m, torch.nn.Embedding | torch.nn.EmbeddingBag)}
+
+
+def _is_kept(path: str, kept: Sequence[str]) -> bool:
+    return any(path == k or path.startswith(f"{k}.") for k in kept)
+
+
+def left_dense(module: Any, found: Sequence[Matrix], kept: Sequence[str]) -> list[dict[str, str]]:
+    """The parameters of two axes and more that are not among `found`, and why."""
+    torch = need("torch")
+    own, tables, left = {id(m.tensor) for m in found}, _tables(module), []
+    for path, part in module.named_modules():
+        for name, weight in part._parameters.items():
+            if weight is None or weight.dim() < 2 or id(weight) in own:
+                continue
+            own.add(id(weight))
+            why = (
+                "it is to be kept" if _is_kept(path, kept)
+                else "it is an embedding's table" if id(weight) in tables
+                else "it is a recurrent layer's" if isinstance(part, torch.nn.RNNBase)
+                else "it belongs to no linear layer, convolution or attention"
+            )  # fmt: skip
+            left.append({"layer": f"{path}.{name}".lstrip("."), "why": why})
+    return left
 
 
 def smallest(found: Sequence[Matrix], ratio: float, *, per_layer: bool) -> dict[str, int]:
@@ -94,4 +136,4 @@ def zeros(found: Sequence[Matrix]) -> dict[str, int]:
     return {matrix.name: int((matrix.tensor == 0).sum()) for matrix in found}
 
 
-__all__ = ["Matrix", "holds_two_of_four", "matrices", "smallest", "two_of_four", "zeros"]
+__all__ = ["Matrix", "holds_two_of_four", "left_dense", "matrices", "smallest", "two_of_four", "zeros"]

@@ -11,7 +11,8 @@ both files beside it. structure.json has no code and no pickle in it:
                                "tensors": {"stem.weight": {"0": 0}, ...},     parameter or buffer, axis, number in keep
                                "attributes": {"stem": {"out_channels": 3, "normalized_shape": [3]}}}]}
 
-Stages are applied in order, each to what the one before left.
+Stages are applied in order, each to what the one before left. A stage may also name attentions that are written out
+(`torch_attention`) before anything is cut: {"written_out": ["encoder.0.attention"], ...}, which makes it version 2.
 """
 
 from __future__ import annotations
@@ -23,21 +24,27 @@ from pathlib import Path
 from typing import Any
 
 from optkit.errors import SourceError
-from optkit.formats import torch_quantised
+from optkit.formats import torch_attention, torch_quantised
 from optkit.formats.torch_files import existing, fit_weights, read_weights
 from optkit.plugin import need
 
 STRUCTURE = "structure.json"
 WEIGHTS = "weights.safetensors"
 VERSION = 1
+WRITTEN_OUT = 2
+"""The version of a record in which attentions are written out."""
 
 
 @dataclass
 class Stage:
-    """One cut. tensors: name of a parameter or buffer to {axis: positions that stay}. attributes: module to values."""
+    """One cut. tensors: name of a parameter or buffer to {axis: positions that stay}. attributes: module to values.
+
+    written_out: the attentions that are written out before.
+    """
 
     tensors: dict[str, dict[int, list[int]]] = field(default_factory=dict)
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    written_out: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         keep: dict[tuple[int, ...], int] = {}
@@ -46,7 +53,8 @@ class Stage:
             for name, axes in sorted(self.tensors.items())
         }
         attributes = {path: dict(sorted(values.items())) for path, values in sorted(self.attributes.items())}
-        return {"keep": [list(stay) for stay in keep], "tensors": tensors, "attributes": attributes}
+        first = {"written_out": self.written_out} if self.written_out else {}
+        return {**first, "keep": [list(stay) for stay in keep], "tensors": tensors, "attributes": attributes}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Stage:
@@ -55,12 +63,14 @@ class Stage:
             name: {int(axis): list(keep[number]) for axis, number in axes.items()}
             for name, axes in data["tensors"].items()
         }
-        return Stage(tensors, {path: dict(values) for path, values in data["attributes"].items()})
+        attributes = {path: dict(values) for path, values in data["attributes"].items()}
+        return Stage(tensors, attributes, list(data.get("written_out", [])))
 
 
 def cut(module: Any, stage: Stage) -> None:
     """Apply a stage to a module, in place. Tensors that were one (tied weights) stay one. Raises SourceError."""
     torch = need("torch")
+    torch_attention.replace(module, stage.written_out)
     made: dict[int, tuple[Any, Any]] = {}
     for name, axes in stage.tensors.items():
         path, _, leaf = name.rpartition(".")
@@ -127,9 +137,9 @@ def stages(descriptor: Mapping[str, Any]) -> list[Stage]:
     path = existing(pruned["structure"], "model")
     try:
         data = json.loads(path.read_text())
-        if data["version"] != VERSION:
+        if data["version"] not in (VERSION, WRITTEN_OUT):
             raise SourceError(
-                f"{path} is of version {data['version']}; this optkit reads {VERSION}",
+                f"{path} is of version {data['version']}; this optkit reads {VERSION} and {WRITTEN_OUT}",
                 subject="model",
                 hint="use the optkit that wrote it, or prune again",
             )
@@ -166,7 +176,8 @@ def save(
     """
     torch = need("torch")
     whole = [*stages(parent), *done]
-    record = {"version": VERSION, "stages": [stage.to_json() for stage in whole]}
+    version = WRITTEN_OUT if any(stage.written_out for stage in whole) else VERSION
+    record = {"version": version, "stages": [stage.to_json() for stage in whole]}
     (out_dir / STRUCTURE).write_text(json.dumps(record, sort_keys=True, separators=(",", ":")), encoding="utf-8")
     state = {
         name: value.detach().clone().contiguous()

@@ -38,8 +38,8 @@ class TorchPrune(Options):
     how: Literal["structured", "unstructured", "2:4"] = Field(
         "structured",
         description="structured: whole channels, attention heads and hidden units are removed, the model is smaller "
-        "everywhere. unstructured: the smallest weights of linear layers and convolutions become zero. 2:4: two of "
-        "every four do, which sparse tensor cores need",
+        "everywhere. unstructured: the smallest weights of linear, convolutional, attention and recurrent layers "
+        "become zero. 2:4: two of every four do, which sparse tensor cores need; recurrent layers stay",
     )
     ratio: Share | None = Field(
         None, description="the share of channels (structured) or of weights (unstructured) to remove: 0.5, or 50%"
@@ -219,17 +219,18 @@ def _sparse(module: Any, options: TorchPrune) -> dict[str, Any]:
     from optkit.formats.torch_pruning import matched
 
     kept = matched(module, options.keep, "keep")
-    found = torch_sparse.matrices(module, kept)
+    found = torch_sparse.matrices(module, kept, recurrent=options.how != "2:4")
     if not found:
         raise StepError(
-            "the model has no linear layer or convolution to prune",
+            "the model has no linear layer, convolution or attention to prune",
             subject="with.keep" if kept else "model",
             hint="take layers out of with.keep" if kept else "prune a model that has some",
         )
     was = torch_sparse.zeros(found)
-    left: list[dict[str, str]] = []
+    left = torch_sparse.left_dense(module, found, kept)
     if options.how == "2:4":
-        zeros, left = torch_sparse.two_of_four(found)
+        zeros, odd = torch_sparse.two_of_four(found)
+        left = odd + left
     else:
         assert options.ratio is not None
         zeros = torch_sparse.smallest(found, options.ratio, per_layer=options.scope == "layer")
@@ -283,7 +284,8 @@ def confirm(parent: Artifact, artifact: Artifact, options: TorchPrune, context: 
                    if t.is_floating_point() and not torch.isfinite(t).all()]  # fmt: skip
     if options.how == "2:4":
         kept = matched(new.source.module, options.keep, "keep")
-        found = [m for m in torch_sparse.matrices(new.source.module, kept) if m.tensor.shape[m.axis] % 4 == 0]
+        found = torch_sparse.matrices(new.source.module, kept, recurrent=False)
+        found = [m for m in found if m.tensor.shape[m.axis] % 4 == 0]
         return complaints + [f"{m.name} is not 2:4 sparse" for m in found if not torch_sparse.holds_two_of_four(m)]
     if options.how == "unstructured":
         return complaints + _confirm_zeros(new.source.module, options)
@@ -314,7 +316,7 @@ def _confirm_zeros(module: Any, options: TorchPrune) -> list[str]:
 
 PASS = Pass(
     name="torch.prune",
-    version=1,
+    version=2,
     source="torch",
     target="torch",
     summary="Remove channels, heads and hidden units of a torch model, or set weights to zero",

@@ -10,7 +10,15 @@ from pydantic import Field
 
 from optkit.artifact import Artifact
 from optkit.errors import SourceError, StepError
-from optkit.formats import torch_checkpoint, torch_lesson, torch_model, torch_qat_flow, torch_quantised, torch_structure
+from optkit.formats import (
+    torch_attention,
+    torch_checkpoint,
+    torch_lesson,
+    torch_model,
+    torch_qat_flow,
+    torch_quantised,
+    torch_structure,
+)
 from optkit.formats.torch_device import check_device
 from optkit.formats.torch_distill_options import Lessons
 from optkit.formats.torch_files import read_weights
@@ -64,6 +72,7 @@ def run(artifact: Artifact, out_dir: Path, options: TorchQat, context: Context) 
     data = torch_lesson.fit_data(student, options, context, "model")
     size = data.batch_size(options.batch_size, BATCH_SIZE)
     with torch_checkpoint.reproducible(context.seed, context.threads, context.device):
+        written_out = _write_out_attention(student, data, size)
         places, folded = _places(student, data, size, options)
         measured, samples = _measured(student, data, size, places, options, context)
         rounding = learned(student.source.module, places, measured, options.learn_ranges).to(context.device)
@@ -72,7 +81,8 @@ def run(artifact: Artifact, out_dir: Path, options: TorchQat, context: Context) 
     trained = torch_lesson.learn(lesson, options, context)
     context.progress("write", 1.0)
     record, scales = rounding.record(options.target, folded)
-    torch_structure.save(student.source.module.to("cpu"), descriptor, artifact.digest, [], out_dir, (record, scales))
+    first = [torch_structure.Stage(written_out=written_out)] if written_out else []
+    torch_structure.save(student.source.module.to("cpu"), descriptor, artifact.digest, first, out_dir, (record, scales))
     torch_lesson.remember(trained, context)
     return {
         "quantised": sorted(set(places.layers.values())),
@@ -82,6 +92,12 @@ def run(artifact: Artifact, out_dir: Path, options: TorchQat, context: Context) 
         "ranges": {"first_from": f"lowest and highest value in {samples} samples", "learned": options.learn_ranges},
         **torch_lesson.notes(lesson, trained),
     }
+
+
+def _write_out_attention(student: torch_model.TorchModel, data: TrainingData, size: int) -> list[str]:
+    """The attentions whose layers can be rounded now that they are layers."""
+    batch = next(data.batches(size))
+    return torch_attention.write_out(student.source.module, lambda: student.call(batch.feeds))
 
 
 def _places(
@@ -162,7 +178,7 @@ def confirm(parent: Artifact, artifact: Artifact, options: TorchQat, context: Co
 
 PASS = Pass(
     name="torch.qat",
-    version=1,
+    version=2,
     source="torch",
     target="torch",
     summary="Train a torch model on 8-bit integers, which to_onnx and to_openvino write as such",

@@ -174,9 +174,35 @@ def mobilenet() -> nn.Module:
     return Net(conv(3, 8, stride=2), Inverted(8), Inverted(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
 
 
-def encoder() -> nn.Module:
-    """torch's own encoder layer, whose attention asserts its width."""
-    return nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+class Biased(nn.Module):
+    """An attention with a key of its own, which torch alone computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True, add_bias_kv=True)
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return x + self.down(nn.functional.gelu(self.up(x)))
+
+
+class Translator(nn.Module):
+    """torch's own encoder, with its nested tensors, and decoder, with every mask they take; 5 classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(64, 32)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 1)
+        self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(32, 4, 64, batch_first=True), 1)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        x, padding = self.embed(ids), mask == 0
+        causal = torch.full((ids.shape[1], ids.shape[1]), float("-inf")).triu(1)
+        memory = self.encoder(x, src_key_padding_mask=padding) * mask[..., None]
+        y = self.decoder(x, memory, tgt_mask=causal, tgt_is_causal=True)
+        return self.head(y.mean(1))
 
 
 def _small(name: str, config: str, **options: Any) -> nn.Module:

@@ -95,11 +95,11 @@ def writes() -> nn.Module:
 
 
 class Attends(nn.Module):
-    """Nothing but nn.MultiheadAttention."""
+    """Nothing but an attention that torch alone computes, for it has a key of its own."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, add_bias_kv=True)
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.unsqueeze(1)
@@ -110,3 +110,22 @@ class Attends(nn.Module):
 def attends() -> nn.Module:
     torch.manual_seed(0)
     return Attends().eval()
+
+
+class Torchs(nn.Module):
+    """`(batch, sequence)` of 50 words to `(batch, 5)`: torch's own encoder layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(50, 32)
+        self.layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, activation="gelu")
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.layer(self.words(input_ids)).mean(1))
+        return scores
+
+
+def torchs() -> nn.Module:
+    torch.manual_seed(0)
+    return Torchs().eval()

@@ -48,7 +48,7 @@ MODELS: dict[str, Spec] = {
 def source(folder: Path, name: str, **rest: Any) -> Artifact:
     """A model of the zoo at rest, as a run starts from it."""
     spec, outputs = {
-        **MODELS, "Fixed": (WIDE, None), "encoder": (replace(WIDE, name="src"), None), "Shuffle": (IMAGE, None),
+        **MODELS, "Fixed": (WIDE, None), "Biased": (WIDE, None), "Shuffle": (IMAGE, None),
         "Recurrent": (SERIES, None), "Single": (TensorSpec("x", "float32", ("batch", 8)), None),
     }[name]  # fmt: skip
     return at_rest(descriptor(folder, [spec], f"{ZOO}:{name}", outputs, **rest))
@@ -179,7 +179,7 @@ def test_grouped_convolutions_lose_whole_groups(tmp_path: Path) -> None:
     ("name", "layer", "why"),
     [
         ("Fixed", "qkv", r"its size is written into the code: .*view\(x.shape\[0\], x.shape\[1\], 3, 4, 8\)"),
-        ("encoder", "self_attn", "select in self_attn"),
+        ("Biased", "attention", "select in attention"),
         ("Shuffle", "stem.0", "its size is written into the code"),
         ("Recurrent", "between", "gru in gru reads it"),
     ],
@@ -329,6 +329,21 @@ def test_two_of_every_four_become_zero(name: str, tmp_path: Path) -> None:
     assert notes["zero_share"] == 0.5
     if name == "vgg":
         assert notes["left"] == [{"layer": "layers.0.0.weight", "why": "it sums over 3, no multiple of 4"}]
+
+
+def test_attention_and_recurrence_become_sparse_too(tmp_path: Path) -> None:
+    attention, plain, fours = (tmp_path / name for name in "apf")
+    for folder in (attention, plain, fours):
+        folder.mkdir()
+    zeros = pruned(attention, source(tmp_path, "Biased"), how="2:4")[1]["zeros"]
+    assert set(zeros) == {"attention.in_proj_weight", "attention.out_proj.weight", "up.weight", "down.weight"}
+    recurrent = source(tmp_path, "Recurrent")
+    parts = pruned(plain, recurrent, how="unstructured", ratio=0.5)[1]["zeros"]
+    assert {"gru.weight_ih_l0", "gru.weight_hh_l0"} < set(parts)
+    _, notes = pruned(fours, recurrent, how="2:4", keep=["between"])
+    left = {item["layer"]: item["why"] for item in notes["left"]}
+    assert left["gru.weight_hh_l0"] == "it is a recurrent layer's"
+    assert left["between.weight"] == "it is to be kept"
 
 
 def test_zeros_that_are_there_are_no_work(tmp_path: Path) -> None:

@@ -194,6 +194,19 @@ def words_file(words: Trained, tmp_path_factory: pytest.TempPathFactory) -> Arti
     return converted(torch_to_onnx.PASS, words.artifact, tmp_path_factory.mktemp("words-file"), words.turn)
 
 
+def test_torchs_own_attention_runs_on_integers(tmp_path: Path) -> None:
+    made = trained(tmp_path / "run", source(tmp_path / "source", "torchs", kit.IDS), WORDS)
+    assert made.notes["left_float"] == {}
+    inner = [f"layer.self_attn.{name}" for name in ("k_proj", "out_proj", "q_proj", "v_proj")]
+    assert made.notes["quantised"] == ["head", "layer.linear1", "layer.linear2", *inner]
+    feeds = {"input_ids": RNG.integers(0, 50, (16, 12))}
+    want = made.answers(feeds)
+    for use in (torch_to_onnx.PASS, torch_to_openvino.PASS):
+        file = converted(use, made.artifact, tmp_path, made.turn)
+        assert worst_cosine(ask(file, feeds), want) >= 0.999
+    assert executed(file.path) == {("FullyConnected", True): 7}
+
+
 def test_for_openvino_a_branch_is_not_rounded_before_it_is_added(images: Trained, tmp_path: Path) -> None:
     """As its kernels do it: then the answers are equal but for what is rounded to either side."""
     assert set(images.record.calls[":add:0"].operands) == {"0", "1"}
