@@ -79,7 +79,9 @@ def open_npz(spec: NpzData, base: Path, inputs: Sequence[TensorSpec], dims: Mapp
             raise fault(name, what, "list each axis of a sample once, without the batch: [1, 2, 0]")
     count = counts[used[0]]
     if count == 0:
-        raise fault(name, f"{path.name} has no samples", "axis 0 of its arrays is empty", code="OPK-232")
+        raise fault(
+            name, f"{path.name} has no samples", "put samples in it: axis 0 of its arrays is empty", code="OPK-232"
+        )
 
     about: dict[str, Any] = {"kind": "npz"}
     if spec.transpose:

@@ -255,10 +255,17 @@ def _cross_entropy(outputs: Mapping[str, Any], labels: NDArray[Any] | None, gene
     fits = labels is not None and np.issubdtype(labels.dtype, np.integer) and labels.ndim == 1
     if labels is None or len(wide) != 1 or not fits or labels.min() < 0 or labels.max() >= wide[0].shape[1]:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in outputs.items())
+        given = "missing" if labels is None else f"{labels.dtype} {labels.shape}"
+        if labels is not None and fits:
+            given += f" from {labels.min()} to {labels.max()}"
+        what = f"the labels ({given}) are no class numbers for the one output of classes"
+        if len(wide) > 1 and fits:
+            what = "importance: taylor cannot tell which output has the classes that the labels are of"
         raise DataError(
-            f"the labels are no class numbers for the one output of classes; the outputs are {shapes}",
+            f"{what}; the outputs are {shapes}",
             subject="data",
-            hint="drop `label:` from the dataset: taylor then takes the change of the outputs themselves",
+            hint="name a dataset without its labels (no label:, but ignore: [their name]): taylor then takes the change "
+            "of the outputs themselves",
         )
     each = torch.nn.functional.cross_entropy(
         wide[0][: len(labels)].float(), torch.from_numpy(labels).long(), reduction="none"

@@ -22,6 +22,9 @@ from optkit.formats.torch_training_data import Batch, TrainingData
 from optkit.formats.torch_training_options import BATCH_SIZE, EPOCHS, Training
 from optkit.plugin import need
 
+BEST = "best.safetensors"
+"""The best weights of a training that went out of bounds."""
+
 Losses = Mapping[str, Any]
 """The weighted terms of a batch's loss, as scalar tensors."""
 
@@ -206,6 +209,12 @@ class _Loop:
         try:
             loss.backward()
         except RuntimeError as error:  # the model's own code, such as a tensor that is written over
+            if not loss.requires_grad:
+                raise StepError(
+                    "the loss depends on no parameter that learns: no gradient comes through the model's forward",
+                    subject="model", details=str(error),
+                    hint="take torch.no_grad(), .detach() and .item() out of forward, or name other losses",
+                ) from error  # fmt: skip
             raise StepError(
                 f"the model's gradient cannot be computed: {str(error).strip().partition(chr(10))[0]}",
                 subject="model", details=str(error),
@@ -227,8 +236,20 @@ class _Loop:
             subject="with.lr",
             hint=f"a smaller lr (it is {self.how.lr:g})"
             + ("" if self.how.clip_norm else " or clip_norm: 1")
-            + (", or precision: float32" if self.how.precision != "float32" else ""),
+            + (", or precision: float32" if self.how.precision != "float32" else "")
+            + self.keep_best(),
         )
+
+    def keep_best(self) -> str:
+        """Write the best weights beside the checkpoints, and say where; nothing where none are better than at first."""
+        best = self.state.best
+        if not best or best["epoch"] == 0:
+            return ""
+        path = self.kept / BEST
+        weights = {k.removeprefix("module."): v for k, v in best["learner"].items() if k.startswith("module.")}
+        need("safetensors.torch", "safetensors").save_file({k: v.clone() for k, v in weights.items()}, str(path))
+        return (f"; the best weights until then, epoch {best['epoch']}'s with a held-out loss of "
+                f"{best['held_out']['loss']:.4g}, are kept in {path}")  # fmt: skip
 
     def judge(self, held: Mapping[str, float]) -> None:
         """Note an epoch, and its weights if they are the best."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,11 @@ def run(artifact: Artifact, out_dir: Path, options: TorchDistill, context: Conte
     that does not fit the teacher, losses that do not fit either, data without what they need, and training that fails.
     """
     descriptor, digest = _student(artifact, options, context)
-    student = torch_model.load_described(descriptor, device=context.device)
-    lesson = _lesson(student, options, context)
-    trained = torch_lesson.learn(lesson, options, context)
+    with _named_as_the_student(options, "the student: "):
+        student = torch_model.load_described(descriptor, device=context.device)
+    with _named_as_the_student(options):
+        lesson = _lesson(student, options, context)
+        trained = torch_lesson.learn(lesson, options, context)
     context.progress("write", 1.0)
     torch_structure.save(student.source.module.to("cpu"), descriptor, digest, [], out_dir)
     torch_lesson.remember(trained, context)
@@ -67,6 +70,20 @@ def _student(artifact: Artifact, options: TorchDistill, context: Context) -> tup
     }  # fmt: skip
     digest = digest_of([[[p.name, digest_file(p)] for text in spec.named for p in files[text]], name, spec.kwargs])
     return descriptor, digest
+
+
+@contextmanager
+def _named_as_the_student(options: TorchDistill, lead: str = "") -> Iterator[None]:
+    """Errors of a student of its own are about with.student, not about the recipe's model. lead: is put before them."""
+    try:
+        yield
+    except (SourceError, StepError) as error:
+        first, _, key = error.subject.partition(".")
+        if options.student is not None and first in ("model", "inputs"):
+            own = first == "model" and key.partition(".")[0] in Student.model_fields
+            error.subject = f"with.student.{key}" if own else "with.student"
+            error.what = f"{lead}{error.what}"
+        raise
 
 
 def _lesson(student: torch_model.TorchModel, options: TorchDistill, context: Context) -> Lesson:

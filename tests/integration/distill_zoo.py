@@ -91,6 +91,24 @@ def diverges() -> nn.Module:
     return Diverges()
 
 
+class Untouched(nn.Module):
+    """A student whose forward lets no gradient through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 4)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(x)
+        return scores
+
+
+def untouched() -> nn.Module:
+    torch.manual_seed(5)
+    return Untouched()
+
+
 class Attending(nn.Module):
     """One attention layer over `(batch, sequence)` ids, with its weights in sight; scores per sequence."""
 

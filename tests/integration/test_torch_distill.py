@@ -345,6 +345,33 @@ def test_a_loss_that_leaves_the_floats_keeps_the_last_good_checkpoint(teacher: A
         assert all(torch.isfinite(tensor).all() for tensor in state["learner"].values())
 
 
+@pytest.mark.parametrize(("student", "subject", "what"), [
+    ({"torch": f"{ZOO}:studnt"}, "with.student.torch", "the student: "),
+    ({"torch": f"{ZOO}:student", "kwargs": {"widht": 3}}, "with.student.kwargs.widht", "the student: "),
+    ({"torch": f"{ZOO}:untouched"}, "with.student", "the loss depends on no parameter that learns"),
+])  # fmt: skip
+def test_what_is_wrong_with_the_student_is_not_said_of_the_model(
+    teacher: Artifact, tmp_path: Path, student: dict[str, Any], subject: str, what: str
+) -> None:
+    with pytest.raises(OptkitError) as caught:
+        Turn(PASS, teacher, tmp_path, {**QUICK, "student": student}).run()
+    assert caught.value.subject == subject
+    assert caught.value.what.startswith(what)
+
+
+def test_what_was_learned_before_that_is_kept_as_weights(teacher: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    student = {"torch": f"{ZOO}:student"}
+    options = {"epochs": 60, "student": student, "lr": 2, "clip_norm": None, "optimizer": "sgd", "warmup": 0.99}
+    with pytest.raises(StepError, match="the loss|held-out") as caught:
+        Turn(PASS, teacher, tmp_path / "run", options, kept=tmp_path / "kept").run()
+    path = tmp_path / "kept" / "best.safetensors"
+    assert f"are kept in {path}" in caught.value.hint
+    again = {"epochs": 1, "lr": 1e-4, "student": {**student, "weights": str(path)}}
+    losses = Turn(PASS, teacher, tmp_path / "again", again).run()["held_out_loss"]
+    assert f"with a held-out loss of {losses['before']:.4g}" in caught.value.hint
+
+
 @pytest.mark.parametrize(("data", "what"), [
     (ListSamples([]), "has no samples"),
     (ListSamples(DATA.items[:1]), "has 1 sample"),
