@@ -80,7 +80,7 @@ def open_npz(spec: NpzData, base: Path, inputs: Sequence[TensorSpec], dims: Mapp
     count = counts[used[0]]
     if count == 0:
         raise fault(
-            name, f"{path.name} has no samples", "put samples in it: axis 0 of its arrays is empty", code="OPK-232"
+            name, f"{path.name} has no samples", "put some in it: axis 0 of its arrays is empty", code="OPK-232"
         )
 
     about: dict[str, Any] = {"kind": "npz"}

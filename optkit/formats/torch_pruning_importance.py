@@ -264,8 +264,8 @@ def _cross_entropy(outputs: Mapping[str, Any], labels: NDArray[Any] | None, gene
         raise DataError(
             f"{what}; the outputs are {shapes}",
             subject="data",
-            hint="name a dataset without its labels (no label:, but ignore: [their name]): taylor then takes the change "
-            "of the outputs themselves",
+            hint="name a dataset without its labels (no label:, but ignore: [their name]): taylor then takes the "
+            "change of the outputs themselves",
         )
     each = torch.nn.functional.cross_entropy(
         wide[0][: len(labels)].float(), torch.from_numpy(labels).long(), reduction="none"

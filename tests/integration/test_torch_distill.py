@@ -363,7 +363,7 @@ def test_what_was_learned_before_that_is_kept_as_weights(teacher: Artifact, tmp_
     (tmp_path / "kept").mkdir()
     student = {"torch": f"{ZOO}:student"}
     options = {"epochs": 60, "student": student, "lr": 2, "clip_norm": None, "optimizer": "sgd", "warmup": 0.99}
-    with pytest.raises(StepError, match="the loss|held-out") as caught:
+    with pytest.raises(StepError, match=r"the loss|held-out") as caught:
         Turn(PASS, teacher, tmp_path / "run", options, kept=tmp_path / "kept").run()
     path = tmp_path / "kept" / "best.safetensors"
     assert f"are kept in {path}" in caught.value.hint
