@@ -266,8 +266,12 @@ def fit_weights(module: Any, state: Mapping[str, Any], path: str | Path, *, stri
     """
     torch = need("torch")
     own = module.state_dict()
-    # A batch norm's step counter plays no part in inference, and checkpoints from before torch 0.4.1 lack it.
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    # A batch norm's step counter plays no part in inference, and checkpoints from before torch 0.4.1 lack it. Of tied
+    # weights, safetensors' save_model writes one.
+    given = {_memory(own[k]) for k in own if k in state} - {None}
+    missing = [
+        k for k in own if k not in state and not k.endswith("num_batches_tracked") and _memory(own[k]) not in given
+    ]
     unexpected = [k for k in state if k not in own]
     both = [(k, own[k], state[k]) for k in own if isinstance(state.get(k), torch.Tensor) and hasattr(own[k], "shape")]
     shapes = [
@@ -300,6 +304,13 @@ def fit_weights(module: Any, state: Mapping[str, Any], path: str | Path, *, stri
     alike = all(here.dtype == there.dtype for _, here, there in both)
     tied = len(list(module.named_parameters(remove_duplicate=False))) != len(list(module.named_parameters()))
     module.load_state_dict(dict(state), strict=False, assign=alike and not tied)
+
+
+def _memory(tensor: Any) -> tuple[Any, ...] | None:
+    """What tensors that are one in all but name have in common."""
+    if not hasattr(tensor, "data_ptr") or not tensor.data_ptr():
+        return None
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def _size(tensor: Any) -> str:

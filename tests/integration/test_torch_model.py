@@ -235,6 +235,19 @@ def test_weights_of_a_tied_module_stay_tied() -> None:
     assert tied[0].weight is tied[1].weight
 
 
+def test_of_tied_weights_one_is_enough() -> None:
+    """As safetensors' save_model writes them."""
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight
+    state = {name: tensor + 1 for name, tensor in tied.state_dict().items()}
+    wanted = state.pop("0.weight")
+    fit_weights(tied, state, "w.safetensors")
+    assert torch.equal(tied[0].weight, wanted)
+    state.pop("1.weight")
+    with pytest.raises(SourceError, match="2 missing"):
+        fit_weights(tied, state, "w.safetensors")
+
+
 def test_a_pickled_object_needs_leave(tmp_path: Path) -> None:
     state = {"state_dict": zoo.Branch().state_dict(), "args": argparse.Namespace(lr=1)}
     error = fails(SourceError, weighted(tmp_path, state), "model.weights")
