@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -136,7 +137,11 @@ class Planner:
             self.gives[spec.id] = str(spec.to)
         options = self.options(index, spec, use) if use else None
         written = None
-        if spec.python is not None:
+        if is_function(spec.python):
+            what = f"step {spec.id}: python: names the interpreter a step runs in, not a function, got {spec.python!r:.80}"
+            hint = f"for a training function of yours: use: torch.train, with: {{call: {spec.python!r}}}"
+            self.note(("steps", index, "python"), what, hint)
+        elif spec.python is not None:
             written = check_file(
                 self.recipe, spec.python, self.note, ("steps", index, "python"), f"step {spec.id}: python"
             )
@@ -228,6 +233,8 @@ class Planner:
     def chain(self, index: int, spec: StepSpec, start: str | None) -> tuple[Pass, ...]:
         """The passes from what the parent gives (None: unknown) to what the step asks for; () with a mistake noted."""
         key: Key = ("steps", index)
+        if spec.to is spec.use is None and is_function(spec.python):
+            return ()  # told of `python:`
         if (spec.to is None) == (spec.use is None):
             both = ", not both" if spec.to is not None else ""
             what = f"step {spec.id}: needs either `to: FORMAT` or `use: PASS`{both}"
@@ -248,7 +255,9 @@ class Planner:
         key: Key = ("steps", index, "use")
         if use is None:
             what = f"step {spec.id}: there is no pass {spec.use!r}"
-            self.note(key, what, did_you_mean(spec.use or "", passes()), key)
+            function = (spec.use or "").removeprefix("python:").strip()
+            hint = f"for a training function of yours: use: torch.train, with: {{call: {function!r}}}"
+            self.note(key, what, hint if is_function(function) else did_you_mean(spec.use or "", passes()), key)
         elif start is not None and use.source != start:
             place: Key = ("steps", index, "from")
             what = f"step {spec.id}: {use.name} takes {use.source}, but {spec.from_!r} gives {start}"
@@ -352,6 +361,11 @@ class Planner:
                 ("steps", index), what, hint, ("steps", index, "check"), ("steps", index, "waive"), code="OPK-213"
             )
         return tuple(stated)
+
+
+def is_function(text: str | None) -> bool:
+    """Whether a name is that of a function of the user's, as in train.py:train."""
+    return re.search(r"\.py:\w+$", text or "") is not None
 
 
 def interpreter(use: Pass, written: Path | None) -> str | None:

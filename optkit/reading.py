@@ -280,6 +280,10 @@ def _words(item: Any, place: Key, section: type[BaseModel] | None) -> tuple[str,
         return f"{given!r:.80} is not one of {item['ctx']['expected']}", hint
     if kind == "string_pattern_mismatch":
         return f"{given!r:.80} has characters it may not have", ""
+    if kind in ("tuple_type", "list_type", "set_type"):
+        return f"should be a list, got {given!r:.80}", f"{place[-1]}: [{given}]" if isinstance(given, str) else ""
+    if kind in ("dict_type", "model_type", "model_attributes_type", "dataclass_type"):
+        return f"should be a mapping, got {given!r:.80}", ""
     text = item["msg"].removeprefix("Input ")
     quotable = kind == "string_type" and isinstance(given, bool | int | float)
     return f"{text[:1].lower()}{text[1:]}, got {given!r:.80}", "put it in quotes" if quotable else ""

@@ -16,6 +16,8 @@ def share(value: object) -> object:
             return float(value.strip().removesuffix("%")) / 100
         except ValueError:
             return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and 1 < value < 100:
+        raise ValueError(f"should be less than 1, got {value:g}; {value:g}% if percent are meant")
     return value
 
 

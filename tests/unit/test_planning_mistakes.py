@@ -132,9 +132,11 @@ SWAPS = [
     (", to: openvino", "", 19, "needs either `to: FORMAT` or `use: PASS`", "to: onnx"),
     ("to: openvino", "to: openvino, use: onnx.simplify", 19, "PASS`, not both", "to: onnx"),
     ("to: openvino", "to: openvino, python: nowhere", 19, "python: there is no file", "folder"),
+    ("to: openvino", "python: train.py:train", 19, "not a function, got 'train.py:train'", "call: 'train.py:train'"),
+    ("to: openvino", "use: 'python:train.py:go'", 19, "there is no pass", "use: torch.train, with: {call: 'train.py:go'}"),
     ("to: openvino", "to: openvino, timeout: 0", 19, "should be greater than 0", "seconds after which"),
     ("to: openvino", "to: openvino, timeout: soon", 19, "should be a valid number", "seconds after which"),
-    ("to: openvino", "to: openvino, with: [a]", 19, "step ov: with: should be a valid dictionary", "options"),
+    ("to: openvino", "to: openvino, with: [a]", 19, "step ov: with: should be a mapping", "options"),
     ("to: openvino", "to: openvino, with: {dims: 1}", 19, "(onnx.to_openvino): unknown key 'dims'", "bound_dims"),
     ("to: openvino", "to: openvino, with: {bound_dims: 7}", 19, "bound_dims: should be a valid boolean", "ranges"),
     # steps: data
@@ -145,7 +147,7 @@ SWAPS = [
     ("to: openvino", "to: openvino, data: fit", 19, "onnx.to_openvino takes no data", "remove `data:`"),
     # steps: checks
     (', check: ["cosine >= 0.99"]', "", 18, "loses accuracy, so it must state its bounds", "waive: with the reason"),
-    ('["cosine >= 0.99"]', '"cosine >= 0.99"', 18, "check: should be a valid list", "bounds, such as"),
+    ('["cosine >= 0.99"]', '"cosine >= 0.99"', 18, "check: should be a list", "check: [cosine >= 0.99]"),
     ('["cosine >= 0.99"]', "[0.99]", 18, "check.0: should be a valid string", "quotes"),
     ('["cosine >= 0.99"]', '["cosin >= 0.99"]', 18, "unknown metric 'cosin'", "did you mean cosine?"),
     ('["cosine >= 0.99"]', '["cosine <= 0.99"]', 18, "better when higher", "write cosine >= 0.99"),
