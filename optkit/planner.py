@@ -138,7 +138,9 @@ class Planner:
         options = self.options(index, spec, use) if use else None
         written = None
         if is_function(spec.python):
-            what = f"step {spec.id}: python: names the interpreter a step runs in, not a function, got {spec.python!r:.80}"
+            what = (
+                f"step {spec.id}: python: names the interpreter a step runs in, not a function, got {spec.python!r:.80}"
+            )
             hint = f"for a training function of yours: use: torch.train, with: {{call: {spec.python!r}}}"
             self.note(("steps", index, "python"), what, hint)
         elif spec.python is not None:

@@ -111,7 +111,8 @@ def prune(
         raise StepError(
             "no channel of the model can be removed" + _because(graph, []),
             subject="with.keep" if keep else "model",
-            hint="how: unstructured sets single weights to zero in any model",
+            hint=("keep fewer layers, or " if keep else "")
+            + "how: unstructured, which sets single weights to zero in any model",
         )
     work = _Work(model, feeds, graph, call, target, rules, found, fit, importance, measure, progress)
     if written_out:
@@ -171,7 +172,7 @@ class _Work:
             ordered = order(self.found, ranked, sizes, self.rules)
             choice = shortest(self.found, ordered, self.rules, share, self._gone)
             if choice.reached < share - 1e-9 and last:
-                what = f"of the {self.target.kind} {choice.reached:.1%} can be removed, not {share:.1%}"
+                what = f"at most {choice.reached:.1%} of the {self.target.kind} can be removed, not {share:.1%}"
                 raise self._short(what, sizes)
             removed = choice.removed
         if removed:
@@ -281,14 +282,14 @@ class _Work:
         return [*names[:NAMED], *(["..."] if len(names) > NAMED else [])]
 
     def _short(self, what: str, sizes: Mapping[Any, int]) -> StepError:
-        at_least = [g for g in self.found if len(g.members) and g not in self.unscored]
+        rest = [g.name for g in self.found if len(g.members) and g not in self.unscored]
+        shown = ", ".join(rest[:NAMED]) + (", ..." if len(rest) > NAMED else "")
+        smaller = [f"a smaller {name}" for name, holds in (("keep_at_least", self.rules.floor > 0),
+                                                           ("round_to", self.rules.round_to > 1)) if holds]  # fmt: skip
         return StepError(
-            what
-            + _because(self.graph, self.unscored)
-            + "; at the least they may keep would be "
-            + f"{', '.join(g.name for g in at_least[:NAMED])}{', ...' if len(at_least) > NAMED else ''}",
+            f"{what}{_because(self.graph, self.unscored)}; down to the least that has to stay: {shown}",
             subject="with",
-            hint="ask for less, or a smaller keep_at_least or round_to",
+            hint=" or ".join(["ask for less", *smaller]),
         )
 
     def notes(self) -> dict[str, Any]:

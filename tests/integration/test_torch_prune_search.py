@@ -55,7 +55,7 @@ def test_a_latency_out_of_reach_says_how_far_it_came_and_what_stood_in_the_way(w
     what = r"comes down to [\d.]+% \(.*\) of the unpruned model's, not to 2\.0%"
     with pytest.raises(StepError, match=what) as caught:
         timed(tmp_path, wide, "torch", latency="2%", keep_at_least=0.75).run()
-    assert "head: it is an output of the model; at the least they may keep would be first, second" in caught.value.what
+    assert "head: it is an output of the model; down to the least that has to stay: first, second" in caught.value.what
     assert "of the multiply-accumulates are gone then" in caught.value.what
     assert caught.value.hint
 
