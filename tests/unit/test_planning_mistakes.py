@@ -133,7 +133,7 @@ SWAPS = [
     ("to: openvino", "to: openvino, use: onnx.simplify", 19, "PASS`, not both", "to: onnx"),
     ("to: openvino", "to: openvino, python: nowhere", 19, "python: there is no file", "folder"),
     ("to: openvino", "python: train.py:train", 19, "not a function, got 'train.py:train'", "call: 'train.py:train'"),
-    ("to: openvino", "use: 'python:train.py:go'", 19, "there is no pass", "use: torch.train, with: {call: 'train.py:go'}"),
+    ("to: openvino", "use: 'python:train.py:go'", 19, "there is no pass", "torch.train, with: {call: 'train.py:go'}"),
     ("to: openvino", "to: openvino, timeout: 0", 19, "should be greater than 0", "seconds after which"),
     ("to: openvino", "to: openvino, timeout: soon", 19, "should be a valid number", "seconds after which"),
     ("to: openvino", "to: openvino, with: [a]", 19, "step ov: with: should be a mapping", "options"),
