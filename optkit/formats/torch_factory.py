@@ -43,7 +43,8 @@ def kind_of_value(value: Any) -> str:
     """A value's type in words: "a dict", "a tuple of Linear, str", "None"."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return f"a {type(value).__name__} of {', '.join(type(v).__name__ for v in value)}"
-    return "None" if value is None else f"a {type(value).__name__}"
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'aeioAEIO' else 'a'} {name}"
 
 
 def _check_kwargs(build: Callable[..., Any], kwargs: Mapping[str, Any], name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.artifact import Artifact, TensorSpec
+from optkit.disk import FULL
 from optkit.errors import OptkitError, SourceError, StepError
 from optkit.formats import torch_model
 from optkit.formats.torch_factory import kind_of_value
@@ -55,18 +57,36 @@ def called(
         progress(str(text), fraction)
 
     with _as_step(), user_callable(call.call, "with.call") as (train, folder):
+        given: dict[str, Any] = {"source": teacher.source.module if teacher else None, "kept": call.kept,
+                                 "seed": call.seed, "progress": tell, **call.kwargs}  # fmt: skip
+        _check_takes(train, call.named, (module, data), given)
         progress(f"{call.call.rpartition(':')[2]} begins", None)
         try:
-            result = train(module, data, source=teacher.source.module if teacher else None, kept=call.kept,
-                           seed=call.seed, progress=tell, **call.kwargs)  # fmt: skip
-        except (OptkitError, OSError, MemoryError):
+            result = train(module, data, **given)
+        except (OptkitError, MemoryError):
             raise
         except (Exception, SystemExit) as error:
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise
             raise raised(call.named, error, folder, "call it by hand in Python", "with.call") from error
     if not isinstance(result, torch.nn.Module):
         raise StepError(f"{call.named} returned {kind_of_value(result)}, not an nn.Module", subject="with.call",
                         hint="return the module")  # fmt: skip
     return result
+
+
+def _check_takes(train: Callable[..., Any], named: str, positional: tuple[Any, ...], given: Mapping[str, Any]) -> None:
+    """Raises StepError for a function that cannot be called so."""
+    try:
+        signature = inspect.signature(train)
+    except (TypeError, ValueError):  # not one that Python can tell of
+        return
+    try:
+        signature.bind(*positional, **given)
+    except TypeError as error:
+        raise StepError(f"{named} cannot be called as a training function: {error}", subject="with.call",
+                        hint=f"def {named.rpartition(':')[2]}(module, data, *, source, kept, seed, progress, **kwargs), "
+                        "whose further arguments are with.kwargs") from error  # fmt: skip
 
 
 @contextmanager

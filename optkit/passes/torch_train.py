@@ -159,12 +159,14 @@ def _same_structure(after: Mapping[str, Any], before: Mapping[str, Any]) -> None
         for name in before if name in after and before[name].dtype != after[name].dtype
     ]  # fmt: skip
     if found := [*other, *lost, *new]:
+        types = not lost and not new and all(before[n].shape == after[n].shape for n in before)
         wrapped = next((p for p in ("module.", "_orig_mod.", "model.") if all(n.startswith(p) for n in after)), "")
         more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise StepError(
             f"the returned module has another structure than the one to train: {'; '.join(found[:SHOWN])}{more}",
             subject="with.call",
             hint=f"it is wrapped: return its .{wrapped.rstrip('.')}" if wrapped
+            else "return it in the types that it came in: module.float()" if types
             else "train the module that it is given; torch.prune changes structures",
         )  # fmt: skip
     bad = [name for name, tensor in after.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]

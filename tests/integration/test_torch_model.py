@@ -141,7 +141,7 @@ def test_factory_mistakes(tmp_path: Path) -> None:
     assert f"{ZOO}:" in error.details
     assert 'in broken: `raise KeyError("no such layer")`' in error.details
     error = fails(SourceError, descriptor(tmp_path, (X,), "number"), "model.torch")
-    assert "returned a int, not an nn.Module" in error.what
+    assert "returned an int, not an nn.Module" in error.what
     error = fails(SourceError, descriptor(tmp_path, ENCODER, "Encoder", kwargs={"widht": 8}), "model.kwargs.widht")
     assert error.hint == "did you mean 'width'?"
     error = fails(SourceError, descriptor(tmp_path, (X,), factory="no_such_package.models:build"), "model.torch")

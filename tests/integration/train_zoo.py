@@ -110,3 +110,16 @@ def second_dies(module: nn.Module, data: Any, **rest: Any) -> nn.Module:
         os.kill(os.getpid(), signal.SIGKILL)
     accelerator.wait_for_everyone()
     return module
+
+
+def halved(module: nn.Module, data: Any, **rest: Any) -> nn.Module:
+    return module.half()
+
+
+def short(module: nn.Module, data: Any) -> nn.Module:
+    return module
+
+
+def loses(module: nn.Module, data: Any, **rest: Any) -> nn.Module:
+    Path("/nowhere/data.csv").read_text()
+    return module
