@@ -85,8 +85,8 @@ def _check_takes(train: Callable[..., Any], named: str, positional: tuple[Any, .
         signature.bind(*positional, **given)
     except TypeError as error:
         raise StepError(f"{named} cannot be called as a training function: {error}", subject="with.call",
-                        hint=f"def {named.rpartition(':')[2]}(module, data, *, source, kept, seed, progress, **kwargs), "
-                        "whose further arguments are with.kwargs") from error  # fmt: skip
+                        hint=f"def {named.rpartition(':')[2]}(module, data, *, source, kept, seed, progress, **kwargs),"
+                        " whose further arguments are with.kwargs") from error  # fmt: skip
 
 
 @contextmanager
