@@ -39,12 +39,31 @@ class Batch:
     """Samples to learn from.
 
     feeds: the model's inputs, name to tensor with axis 0 the batch. labels: likewise, by their names in the recipe, ""
-        where there is one alone; empty without labels. rows: how many samples.
+        where there is one alone; empty without labels. Those that are no numbers of one shape raise DataError when they
+        are asked for. rows: how many samples.
     """
 
     feeds: Mapping[str, Any]
     labels: Mapping[str, Any]
     rows: int
+
+
+class _Labels(Mapping[str, Any]):
+    """The labels of a batch, made into tensors when they are asked for: a loss may need none of them."""
+
+    def __init__(self, data: TrainingData, numbers: Sequence[int] | NDArray[np.int64]) -> None:
+        self._data, self._numbers = data, numbers
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._data.labels:
+            raise KeyError(name)
+        return self._data.stacked_labels(name, self._numbers)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._data.labels)
+
+    def __len__(self) -> int:
+        return len(self._data.labels)
 
 
 class TrainingData:
@@ -71,6 +90,7 @@ class TrainingData:
         self._bytes = {key: _mapped(folder / f"{number}.bin") for number, key in enumerate(self._places)}
         self._sizes = _sizes([self._places[spec.name] for spec in self.inputs], len(index["digests"]))
         self.train, self.held_out = _split(index["digests"], held_out, seed)
+        self._unfit: dict[str, str] = index["unfit"]
         self.labels = tuple(key.removeprefix(LABEL) for key in self._places if key.startswith(LABEL))
 
     def __len__(self) -> int:
@@ -94,12 +114,14 @@ class TrainingData:
             spec.name: torch.from_numpy(np.array(stacked[spec.name], order="C")).to(self.device, torch_dtype(spec))
             for spec in self.inputs
         }
-        labels = {name: self._labels(name, numbers) for name in self.labels}
-        return Batch(feeds, labels, len(numbers))
+        return Batch(feeds, _Labels(self, numbers), len(numbers))
 
-    def _labels(self, name: str, numbers: Sequence[int] | NDArray[np.int64]) -> Any:
+    def stacked_labels(self, name: str, numbers: Sequence[int] | NDArray[np.int64]) -> Any:
+        """One label of these samples as a tensor on the device, `(samples, ...)`. Raises DataError."""
         import numpy as np
 
+        if name in self._unfit:
+            raise DataError(self._unfit[name], subject="data", hint="labels of numbers, all of one shape")
         arrays = [self._array(LABEL + name, int(n)) for n in numbers]
         if len({a.shape for a in arrays}) > 1 or arrays[0].dtype.kind not in "biuf":
             shown = ", ".join(sorted({f"{a.dtype} {a.shape}" for a in arrays})[:4])
@@ -230,6 +252,7 @@ def _write(samples: Samples, folder: Path) -> None:
     places: dict[str, list[tuple[str, list[int], int]]] = {}
     digests: list[str] = []
     handles: dict[str, Any] = {}
+    unfit: dict[str, str] = {}
     try:
         for sample, label in samples.iter_labelled():
             named = label if isinstance(label, Mapping) else {} if label is None else {"": label}
@@ -239,7 +262,13 @@ def _write(samples: Samples, folder: Path) -> None:
                 digest.update(f"{key} {whole.dtype.str} {whole.shape} ".encode() + whole.tobytes())
             digests.append(digest.hexdigest())
             for key, value in {**sample, **{f"{LABEL}{name}": value for name, value in named.items()}}.items():
-                whole = _array_of(key, value)
+                try:
+                    whole = _array_of(key, value)
+                except DataError as error:
+                    if not key.startswith(LABEL):
+                        raise
+                    unfit.setdefault(key.removeprefix(LABEL), error.what)  # whoever needs it will be told
+                    whole = np.empty(0)
                 if key not in handles:
                     handles[key] = (folder / f"{len(handles)}.bin").open("wb")
                     places[key] = []
@@ -253,7 +282,7 @@ def _write(samples: Samples, folder: Path) -> None:
     if any(len(of) != len(digests) for of in places.values()):
         raise DataError("some samples of the fit set have labels and some have none", subject="data",
                         hint="label all of them")  # fmt: skip
-    (folder / INDEX).write_text(json.dumps({"places": places, "digests": digests}), encoding="utf-8")
+    (folder / INDEX).write_text(json.dumps({"places": places, "digests": digests, "unfit": unfit}), encoding="utf-8")
 
 
 def _array_of(key: str, value: Any) -> Array:

@@ -382,6 +382,23 @@ def test_too_little_data(teacher: Artifact, tmp_path: Path, data: ListSamples, w
         Turn(PASS, teacher, tmp_path, QUICK, data=data).run()
 
 
+@pytest.mark.parametrize(("label", "what"), [
+    (lambda n: "ab" * n, "labels cannot be learned from: <U"),
+    (lambda n: [[0.0] * (n + 1), [1.0]], "a label is no array"),
+    (lambda n: np.zeros((n, 4)), "labels cannot be learned from: float64"),
+    (lambda n: {"boxes": np.zeros((n, 4)), "said": "no"}, "label '(boxes|said)' cannot be learned from"),
+], ids=["text", "ragged", "boxes", "several"])  # fmt: skip
+def test_labels_that_nobody_learns_from_may_be_of_any_kind(
+    teacher: Artifact, tmp_path: Path, label: Any, what: str
+) -> None:
+    """A metric may read them."""
+    data = ListSamples(DATA.items[:40], [label(n) for n in range(40)])
+    Turn(PASS, teacher, tmp_path / "none", {**QUICK, "epochs": 2}, data=data).run()
+    named = {"label": "boxes"} if what.startswith("label '") else {}
+    with pytest.raises(DataError, match=what):
+        Turn(PASS, teacher, tmp_path / "some", losses({"kind": "labels", **named}), data=data).run()
+
+
 def test_labels_that_are_no_classes(teacher: Artifact, tmp_path: Path) -> None:
     wrong = ListSamples(DATA.items, [7] * len(DATA.items))
     with pytest.raises(DataError, match="label 7 is none of the 4 classes of 'scores'"):
