@@ -6,7 +6,7 @@ A pass is data plus functions; so is a runner. Neither is subclassed. See `optki
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,6 +104,24 @@ class Trial(Protocol):
 
 
 @dataclass(frozen=True)
+class Answered:
+    """Samples, and what two models answer to them. labels: one for each, as the dataset has them; None without.
+
+    source, own: outputs by name, axis 0 the batch: the source model's, and those of the model that is measured.
+    """
+
+    feeds: Tensors
+    labels: Sequence[Any] | None
+    count: int
+    source: Tensors
+    own: Tensors
+
+
+Score = Callable[[Iterable[Answered]], Mapping[str, Mapping[str, Any]]]
+"""The recipe's metrics: each by its name, with `value`, that of the `source`, and a `text` to show; or a `problem`."""
+
+
+@dataclass(frozen=True)
 class Context:
     """What a pass may know about the run it is part of.
 
@@ -114,6 +132,7 @@ class Context:
     source: the source model, for a pass that asks for it with `needs_source`.
     files: for a pass that `reads` files its options name: the absolute paths behind each text, the file itself first,
         then, of a callable FILE.py:NAME, the files that it imports from beside it.
+    score: measures the recipe's metrics, for a pass that asks for the source model; None where it has none.
     trial: for a pass that `tries` its candidates on a runtime, what measures one.
     kept: for a pass that `resumes`, a folder that outlives a kill, empty at first: a run of the same step, with the
         same input, options and data, finds in it what the last one wrote. It goes once the step has succeeded.
@@ -135,6 +154,7 @@ class Context:
     kept: Path | None = None
     files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     trial: Trial | None = None
+    score: Score | None = None
     shared: Callable[[Sequence[Any], Callable[[Path], None]], Path] | None = None
 
 
@@ -339,6 +359,7 @@ def need(module: str, tool: str | None = None) -> ModuleType:
 
 
 __all__ = [
+    "Answered",
     "Artifact",
     "Confirm",
     "Context",
@@ -351,6 +372,7 @@ __all__ = [
     "Run",
     "Runner",
     "Samples",
+    "Score",
     "Session",
     "Signature",
     "TensorSpec",

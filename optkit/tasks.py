@@ -22,7 +22,7 @@ from optkit.metricspec import metric_of
 from optkit.named import named_files
 from optkit.parity.cases import Case, batch_dim, feeds, fixed_batch, stacks
 from optkit.parity.tape import Reference, Tape
-from optkit.plugin import Context, Pass, Runner, Session
+from optkit.plugin import Context, Pass, Runner, Score, Session
 from optkit.registry import get_pass, get_runner
 from optkit.sharing import Shared
 from optkit.signatures import adapted, carried, merge, promised
@@ -100,7 +100,7 @@ def run(step: Data, say: Say) -> Data:
         context = replace(
             _context(step, Path(scratch), say), kept=kept, files=named_files(use, options, Path(step["base"])),
             source=Artifact.from_json(step["source"]) if step.get("source") else None,
-            shared=Shared(step["shared"], say) if step.get("shared") else None,
+            shared=Shared(step["shared"], say) if step.get("shared") else None, score=_score(step),
         )  # fmt: skip
         if (tried := use.tries(options)) is not None:
             from optkit.trials import Trials
@@ -130,6 +130,15 @@ def run(step: Data, say: Say) -> Data:
         "notes": dict(notes),
         "digests": {name: digest_file(out / name) for name in artifact.files},
     }
+
+
+def _score(step: Data) -> Score | None:
+    """What measures the recipe's metrics for a pass that trains."""
+    if not step.get("metrics"):
+        return None
+    from optkit.scoring.held import HeldOut
+
+    return HeldOut([metric_of(entry) for entry in step["metrics"]], Path(step["base"]))
 
 
 @contextmanager

@@ -40,7 +40,7 @@ class Distillation:
         first = next(data.batches(size))
         student.source.module.eval()
         with torch.no_grad():
-            outputs, wanted = self._answers(first)
+            outputs, wanted = self.answers(first)
         _alike(outputs, wanted)
         self.chosen = [] if losses else _default(wanted)
         self.losses = tuple(losses or self.chosen)
@@ -61,7 +61,7 @@ class Distillation:
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         """Each loss's weighted value on a batch."""
-        outputs, wanted = self._answers(batch)
+        outputs, wanted = self.answers(batch)
         return {
             name: loss.weight * self._value(loss, outputs, wanted, batch)
             for name, loss in zip(self.names, self.losses, strict=True)
@@ -72,7 +72,8 @@ class Distillation:
         self.mine.close()
         self.theirs.close()
 
-    def _answers(self, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
+    def answers(self, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the student and the teacher give, by name."""
         self.mine.forget()
         self.theirs.forget()
         with need("torch").no_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from optkit.formats.torch_distill_options import Lessons
 from optkit.formats.torch_training import Learner, Trained
 from optkit.formats.torch_training_data import TrainingData
 from optkit.formats.torch_training_options import BATCH_SIZE
-from optkit.plugin import Context, need
+from optkit.plugin import Answered, Context, need
 
 SAME = 1e-5
 """The part by which the held-out loss of the written model may differ from the one measured in training."""
@@ -58,8 +58,33 @@ def lesson(
     helpers = losses.helpers
     if grids is not None:
         helpers = need("torch").nn.ModuleDict({"losses": helpers, "grids": grids})
-    learner = Learner(student.source.module, helpers, losses, still=grids is not None, otherwise=otherwise)
+    learner = Learner(student.source.module, helpers, losses, still=grids is not None, otherwise=otherwise,
+                      scores=_scores(losses, data, size, context))  # fmt: skip
     return Lesson(student, teacher, data, losses, learner)
+
+
+def _scores(
+    distillation: Distillation, data: TrainingData, size: int, context: Context
+) -> Callable[[], Mapping[str, Mapping[str, Any]]] | None:
+    """What measures the recipe's metrics of the student on the samples held out."""
+    score = context.score
+    if score is None:
+        return None
+
+    def answered() -> Iterator[Answered]:
+        for batch, labels in data.held_out_labelled(size):
+            own, source = distillation.answers(batch)
+            yield Answered(_arrays(batch.feeds), labels, batch.rows, _arrays(source), _arrays(own))
+
+    return lambda: score(answered())
+
+
+def _arrays(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    torch = need("torch")
+    return {
+        name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy()
+        for name, tensor in tensors.items()
+    }
 
 
 def learn(of: Lesson, options: Lessons, context: Context) -> Trained:
@@ -111,6 +136,8 @@ def notes(of: Lesson, trained: Trained) -> dict[str, Any]:
         "losses": losses,
         **({"chosen": "no losses were named: cosine for outputs of length one, mse for others"} if chosen else {}),
         "held_out_loss": {"before": state.epochs[0]["held_out"]["loss"], "after": best["held_out"]["loss"]},
+        **({"held_out_metrics": _before_and_after(first, best["metrics"])}
+           if (first := state.epochs[0].get("metrics")) and "metrics" in best else {}),
         "epochs": {"first": state.epochs[1], "best": best, "last": state.epochs[-1]},
         "steps": state.step,
         **({"stopped": f"after {state.stale} epochs in which the held-out loss did not fall, {trained.steps} steps "
@@ -121,6 +148,14 @@ def notes(of: Lesson, trained: Trained) -> dict[str, Any]:
         "parameters": counts,
         "threads": state.threads,
         "seconds": round(trained.seconds, 3),
+    }  # fmt: skip
+
+
+def _before_and_after(first: Mapping[str, Any], best: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: {"problem": last["problem"]} if "problem" in last
+        else {"before": first[name].get("value"), "after": last["value"], "source": last["source"]}
+        for name, last in best.items()
     }  # fmt: skip
 
 

@@ -36,7 +36,8 @@ class Learner:
     """What learns. module: trained and evaluated. helpers: trained beside it. losses: of a batch.
 
     still: the module stays in evaluation mode while it learns, without dropout, its batch norms as they are.
-    otherwise: what to do, beside a smaller learning rate, where nothing was learned.
+    otherwise: what to do, beside a smaller learning rate, where nothing was learned. scores: measures the recipe's
+    metrics on the samples held out; for the user to see: what is best, the loss says.
     """
 
     module: Any
@@ -44,6 +45,7 @@ class Learner:
     losses: Callable[[Batch], Losses]
     still: bool = False
     otherwise: str = ""
+    scores: Callable[[], Mapping[str, Mapping[str, Any]]] | None = None
 
     def state(self) -> dict[str, Any]:
         """Copies of all tensors that a training changes."""
@@ -140,6 +142,7 @@ class _Loop:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.begun = self.saved_at = time.perf_counter()
         self.begun_at = 0
+        self.scored = learner.scores is not None
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
@@ -261,12 +264,23 @@ class _Loop:
             )  # fmt: skip
         means = {name: value / state.rows for name, value in state.sums.items()} if state.rows else {}
         trained = {"loss": sum(means.values()), **means} if means else None
-        state.epochs.append({"epoch": state.epoch, "step": state.step, "train": trained, "held_out": dict(held)})
+        metrics = self.scores()
+        state.epochs.append({"epoch": state.epoch, "step": state.step, "train": trained, "held_out": dict(held),
+                             **({"metrics": metrics} if metrics else {})})  # fmt: skip
         if not state.best or held["loss"] < state.best["held_out"]["loss"]:
             state.best = {**state.epochs[-1], "learner": self.learner.state()}
             state.stale = 0
         else:
             state.stale += 1
+
+    def scores(self) -> dict[str, dict[str, Any]]:
+        """The recipe's metrics of the model as it is; one that the samples cannot feed is tried once."""
+        if not self.scored or self.learner.scores is None:
+            return self.state.epochs[-1].get("metrics", {}) if self.state.epochs else {}
+        with need("torch").no_grad():
+            found = {name: dict(score) for name, score in self.learner.scores().items()}
+        self.scored = any("problem" not in score for score in found.values())
+        return found
 
     def tell(self) -> None:
         state = self.state
@@ -274,9 +288,11 @@ class _Loop:
         mean = sum(state.sums.values()) / state.rows
         held = state.epochs[-1]["held_out"]["loss"]
         best = state.best["held_out"]["loss"]
+        metrics = [score["text"] for score in state.epochs[-1].get("metrics", {}).values() if "text" in score]
         self.progress(
             f"epoch {state.epoch + 1} of {self.epochs}: loss {mean:.4g}, held out {held:.4g}"
             + (f" (best {best:.4g})" if best < held else "")
+            + "".join(f", {text}" for text in metrics)
             + f", {_duration(rate * (self.total - state.step))} left",
             state.step / self.total,
         )

@@ -197,6 +197,14 @@ class TrainingData:
         ordered = self._by_size(self.held_out, len(self.held_out))
         return (self.batch(part) for part in _parts(ordered, size, self.exactly))
 
+    def held_out_labelled(self, size: int) -> Iterator[tuple[Batch, list[Any] | None]]:
+        """As `held_out_batches`, each with its samples' labels as the set has them; None where it has none to give."""
+        ordered = self._by_size(self.held_out, len(self.held_out))
+        for part in _parts(ordered, size, self.exactly):
+            rows = [{name: self._array(LABEL + name, int(n)) for name in self.labels} for n in part]
+            labels: list[Any] = [row[""] for row in rows] if self.labels == ("",) else list(rows)
+            yield self.batch(part), labels if self.labels and not self._unfit else None
+
     def _by_size(self, numbers: NDArray[np.int64], pool: int) -> NDArray[np.int64]:
         """The numbers, each `pool` of them sorted by how much their inputs hold; equal ones stay in their order."""
         import numpy as np

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,9 @@ from optkit.artifact import Artifact
 from optkit.errors import DataError, OptkitError, SourceError, StepError
 from optkit.formats import torch_checkpoint, torch_model, torch_structure
 from optkit.formats.torch_structure import Stage
+from optkit.metricspec import metric_of
 from optkit.passes.torch_distill import PASS
+from optkit.scoring.held import HeldOut
 from optkit.testing import ListSamples
 
 QUICK: dict[str, Any] = {"student": {"torch": f"{ZOO}:student"}, "epochs": 6, "lr": 0.02}
@@ -209,7 +212,9 @@ CHILD = """
 import sys
 from pathlib import Path
 import distill_kit as kit
+from optkit.metricspec import metric_of
 from optkit.passes.torch_distill import PASS
+from optkit.scoring.held import HeldOut
 base, name, options = Path(sys.argv[1]), sys.argv[2], eval(sys.argv[3])
 teacher = kit.source(base / f"teacher-{name}")
 kit.Turn(PASS, teacher, base / name, options, kept=base / "kept").run()
@@ -397,6 +402,28 @@ def test_labels_that_nobody_learns_from_may_be_of_any_kind(
     named = {"label": "boxes"} if what.startswith("label '") else {}
     with pytest.raises(DataError, match=what):
         Turn(PASS, teacher, tmp_path / "some", losses({"kind": "labels", **named}), data=data).run()
+
+
+def test_metrics_of_the_held_out_samples_are_told_and_change_nothing(teacher: Artifact, tmp_path: Path) -> None:
+    plain = Turn(PASS, teacher, tmp_path / "plain", QUICK, data=LABELLED)
+    plain.run()
+    turn = Turn(PASS, teacher, tmp_path / "scored", QUICK, data=LABELLED)
+    turn.context = replace(turn.context, score=HeldOut([metric_of({"accuracy": {}})], tmp_path))
+    found = turn.run()["held_out_metrics"]["accuracy"]
+    assert 0 <= found["before"] < found["after"] <= found["source"] <= 1
+    assert any(re.search(r"held out [0-9.]+.*, accuracy [0-9.]+%, .* left", text) for text, _ in turn.told)
+    assert turn.weights == plain.weights
+
+
+def test_a_metric_that_the_fit_set_cannot_feed_is_no_mistake(teacher: Artifact, tmp_path: Path) -> None:
+    turn = Turn(PASS, teacher, tmp_path, QUICK)
+    turn.context = replace(
+        turn.context, score=HeldOut([metric_of({"accuracy": {}}), metric_of({"similarity": {}})], tmp_path)
+    )
+    found = turn.run()["held_out_metrics"]
+    assert found["accuracy"] == {"problem": "sample 0 has no label"}
+    assert found["similarity"]["before"] < found["similarity"]["after"]
+    assert not any("accuracy" in text for text, _ in turn.told)
 
 
 def test_labels_that_are_no_classes(teacher: Artifact, tmp_path: Path) -> None:
