@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.artifact import Artifact, TensorSpec
-from optkit.disk import FULL
 from optkit.errors import OptkitError, SourceError, StepError
 from optkit.formats import torch_model
 from optkit.formats.torch_factory import kind_of_value
@@ -66,7 +66,7 @@ def called(
         except (OptkitError, MemoryError):
             raise
         except (Exception, SystemExit) as error:
-            if isinstance(error, OSError) and error.errno in FULL:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise raised(call.named, error, folder, "call it by hand in Python", "with.call") from error
     if not isinstance(result, torch.nn.Module):
