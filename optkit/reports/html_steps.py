@@ -14,6 +14,7 @@ from optkit.reports.markup import Safe, join, tag
 from optkit.reports.pruning import HEAD, LEFT_HEAD, pruned
 from optkit.reports.rows import broken, cached, cases, cost, duration, remedy, seconds_of, share, size, spelt
 from optkit.reports.sentences import deferral, replay
+from optkit.reports.training import trained
 
 Data = Mapping[str, Any]
 
@@ -40,10 +41,11 @@ def section(step: Data, report: Data) -> Safe:
             ("checked", _checked(check)), ("lost", _first_upper(cost(step, report))),
         ]),
         wrong(step, report, bare=True), layers(step), _bounds(step), _outputs(step), budget(step), _pruned(step),
+        tag("p", "Trained: ", learned) if (learned := trained(step)) else None,
     ]  # fmt: skip
     if step.get("options"):
         parts.append(folded("Options", tag("pre", _pretty(step["options"]))))
-    drawn = {"budget", *(("layers", "left") if pruned(step) else ())}
+    drawn = {"budget", *(("layers", "left", "zeros") if pruned(step) else ())}
     notes = {key: value for key, value in (step.get("notes") or {}).items() if key not in drawn}
     if notes:
         parts.append(folded("What the pass noted", tag("pre", _pretty(notes))))
@@ -173,7 +175,7 @@ def _pruned(step: Data) -> Safe | None:
     said, rows, left = found
     parts = [tag("p", "Pruned: ", said), folded("Layers", table(HEAD, rows))]
     if left:
-        parts.append(folded(f"{len(left)} layers not pruned", table(LEFT_HEAD, left)))
+        parts.append(folded(f"{len(left)} layer{'s' * (len(left) != 1)} not pruned", table(LEFT_HEAD, left)))
     return join(parts)
 
 

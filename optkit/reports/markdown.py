@@ -38,6 +38,7 @@ from optkit.reports.rows import (
     worse,
 )
 from optkit.reports.sentences import caution, commands, deferral, facts, flat, replay
+from optkit.reports.training import trained
 
 Data = Mapping[str, Any]
 
@@ -73,6 +74,8 @@ def render(report: Data) -> str:
         parts += ["## Budgets", *(_budget(s) for s in budgeted)]
     if cut := [(s, found) for s in steps if (found := pruned(s))]:
         parts += ["## Pruning", *(_pruned(s, *found) for s, found in cut)]
+    if learned := [(s, told) for s in steps if (told := trained(s))]:
+        parts += ["## Training", _list(f"{escape(s['id'])}: {escape(told)}" for s, told in learned)]
     parts += ["## Reproduce", _reproduce(report), "## Environment", _environment(report)]
     return "\n\n".join(part for part in parts if part) + "\n"
 

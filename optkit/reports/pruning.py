@@ -11,8 +11,17 @@ LEFT_HEAD = ("Not pruned", "Why")
 
 
 def pruned(step: Data) -> tuple[str, list[list[str]], list[list[str]]] | None:
-    """A sentence, the rows of `HEAD` and those of `LEFT_HEAD`; None of a step that removed no channels."""
+    """A sentence, the rows of `HEAD` and those of `LEFT_HEAD`; None of a step that removed nothing."""
     notes = step.get("notes") or {}
+    left = [[item["layer"], item["why"]] for item in notes.get("left", ())]
+    if "zero_share" in notes:
+        counts = notes["zeros"].values()
+        said = f"{notes['zero_share']:.1%} of {sum(size for _, size in counts):,} weights are zero, in {len(counts)} layers."
+        return (
+            said,
+            [[name, f"{zero:,} of {size:,} weights", ""] for name, (zero, size) in notes["zeros"].items()],
+            left,
+        )
     if "layers" not in notes or "macs" not in notes:
         return None
     rows = [
@@ -20,7 +29,7 @@ def pruned(step: Data) -> tuple[str, list[list[str]], list[list[str]]] | None:
          else f"{item['channels'][0]}, all kept", ", ".join(item["with"])]
         for item in notes["layers"]
     ]  # fmt: skip
-    return _said(step, notes), rows, [[item["layer"], item["why"]] for item in notes.get("left", ())]
+    return _said(step, notes), rows, left
 
 
 def _said(step: Data, notes: Data) -> str:
