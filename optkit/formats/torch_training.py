@@ -170,12 +170,15 @@ class _Loop:
         while not state.finished:
             self.epoch()
         if state.best["epoch"] == 0:
+            early = state.step < self.total
             raise StepError(
                 f"nothing was learned: the held-out loss was {state.epochs[0]['held_out']['loss']:.4g} at first and "
-                f"never below it in {state.step} steps",
+                f"never below it in {state.step} steps"
+                + (f" of {self.total}, after which patience: {self.how.patience} ended it" if early else ""),
                 subject="with.lr",
-                hint=f"a smaller lr (it is {self.how.lr:g}), or more epochs" + self.learner.otherwise,
-            )
+                hint=f"a smaller lr (it is {self.how.lr:g}), or "
+                + ("more patience" if early else "more epochs") + self.learner.otherwise,
+            )  # fmt: skip
         self.learner.load(state.best["learner"])
 
     def epoch(self) -> None:

@@ -15,13 +15,10 @@ def pruned(step: Data) -> tuple[str, list[list[str]], list[list[str]]] | None:
     notes = step.get("notes") or {}
     left = [[item["layer"], item["why"]] for item in notes.get("left", ())]
     if "zero_share" in notes:
-        counts = notes["zeros"].values()
-        said = f"{notes['zero_share']:.1%} of {sum(size for _, size in counts):,} weights are zero, in {len(counts)} layers."
-        return (
-            said,
-            [[name, f"{zero:,} of {size:,} weights", ""] for name, (zero, size) in notes["zeros"].items()],
-            left,
-        )
+        zeros = notes["zeros"]
+        whole = sum(size for _, size in zeros.values())
+        said = f"{notes['zero_share']:.1%} of {whole:,} weights are zero, in {len(zeros)} layers."
+        return said, [[name, f"{zero:,} of {size:,} weights", ""] for name, (zero, size) in zeros.items()], left
     if "layers" not in notes or "macs" not in notes:
         return None
     rows = [

@@ -15,8 +15,8 @@ def trained(step: Data) -> str | None:
         return None
     loss, counts = notes["held_out_loss"], notes["samples"]
     parts = [
-        f"{notes['steps']} steps on {counts['learned_from']} samples; on {counts['held_out']} others the loss went from "
-        f"{loss['before']:.4g} to {loss['after']:.4g}, its lowest, after epoch {notes['epochs']['best']['epoch']}"
+        f"{notes['steps']} steps on {counts['learned_from']} samples; on {counts['held_out']} others the loss went "
+        f"from {loss['before']:.4g} to {loss['after']:.4g}, its lowest, after epoch {notes['epochs']['best']['epoch']}"
     ]
     for name, found in (notes.get("held_out_metrics") or {}).items():
         if "problem" in found:
