@@ -40,6 +40,7 @@ class Recovery:
         check_device(context.device)
         self.model, self.options, self.rounds, self.context = model, options, rounds, context
         self.notes: list[dict[str, Any]] = []
+        self.sparse = False
         self.kept = context.kept or context.scratch / "kept"
         self.kept.mkdir(exist_ok=True)
         self.threads = threads_of(self.kept, context.threads)
@@ -85,7 +86,7 @@ class Recovery:
                                         size=size, seed=seed)  # fmt: skip
         folder = self.kept / f"{number}-{digest_of([stage.to_json() for stage in stages])[:16]}"
         folder.mkdir(exist_ok=True)
-        learner = Learner(self.model.source.module, distillation.helpers, distillation)
+        learner = Learner(self.model.source.module, distillation.helpers, distillation, sparse=self.sparse)
         try:
             return torch_training.train(learner, self.data, options, seed=seed, threads=self.threads,
                                         device=context.device, kept=folder, progress=progress)  # fmt: skip

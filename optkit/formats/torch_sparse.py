@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,4 +136,33 @@ def zeros(found: Sequence[Matrix]) -> dict[str, int]:
     return {matrix.name: int((matrix.tensor == 0).sum()) for matrix in found}
 
 
-__all__ = ["Matrix", "holds_two_of_four", "left_dense", "matrices", "smallest", "two_of_four", "zeros"]
+def zeros_of(module: Any) -> dict[str, Any]:
+    """Where a sparse model's weights are zero, as masks by name: what a training has to leave alone."""
+    found = {name: weight.detach() == 0 for name, weight in module.named_parameters() if weight.dim() > 1}
+    return {name: mask for name, mask in found.items() if bool(mask.any())}
+
+
+def put_back(module: Any, masks: Mapping[str, Any]) -> None:
+    """Make zero again, in place, what `zeros_of` gave of a module."""
+    own = dict(module.named_parameters())
+    for name, mask in masks.items():
+        own[name].data.masked_fill_(mask.to(own[name].device), 0)
+
+
+def lost(masks: Mapping[str, Any], tensors: Mapping[str, Any]) -> list[str]:
+    """The names of tensors that are no longer zero where they were."""
+    return [n for n, mask in masks.items() if n in tensors and bool((tensors[n].to(mask.device)[mask] != 0).any())]
+
+
+__all__ = [
+    "Matrix",
+    "holds_two_of_four",
+    "left_dense",
+    "lost",
+    "matrices",
+    "put_back",
+    "smallest",
+    "two_of_four",
+    "zeros",
+    "zeros_of",
+]

@@ -3,7 +3,8 @@
 A torch artifact with a structure is `torch.json`, the descriptor of the module it was made from, with two keys more:
 
     {..., "pruned": {"structure": "structure.json", "weights": "weights.safetensors"},
-     "made_from": digest of the model it was cut from}
+     "made_from": digest of the model it was cut from,
+     "sparse": true}        where weights were set to zero, which stay so whatever learns them
 
 both files beside it. structure.json has no code and no pickle in it:
 
@@ -166,13 +167,14 @@ def restore(module: Any, descriptor: Mapping[str, Any]) -> None:
 
 def save(
     module: Any, parent: Mapping[str, Any], digest: str, done: Sequence[Stage], out_dir: Path,
-    quantised: tuple[torch_quantised.Quantised, Mapping[str, Any]] | None = None,
+    quantised: tuple[torch_quantised.Quantised, Mapping[str, Any]] | None = None, sparse: bool = False,
 ) -> None:  # fmt: skip
     """Write torch.json, structure.json and weights.safetensors.
 
     parent: the descriptor the module was loaded by. digest: of what it describes; it is written down, so that the same
     weights under other code are another artifact. Tied weights are stored once per name, so that any reader finds each.
     quantised: the record of which tensors are integers, and those tensors' scales by name; it gets a file of its own.
+    sparse: weights were set to zero.
     """
     torch = need("torch")
     whole = [*stages(parent), *done]
@@ -184,7 +186,8 @@ def save(
         for name, value in module.state_dict().items()
         if isinstance(value, torch.Tensor)
     }
-    descriptor = {**parent, "pruned": {"structure": STRUCTURE, "weights": WEIGHTS}, "made_from": digest}
+    descriptor = {**parent, "pruned": {"structure": STRUCTURE, "weights": WEIGHTS}, "made_from": digest,
+                  **({"sparse": True} if sparse else {})}  # fmt: skip
     if quantised:
         written, scales = quantised
         state = torch_quantised.state_of(written, state, scales)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from optkit.errors import StepError, did_you_mean
-from optkit.formats import torch_checkpoint
+from optkit.formats import torch_checkpoint, torch_sparse
 from optkit.formats.torch_training_data import Batch, TrainingData
 from optkit.formats.torch_training_options import BATCH_SIZE, EPOCHS, Training
 from optkit.plugin import need
@@ -37,7 +37,8 @@ class Learner:
 
     still: the module stays in evaluation mode while it learns, without dropout, its batch norms as they are.
     otherwise: what to do, beside a smaller learning rate, where nothing was learned. scores: measures the recipe's
-    metrics on the samples held out; for the user to see: what is best, the loss says.
+    metrics on the samples held out; for the user to see: what is best, the loss says. sparse: weights that are zero at
+    first stay so.
     """
 
     module: Any
@@ -46,6 +47,7 @@ class Learner:
     still: bool = False
     otherwise: str = ""
     scores: Callable[[], Mapping[str, Mapping[str, Any]]] | None = None
+    sparse: bool = False
 
     def state(self) -> dict[str, Any]:
         """Copies of all tensors that a training changes."""
@@ -143,6 +145,7 @@ class _Loop:
         self.begun = self.saved_at = time.perf_counter()
         self.begun_at = 0
         self.scored = learner.scores is not None
+        self.zeros = torch_sparse.zeros_of(learner.module) if learner.sparse else {}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
@@ -230,6 +233,7 @@ class _Loop:
         if not torch.isfinite(norm):
             raise self.lost("the loss has a gradient that is not finite", 1)
         self.optimizer.step()
+        torch_sparse.put_back(self.learner.module, self.zeros)
         state.step += 1
         state.rows += batch.rows
         _add(state.sums, losses, batch.rows)

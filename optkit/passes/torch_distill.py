@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import Field
 
 from optkit.artifact import Artifact, digest_file, digest_of
 from optkit.errors import SourceError, StepError
-from optkit.formats import torch_lesson, torch_model, torch_quantised, torch_structure
+from optkit.formats import torch_lesson, torch_model, torch_quantised, torch_sparse, torch_structure
 from optkit.formats.torch_device import check_device
 from optkit.formats.torch_distill_options import Lessons, Student
 from optkit.formats.torch_files import read_weights
@@ -37,11 +38,14 @@ def run(artifact: Artifact, out_dir: Path, options: TorchDistill, context: Conte
         student = torch_model.load_described(descriptor, device=context.device)
     with _named_as_the_student(options):
         lesson = _lesson(student, options, context)
+        zeros = torch_sparse.zeros_of(student.source.module) if descriptor.get("sparse") else {}
+        lesson = replace(lesson, learner=replace(lesson.learner, sparse=bool(zeros)))
         trained = torch_lesson.learn(lesson, options, context)
     context.progress("write", 1.0)
     torch_structure.save(student.source.module.to("cpu"), descriptor, digest, [], out_dir)
     torch_lesson.remember(trained, context)
-    return torch_lesson.notes(lesson, trained)
+    kept = {"zeros_kept": sum(int(mask.sum()) for mask in zeros.values())} if zeros else {}
+    return {**torch_lesson.notes(lesson, trained), **kept}
 
 
 def _student(artifact: Artifact, options: TorchDistill, context: Context) -> tuple[dict[str, Any], str]:
@@ -101,10 +105,19 @@ def confirm(parent: Artifact, artifact: Artifact, options: TorchDistill, context
         lesson = _lesson(student, options, context)
     except (SourceError, StepError) as error:
         return [f"the student cannot be loaded and run: {error.what}"]
-    complaints = _unlike(read_weights(artifact.path.parent / torch_structure.WEIGHTS), best["learner"])
+    complaints = _unsparse(parent, student, options)
+    complaints += _unlike(read_weights(artifact.path.parent / torch_structure.WEIGHTS), best["learner"])
     own = {f"module.{name}": tensor for name, tensor in student.source.module.state_dict().items()}
     lesson.learner.load({**best["learner"], **own})  # the projections are no part of the model
     return complaints + torch_lesson.complaints(lesson.learner, lesson.data, best, context)
+
+
+def _unsparse(parent: Artifact, student: torch_model.TorchModel, options: TorchDistill) -> list[str]:
+    if options.student is not None or not torch_model.read_descriptor(parent.path).get("sparse"):
+        return []
+    was = torch_sparse.zeros_of(torch_model.load(parent.path).source.module)
+    lost = torch_sparse.lost(was, student.source.module.state_dict())
+    return [f"{name} is no longer zero where it was" for name in lost]
 
 
 def _unlike(written: Mapping[str, Any], best: Mapping[str, Any]) -> list[str]:

@@ -146,6 +146,7 @@ def run(artifact: Artifact, out_dir: Path, options: TorchPrune, context: Context
     recovery = None
     if options.recover is not None:
         recovery = torch_recovery.Recovery(model, options.recover, options.rounds, context)
+        recovery.sparse = bool(descriptor.get("sparse"))
     with _threads(recovery.threads if recovery else context.threads):
         _, feeds = runnable_feeds(model, context.inputs or model.inputs, context.dims)
         module = model.source.module
@@ -167,11 +168,12 @@ def run(artifact: Artifact, out_dir: Path, options: TorchPrune, context: Context
             stages, notes = done.stages, {**done.notes, **({"recovered": recovery.notes} if recovery else {})}
         else:
             stages, notes = [], _sparse(module, options)
+        sparse = options.how != "structured"
         after = {"macs": macs(model, feeds), "parameters": parameter_count(module)}
         answers = model.call(feeds)
     _check_finite(torch, answers)
     context.progress("write", None)
-    torch_structure.save(module, descriptor, artifact.digest, stages, out_dir)
+    torch_structure.save(module, descriptor, artifact.digest, stages, out_dir, sparse=sparse)
     counted = {key: {"before": before[key], "after": after[key]} for key in before}
     return {**notes, **counted, "sizes": {name: list(feed.shape) for name, feed in feeds.items()},
             "counted_by": f"torch.utils.flop_counter of torch {torch.__version__}"}  # fmt: skip

@@ -47,7 +47,7 @@ from pydantic import Field, field_validator
 
 from optkit.artifact import Artifact
 from optkit.errors import DataError, SourceError, StepError
-from optkit.formats import torch_checkpoint, torch_model, torch_quantised, torch_ranks, torch_structure
+from optkit.formats import torch_checkpoint, torch_model, torch_quantised, torch_ranks, torch_sparse, torch_structure
 from optkit.formats.torch_device import check_device
 from optkit.formats.torch_training_data import Batch, TrainingData
 from optkit.formats.torch_training_options import BATCH_SIZE, Share
@@ -106,6 +106,7 @@ def run(artifact: Artifact, out_dir: Path, options: TorchTrain, context: Context
                         held_out=options.held_out, seed=context.seed, device=context.device)  # fmt: skip
     module = model.source.module
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    zeros = torch_sparse.zeros_of(module) if descriptor.get("sparse") else {}
     batch = next(data.held_out_batches(BATCH_SIZE))
     call = _call(artifact, data, options, context)
     if options.processes > 1:
@@ -121,6 +122,7 @@ def run(artifact: Artifact, out_dir: Path, options: TorchTrain, context: Context
         _same_structure(state, before)
         trained.eval()
         wanted = answers(model, trained, batch)
+    _still_zero(zeros, state)
     changed = sum(not torch.equal(before[name], tensor.to(before[name].device)) for name, tensor in state.items())
     if not changed:
         raise StepError(f"{options.call} changed nothing: all {len(before)} tensors are as they were",
@@ -174,6 +176,16 @@ def _same_structure(after: Mapping[str, Any], before: Mapping[str, Any]) -> None
         more = f", nor are {len(bad) - 1} more" if len(bad) > 1 else ""
         raise StepError(f"the returned module's {bad[0]} is not finite{more}", subject="with.call",
                         hint="a smaller learning rate, or clipped gradients")  # fmt: skip
+
+
+def _still_zero(zeros: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Raises StepError where a weight that torch.prune set to zero is not any more."""
+    if lost := torch_sparse.lost(zeros, state):
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise StepError(f"the returned module's {lost[0]}{more} has values where torch.prune had set zeros",
+                        subject="with.call", hint="keep them: masks = {n: p == 0 for n, p in module.named_parameters() "
+                        "if p.dim() > 1} at first, and p.data.masked_fill_(masks[n], 0) after each optimizer.step(); "
+                        "torch.distill does so by itself")  # fmt: skip
 
 
 def _rebuilt(out_dir: Path, wanted: Mapping[str, Any], batch: Batch, device: str) -> None:

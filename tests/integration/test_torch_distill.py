@@ -26,6 +26,7 @@ from optkit.errors import DataError, OptkitError, SourceError, StepError
 from optkit.formats import torch_checkpoint, torch_model, torch_structure
 from optkit.formats.torch_structure import Stage
 from optkit.metricspec import metric_of
+from optkit.passes import torch_prune, torch_qat, torch_train
 from optkit.passes.torch_distill import PASS
 from optkit.scoring.held import HeldOut
 from optkit.testing import ListSamples
@@ -213,6 +214,7 @@ import sys
 from pathlib import Path
 import distill_kit as kit
 from optkit.metricspec import metric_of
+from optkit.passes import torch_prune, torch_qat, torch_train
 from optkit.passes.torch_distill import PASS
 from optkit.scoring.held import HeldOut
 base, name, options = Path(sys.argv[1]), sys.argv[2], eval(sys.argv[3])
@@ -462,3 +464,39 @@ def test_a_student_written_over_is_found_out(teacher: Artifact, tmp_path: Path) 
     complaints = PASS.confirm(teacher, turn.artifact, turn.options, turn.context)
     assert any("head.bias is not as it was learned" in text for text in complaints)
     assert any("its held-out loss is" in text for text in complaints)
+
+
+# ------------------------------------------------------------------------------------------------ zeros
+
+
+@pytest.fixture(scope="module")
+def sparse(teacher: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The teacher with two of every four weights set to zero."""
+    turn = Turn(torch_prune.PASS, teacher, tmp_path_factory.mktemp("sparse"), {"how": "2:4"})
+    turn.run()
+    return turn.artifact
+
+
+def zeros_in(folder: Path) -> dict[str, Any]:
+    state = torch_structure.read_weights(folder / "weights.safetensors")
+    return {name.removesuffix("_quantised"): tensor == 0 for name, tensor in state.items() if tensor.dim() > 1}
+
+
+@pytest.mark.parametrize("use", [PASS, torch_qat.PASS], ids=lambda use: use.name)
+def test_what_was_set_to_zero_stays_zero(use: Any, teacher: Artifact, sparse: Artifact, tmp_path: Path) -> None:
+    turn = Turn(use, teacher, tmp_path, {"epochs": 3, "lr": 0.005}, parent=sparse)
+    notes = turn.run()
+    before, after = zeros_in(sparse.path.parent), zeros_in(turn.out)
+    assert sum(int(mask.sum()) for mask in before.values()) > 100
+    assert all((after[name] | ~mask).all() for name, mask in before.items())
+    if use is PASS:
+        assert notes["zeros_kept"] == sum(int(mask.sum()) for mask in before.values())
+
+
+def test_a_function_of_ones_own_that_loses_zeros_is_refused(
+    teacher: Artifact, sparse: Artifact, tmp_path: Path
+) -> None:
+    turn = Turn(torch_train.PASS, teacher, tmp_path, {"call": f"{kit.TRAIN_ZOO}:train"}, parent=sparse)
+    with pytest.raises(StepError, match=r"weight.* has values where torch\.prune had set zeros") as caught:
+        turn.run()
+    assert "masked_fill_" in caught.value.hint
