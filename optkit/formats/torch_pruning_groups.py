@@ -78,10 +78,14 @@ def left_alone(graph: Graph) -> list[dict[str, str]]:
     """The layers whose channels cannot be removed, each with its reason."""
     found: dict[str, str] = {}
     for name, axes in graph.tensors.items():
-        weights = [axis for axis, _ in ((a, x) for a, x in enumerate(axes) if x is not None)]
+        weights = [a for a, axis in enumerate(axes) if axis is not None]
         made = [a for a in weights if (name, a) not in graph.reads]
-        if len(axes) < 2 or not any((name, a) in graph.reads for a in range(len(axes))) or not made:
+        if len(axes) < 2 or not made:
             continue
+        if made == weights:  # no known sum over any of them: an embedding's width, a recurrent layer's weights
+            if not all(graph.units.frozen(axis) for axis in axes if axis is not None):
+                continue
+            made = made[-1:]
         axis = axes[made[0]]
         assert axis is not None
         if graph.units.frozen(axis):

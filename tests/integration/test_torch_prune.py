@@ -182,6 +182,7 @@ def test_grouped_convolutions_lose_whole_groups(tmp_path: Path) -> None:
         ("Biased", "attention", "select in attention"),
         ("Shuffle", "stem.0", "its size is written into the code"),
         ("Recurrent", "between", "gru in gru reads it"),
+        ("Recurrent", "gru", "gru in gru reads it"),
     ],
 )
 def test_what_cannot_follow_is_left_alone_and_named(name: str, layer: str, why: str, tmp_path: Path) -> None:
