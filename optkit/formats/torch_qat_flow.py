@@ -158,6 +158,15 @@ def fold(module: Any, pairs: Sequence[tuple[str, str]]) -> None:
 # ------------------------------------------------------------------------------------------------ places
 
 
+WHOLE = {
+    "multi_head_attention_forward": "torch computes all of nn.MultiheadAttention in one call",
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), "torch computes all of a recurrent layer in one call"),
+    "embedding": "it looks its table up and multiplies nothing",
+    "embedding_bag": "it looks its table up and multiplies nothing",
+}
+"""What has weights and is left in float, and why."""
+
+
 @dataclass
 class Places:
     """What is to be rounded where. activations: name to the values on that grid.
@@ -209,8 +218,8 @@ class _Chooser:
         shown: list[str] = []
         for call in self.flow.calls:
             if call.name not in HEAVY:
-                if call.name == "multi_head_attention_forward":
-                    self._leave("torch computes all of nn.MultiheadAttention in one call", call)
+                if call.name in WHOLE:
+                    self._leave(WHOLE[call.name], call)
                 continue
             weight = call.parameters.get(_slot(call, "weight"))
             path = weight.rpartition(".")[0] if weight else call.key.partition(":")[0]

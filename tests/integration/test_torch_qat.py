@@ -196,7 +196,7 @@ def words_file(words: Trained, tmp_path_factory: pytest.TempPathFactory) -> Arti
 
 def test_torchs_own_attention_runs_on_integers(tmp_path: Path) -> None:
     made = trained(tmp_path / "run", source(tmp_path / "source", "torchs", kit.IDS), WORDS)
-    assert made.notes["left_float"] == {}
+    assert made.notes["left_float"] == {"it looks its table up and multiplies nothing": ["words"]}
     inner = [f"layer.self_attn.{name}" for name in ("k_proj", "out_proj", "q_proj", "v_proj")]
     assert made.notes["quantised"] == ["head", "layer.linear1", "layer.linear2", *inner]
     feeds = {"input_ids": RNG.integers(0, 50, (16, 12))}
@@ -223,7 +223,10 @@ def test_for_openvino_a_branch_is_not_rounded_before_it_is_added(images: Trained
 
 def test_products_over_sequences_run_on_integers(words: Trained, words_file: Artifact, tmp_path: Path) -> None:
     assert words.notes["quantised"] == ["down", "out", "qkv", "up"]
-    assert words.notes["left_float"] == {"its weight words.weight is used otherwise too": ["head"]}
+    assert words.notes["left_float"] == {
+        "it looks its table up and multiplies nothing": ["words"],
+        "its weight words.weight is used otherwise too": ["head"],
+    }
     feeds = {"input_ids": RNG.integers(0, 50, (16, 12))}
     want = words.answers(feeds)
     assert fused(words_file.path, tmp_path)["MatMulIntegerToFloat"] == 4
