@@ -92,11 +92,23 @@ def _check_saved_model(recipe: Recipe, model: SavedModelSource, note: Note) -> N
         note(key, f"model.savedmodel: {model.savedmodel!r:.80} is no path: {error}", _FROM, key)
 
 
+_WEIGHTS = "the callable that builds the module, torch: models/net.py:build, and weights: with this file beside it"
+_OF_A_FILE = {
+    ".pt2": "pt2: in place of torch:, for a torch.export program",
+    ".onnx": "onnx: in place of torch:",
+    ".pt": f"{_WEIGHTS}; or torchscript: in place of torch:, where it is a TorchScript module",
+    ".pth": _WEIGHTS,
+    ".safetensors": _WEIGHTS,
+}
+"""What to try where model.torch names a file of this kind."""
+
+
 def _check_torch(recipe: Recipe, model: TorchSource, note: Note) -> None:
     file, _, name = model.torch.rpartition(":")
     if not file or not all(part.isidentifier() for part in name.split(".")):
         what = f"model.torch: {model.torch!r} is not FILE.py:NAME or MODULE:NAME"
-        note(("model", "torch"), what, "for example models/net.py:build", ("model", "torch"))
+        end = model.torch[model.torch.rfind(".") :].lower()
+        note(("model", "torch"), what, _OF_A_FILE.get(end, "for example models/net.py:build"), ("model", "torch"))
     elif file.endswith(".py"):
         check_file(recipe, file, note, ("model", "torch"), "model.torch")
     if model.weights is not None:

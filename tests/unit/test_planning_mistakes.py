@@ -43,6 +43,8 @@ SWAPS = [
     ("torch: net.py:build", "torch: net.py:build\n  onnx: m.onnx", 3, "names 2 kinds of source: torch, onnx", "one of"),
     ("torch: net.py:build", "torch: net.py", 4, "is not FILE.py:NAME", "models/net.py:build"),
     ("torch: net.py:build", "torch: 'net.py:'", 4, "is not FILE.py:NAME", "models/net.py:build"),
+    ("torch: net.py:build", "torch: net.pt2", 4, "is not FILE.py:NAME", "pt2: in place of torch:"),
+    ("torch: net.py:build", "torch: net.safetensors", 4, "is not FILE.py:NAME", "and weights: with this file"),
     ("torch: net.py:build", "torch: nte.py:build", 4, "there is no file", "did you mean 'net.py'?"),
     ("torch: net.py:build", "torch: x/y/net.py:build", 4, "there is no file", "folder"),
     ("torch: net.py:build", "torch: package:nope/net.py:build", 4, "package 'nope' is not installed", "pip install"),
