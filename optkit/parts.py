@@ -92,13 +92,13 @@ def _check_saved_model(recipe: Recipe, model: SavedModelSource, note: Note) -> N
         note(key, f"model.savedmodel: {model.savedmodel!r:.80} is no path: {error}", _FROM, key)
 
 
-_WEIGHTS = "the callable that builds the module, torch: models/net.py:build, and weights: with this file beside it"
+_BUILT = "the callable that builds the module, torch: models/net.py:build, and weights: with this file beside it"
 _OF_A_FILE = {
     ".pt2": "pt2: in place of torch:, for a torch.export program",
     ".onnx": "onnx: in place of torch:",
-    ".pt": f"{_WEIGHTS}; or torchscript: in place of torch:, where it is a TorchScript module",
-    ".pth": _WEIGHTS,
-    ".safetensors": _WEIGHTS,
+    ".pt": f"{_BUILT}; or torchscript: in place of torch:, where it is a TorchScript module",
+    ".pth": _BUILT,
+    ".safetensors": _BUILT,
 }
 """What to try where model.torch names a file of this kind."""
 
