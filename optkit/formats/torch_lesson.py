@@ -52,6 +52,9 @@ def lesson(
     """Made by running both models once. grids: what learns beside the student and stays with it, an nn.Module."""
     assert context.source is not None
     teacher = torch_model.load(context.source.path, device=context.device)
+    if teacher.exported is not None:  # its graph holds within the dims alone
+        batch_axes = {str(spec.shape[0]) for spec in teacher.inputs if spec.shape}
+        data.most = min((dim.max for name, dim in context.dims.items() if name in batch_axes), default=None)
     size = data.batch_size(options.batch_size, BATCH_SIZE)
     with torch_checkpoint.reproducible(context.seed, context.threads, context.device):
         losses = Distillation(student, teacher, options.losses, data, mask=options.mask, size=size, seed=context.seed)

@@ -67,7 +67,10 @@ class _Labels(Mapping[str, Any]):
 
 
 class TrainingData:
-    """The samples of a fit set in random access. train, held_out: their numbers, in the set's order."""
+    """The samples of a fit set in random access. train, held_out: their numbers, in the set's order.
+
+    most: samples that a model takes at a time, where that has a limit.
+    """
 
     def __init__(
         self, samples: Samples | None, folder: Path, inputs: Sequence[TensorSpec], *, held_out: float, seed: int,
@@ -82,6 +85,7 @@ class TrainingData:
         if samples is not None and not (folder / INDEX).is_file():
             _write(samples, folder)
         self.inputs, self.device, self.share = tuple(inputs), device, share
+        self.most: int | None = None
         found = stack or (samples.stacker if samples is not None else None)
         assert found is not None
         self.stack = found
@@ -168,7 +172,11 @@ class TrainingData:
             raise StepError(f"batches of {asked} were asked for, but there are {len(self.train)} samples to train on",
                             subject="with.batch_size", hint=f"batch_size: {len(self.train)} or less, or more "
                             "samples")  # fmt: skip
-        return exactly or asked or min(default, len(self.train))
+        if exactly is None and self.most is not None and (asked or 0) > self.most:
+            raise StepError(f"batches of {asked} were asked for; the source model was exported for {self.most} at most",
+                            subject="with.batch_size", hint=f"batch_size: {self.most} or less, or a larger max under "
+                            "dims")  # fmt: skip
+        return exactly or asked or min(default, len(self.train), self.most or default)
 
     def order(self, size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
         """The numbers of an epoch's batches, every sample once, shuffled by seed and epoch.

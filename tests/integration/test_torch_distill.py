@@ -21,7 +21,7 @@ import torch_kit
 from distill_kit import DATA, LABELLED, ZOO, Turn
 from pydantic import ValidationError
 
-from optkit.artifact import Artifact
+from optkit.artifact import Artifact, Dim
 from optkit.errors import DataError, OptkitError, SourceError, StepError
 from optkit.formats import torch_checkpoint, torch_model, torch_structure
 from optkit.formats.torch_structure import Stage
@@ -464,6 +464,28 @@ def test_a_student_written_over_is_found_out(teacher: Artifact, tmp_path: Path) 
     complaints = PASS.confirm(teacher, turn.artifact, turn.options, turn.context)
     assert any("head.bias is not as it was learned" in text for text in complaints)
     assert any("its held-out loss is" in text for text in complaints)
+
+
+# ------------------------------------------------------------------------------------------------ exported teachers
+
+
+def test_an_exported_teacher_is_asked_for_no_more_than_it_was_exported_for(teacher: Artifact, tmp_path: Path) -> None:
+    """As the teacher of a live module is: a graph for the dims' range."""
+    dims, path = {"batch": Dim(1, 8, 16)}, tmp_path / "teacher.pt2"
+    module = torch_model.load(teacher.path).source.module
+    axes = ({0: torch.export.Dim("batch", min=1, max=16)},)
+    torch.export.save(torch.export.export(module, (torch.zeros(2, 8),), dynamic_shapes=axes), path)
+    spec = torch_kit.descriptor(tmp_path, [torch_kit.X], "", ["scores"], kind="exported", path=str(path))
+    exported = torch_kit.artifact(spec, dims)
+
+    def turn(folder: str, **options: Any) -> Turn:
+        made = Turn(PASS, exported, tmp_path / folder, {**QUICK, "epochs": 2, **options})
+        made.context = replace(made.context, dims=dims)
+        return made
+
+    assert turn("run").run()["batch_size"] == 16
+    with pytest.raises(StepError, match=r"batches of 64 were asked for; .* for 16 at most"):
+        turn("large", batch_size=64).run()
 
 
 # ------------------------------------------------------------------------------------------------ zeros
