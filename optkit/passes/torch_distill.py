@@ -22,7 +22,9 @@ from optkit.plugin import Context, Pass, need
 
 class TorchDistill(Lessons):
     student: Student | None = Field(
-        None, description="the model that learns; default the one that the step comes from, such as a pruned one"
+        None,
+        description="the model that learns, {torch: FILE.py:build}; default the one that the step comes from, such as a "
+        "pruned one",
     )
 
 
