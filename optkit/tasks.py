@@ -397,8 +397,9 @@ def race(step: Data, say: Say) -> Data:
 
 def _beside(other: str, expected: str, got: str) -> Data:
     """How far the answers on one tape are from those on another."""
+    from optkit.parity.bounds import EQUAL_DB
     from optkit.parity.metrics import Comparison
-    from optkit.reports.rows import EQUAL_DB, worst
+    from optkit.reports.rows import worst
 
     one, two, comparison = Tape(Path(expected)), Tape(Path(got)), Comparison()
     number = 0

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from optkit.cli.text import clean, count, has_colour, is_terminal, paint, silence, width
 from optkit.events import Event, Notice, RunFinished, RunStarted, StepFinished, StepProgress, StepStarted
-from optkit.reports.rows import duration
+from optkit.reports.spelling import duration
 
 if TYPE_CHECKING:
     from rich.text import Text

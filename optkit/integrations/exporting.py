@@ -22,7 +22,8 @@ from optkit.integrations import ranks
 from optkit.integrations.tracking import Tracker, active, put
 from optkit.planning import Plan
 from optkit.report import Report
-from optkit.reports.rows import duration, verdict
+from optkit.reports.rows import verdict
+from optkit.reports.spelling import duration
 
 WHEN = ("end", "best", "every best")
 ON_FAILURE = ("raise", "keep training")

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from optkit.parity.bounds import EQUAL_DB
 from optkit.reports.markup import Safe, join, tag
-from optkit.reports.rows import EQUAL_DB
 
 Data = Mapping[str, Any]
 

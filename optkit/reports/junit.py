@@ -18,13 +18,13 @@ from optkit.parity.scores import value_text
 from optkit.report import write_atomically
 from optkit.reports.bounds import bound_rows, problems, unbounded
 from optkit.reports.layers import others, told
+from optkit.reports.remedies import remedy
 from optkit.reports.rows import (
     benchmark_text,
     broken,
     cost,
     deliveries,
     heat_name,
-    remedy,
     scores,
     speed,
     stands_on,

@@ -31,7 +31,7 @@ from optkit.passes.torch_to_openvino import PASS as TO_OPENVINO
 from optkit.registry import get_runner
 from optkit.reports import html, junit, markdown
 from optkit.reports.layers import sentence
-from optkit.reports.rows import remedy
+from optkit.reports.remedies import remedy
 from optkit.testing import ListSamples
 
 if TYPE_CHECKING:
