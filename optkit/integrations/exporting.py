@@ -73,7 +73,7 @@ class Export:
 class Exporter:
     """Converts a model of a training run whenever it is asked to. Every process of the training makes one.
 
-    Parameters as in `optkit.integrations.lightning`. Raises UserError for those that cannot be.
+    Parameters as in `optkit.integrations.callback`. Raises UserError for those that cannot be.
     """
 
     def __init__(
