@@ -1,7 +1,4 @@
-"""SmoothQuant of an ONNX graph: the same function, with outliers of a product's input moved into its weight.
-
-G. Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models" (ICML 2023).
-"""
+"""SmoothQuant of an ONNX graph: the same function, with outliers of a product's input moved into its weight."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optkit.formats import onnx_integer, onnx_weights
+from optkit.formats import onnx_integer, onnx_weights, smoothing
 from optkit.formats.onnx_integer import PREFIX, attribute
 
 if TYPE_CHECKING:
@@ -46,9 +43,9 @@ def groups(rewrite: onnx_integer.Rewrite, targets: Sequence[Any]) -> list[Group]
 def smooth(rewrite: onnx_integer.Rewrite, found: Sequence[Group], peaks: Mapping[str, Array], alpha: float) -> int:
     """Divide each group's input by its scales and multiply the weights; how many groups had anything to move.
 
-    peaks: the greatest magnitude of each channel of each input on data. alpha: 0 leaves the outliers in the input, 1
-    moves them all. The division goes into a LayerNormalization that feeds the group alone; else a Mul is put in. New
-    values of weights go to `rewrite.payloads`, one weight is held at a time.
+    peaks: the greatest magnitude of each channel of each input on data. alpha: see `smoothing.scales`. The division
+    goes into a LayerNormalization that feeds the group alone; else a Mul is put in. New values of weights go to
+    `rewrite.payloads`, one weight is held at a time.
     """
     import numpy as np
 
@@ -58,14 +55,8 @@ def smooth(rewrite: onnx_integer.Rewrite, found: Sequence[Group], peaks: Mapping
         for node in group.nodes:
             values = onnx_weights.read(rewrite.initializers[node.input[1]], rewrite.folder)
             reach = np.maximum(reach, np.abs(values).max(axis=1 - group.weight_axis(node)))
-        peak = np.asarray(peaks[group.source], np.float64)
-        live = (peak > 0) & (reach > 0)
-        scale = np.ones(len(peak))
-        scale[live] = peak[live] ** alpha / reach[live] ** (1 - alpha)
-        # a common factor changes nothing: keep the input in the middle of what it was, for float16's sake
-        scale[live] /= np.exp(np.log(scale[live]).mean()) if live.any() else 1.0
-        scale = np.clip(scale, 1e-5, 1e5)
-        if not live.any() or np.allclose(scale, 1.0):
+        scale = smoothing.scales(peaks[group.source], reach, alpha)
+        if scale is None:
             continue
         done += 1
         if not _folded(rewrite, group, scale):

@@ -62,30 +62,21 @@ class TfliteSession:
 
         Raises DataError on a missing or unknown name, and on a wrong dtype, rank or size; StepError where LiteRT fails.
         """
-        tensors = checked_feeds(tensors, self._agreed.inputs)
-        sizes = {
-            dim: size
-            for spec in self._agreed.inputs
-            for dim, size in zip(spec.shape or (), tensors[spec.name].shape, strict=False)
-            if isinstance(dim, str)
-        }
-        listed = self._agreed.sizes
-        if not listed:
-            return self._run(self._key, tensors)
-        padded = {name: self._padded_size(name, sizes[name]) for name in self._agreed.padded}
-        feed = {spec.name: self._pad(tensors[spec.name], spec, padded) for spec in self._agreed.inputs}
-        rows = next((name for name in listed if name not in padded), None)
-        if rows is None:
-            return self._cut(self._run(self._agreed.key(padded), feed), sizes)
-        pieces = []
-        for start, size, have in _pieces(sizes[rows], listed[rows]):
-            part = {name: _rows(value, start, have, size) for name, value in feed.items()}
-            got = self._run(self._agreed.key({**padded, rows: size}), part)
-            pieces.append({name: value[:have] for name, value in got.items()})
         import numpy as np
 
-        whole = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-        return self._cut(whole, sizes)
+        tensors = checked_feeds(tensors, self._agreed.inputs)
+        pieces = []
+        for key, feed, have in self._parts(tensors):
+            got = self._run(key, feed)
+            pieces.append(got if have is None else {name: value[:have] for name, value in got.items()})
+        whole = {name: np.concatenate([piece[name] for piece in pieces]) if len(pieces) > 1 else value
+                 for name, value in pieces[0].items()}  # fmt: skip
+        return self._cut(whole, self._sizes(tensors))
+
+    def raw(self, tensors: Tensors) -> Iterator[Mapping[str, Any]]:
+        """All that the file itself gives, by its own names, signature by signature: padded, and in its own dtypes."""
+        for key, feed, _ in self._parts(checked_feeds(tensors, self._agreed.inputs)):
+            yield self._results(key, feed)
 
     @property
     def interpreter(self) -> Any:
@@ -110,6 +101,31 @@ class TfliteSession:
         return feed
 
     # --- what goes in
+
+    def _sizes(self, tensors: Tensors) -> dict[str, int]:
+        return {
+            dim: size
+            for spec in self._agreed.inputs
+            for dim, size in zip(spec.shape or (), tensors[spec.name].shape, strict=False)
+            if isinstance(dim, str)
+        }
+
+    def _parts(self, tensors: Tensors) -> Iterator[tuple[str, Tensors, int | None]]:
+        """Signatures to run with their feeds, and how many of the rows are real where the batch is split."""
+        listed = self._agreed.sizes
+        if not listed:
+            yield self._key, tensors, None
+            return
+        sizes = self._sizes(tensors)
+        padded = {name: self._padded_size(name, sizes[name]) for name in self._agreed.padded}
+        feed = {spec.name: self._pad(tensors[spec.name], spec, padded) for spec in self._agreed.inputs}
+        rows = next((name for name in listed if name not in padded), None)
+        if rows is None:
+            yield self._agreed.key(padded), feed, None
+            return
+        for start, size, have in _pieces(sizes[rows], listed[rows]):
+            part = {name: _rows(value, start, have, size) for name, value in feed.items()}
+            yield self._agreed.key({**padded, rows: size}), part, have
 
     def _padded_size(self, name: str, size: int) -> int:
         held = self._agreed.sizes[name]
@@ -156,13 +172,19 @@ class TfliteSession:
         return self._runners[key]
 
     def _run(self, key: str, tensors: Mapping[str, Any]) -> Tensors:
+        results = self._results(key, tensors)
+        ends = self._runner(key)[2]
+        return {spec.name: self._out(results[spec.name], spec, ends[spec.name]) for spec in self._agreed.outputs}
+
+    def _results(self, key: str, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a signature gives, as the file has it."""
         shapes = [tensors[spec.name].shape for spec in self._agreed.inputs]
         # LiteRT speaks only where it prepares a signature for other shapes than before.
         with nullcontext() if self._shapes.get(key) == shapes else captured():
-            runner, details, ends = self._runner(key)
+            runner, details, _ = self._runner(key)
             feed = {spec.name: self._into(tensors[spec.name], spec, details[spec.name]) for spec in self._agreed.inputs}
             try:
-                results = runner(**feed)
+                results: Mapping[str, Any] = runner(**feed)
             except (ValueError, RuntimeError) as error:
                 given = ", ".join(f"{name} {list(value.shape)}" for name, value in tensors.items())
                 self._interpreter = self._connect()  # the old one stays broken
@@ -175,7 +197,7 @@ class TfliteSession:
                     hint="the file cannot be resized to this: convert it with the sizes it has to take",
                 ) from error
         self._shapes[key] = shapes
-        return {spec.name: self._out(results[spec.name], spec, ends[spec.name]) for spec in self._agreed.outputs}
+        return results
 
     def _into(self, value: Any, spec: TensorSpec, detail: Mapping[str, Any]) -> Any:
         """A tensor as the file holds it. Raises DataError for an integer that 32 bits cannot hold."""

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from optkit.artifact import Artifact, TensorSpec
+from optkit.artifact import Artifact
 from optkit.errors import DataError, StepError, did_you_mean
-from optkit.formats import budget, tflite_look, tflite_model, tflite_session
+from optkit.formats import (
+    budget,
+    tflite_calibration,
+    tflite_groups,
+    tflite_look,
+    tflite_model,
+    tflite_session,
+    tflite_smooth,
+)
 from optkit.formats.tflite_model import Contract
 from optkit.formats.tflite_noise import captured, quiet
 from optkit.plugin import Context, Options, Pass, need
@@ -25,6 +33,7 @@ HEAVY = ("CONV_2D", "CONV_2D_TRANSPOSE", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 SCHEMA_NAMES = {"CONV_2D_TRANSPOSE": "TRANSPOSE_CONV"}  # where the quantiser calls an operator otherwise than the file
 NOTHING = "nothing was quantised"
 STATIC = ("static", "selective", "int16x8")
+SMOOTHS = ("dynamic", "selective")  # where the input of a product is float until the product: a range of its own
 
 
 class TfliteQuantize(Options):
@@ -52,6 +61,9 @@ class TfliteQuantize(Options):
         "float arithmetic",
     )
     embeddings: bool = Field(True, description="with mode: selective, tables of EMBEDDING_LOOKUP in int8, weights only")
+    smooth_quant: float | None = Field(None, ge=0, le=1, description=(
+        "first move this share of the outliers in what goes into FULLY_CONNECTED to its weights, by data (dynamic, "
+        "selective); try 0.5 to 0.7; exact"))  # fmt: skip
     max_samples: int | None = Field(None, ge=1, description="how many samples to calibrate on; default all")
     budget: tuple[str, ...] = Field((), description=budget.DESCRIPTION)
 
@@ -66,7 +78,10 @@ class TfliteQuantize(Options):
             (self.excluded != "float" and self.mode in ("fp16", "weight_only"),
              f"mode: {self.mode} leaves excluded operators float"),
             (self.io == "int8" and bool(self.budget), "io: int8 quantises everything: leave out budget"),
-            (self.mode not in STATIC and self.max_samples is not None, f"mode: {self.mode} takes no samples"),
+            (self.smooth_quant is not None and self.mode not in SMOOTHS,
+             f"smooth_quant goes with mode: {' and mode: '.join(SMOOTHS)}, which round a product's input where it "
+             "is used"),
+            (not self.learns and self.max_samples is not None, f"mode: {self.mode} takes no samples"),
         ) if holds]  # fmt: skip
         for pattern in self.exclude:
             try:
@@ -78,22 +93,31 @@ class TfliteQuantize(Options):
         budget.stated(self.budget)
         return self
 
+    @property
+    def learns(self) -> bool:
+        """Whether the file depends on the data, apart from a budget."""
+        return self.mode in STATIC or self.smooth_quant is not None
+
+    @property
+    def excludes(self) -> Callable[[str], bool]:
+        """Whether `exclude` matches an operator, by its scope."""
+        patterns = [re.compile(pattern) for pattern in self.exclude]
+        return lambda scope: any(pattern.search(scope) for pattern in patterns)
+
 
 def run(artifact: Artifact, out_dir: Path, options: TfliteQuantize, context: Context) -> dict[str, Any]:
     """Quantises the file. Samples are streamed, one batch of the file's smallest size at a time, for each signature.
 
-    Raises DataError where static quantisation has no data or it lacks an input; StepError for a file that is quantised
+    Raises DataError where what needs data has none or it lacks an input; StepError for a file that is quantised
     already, a pattern in `exclude` or an operator that matches nothing, where nothing was quantised, and for a budget
     that cannot be held.
     """
-    job = _job(artifact, options, context)
+    job, options = _job(artifact, options, context)
     if not options.budget:
         return _quantised(artifact, out_dir, job, options, context)
     wanted = {SCHEMA_NAMES.get(n, n) for n in (options.op_types or HEAVY)}
-    scopes = [(tflite_look.scope(op, graph), name, op.inputs) for name, op, graph in tflite_look.operations(job.model)]
-    free = [one for one in scopes if one[0] and not any(re.search(pattern, one[0]) for pattern in options.exclude)]
-    groups = budget.grouped([(scope, name in wanted, str(inputs[:1])) for scope, name, inputs in free])
-    probe = budget.Probe(context, tflite_session.open_session(artifact.path, job.agreed, context.threads))
+    groups = tflite_groups.groups(job.model, wanted.__contains__, options.excludes)
+    probe = budget.Probe(context, tflite_session.open_session(job.path, job.agreed, context.threads))
 
     def lower(chosen: Sequence[budget.Group], quick: bool) -> Mapping[str, Any]:
         trial = budget.emptied(context)
@@ -101,7 +125,7 @@ def run(artifact: Artifact, out_dir: Path, options: TfliteQuantize, context: Con
             _quantised(artifact, trial, job, _sparing(options, budget.others(groups, chosen)), context)
         except StepError as error:
             if error.what.startswith(NOTHING):  # a group of operators that the mode leaves float anyway
-                return probe.measure(tflite_session.open_session(artifact.path, job.agreed, context.threads))
+                return probe.measure(tflite_session.open_session(job.path, job.agreed, context.threads))
             raise
         return probe.measure(tflite_session.open_session(trial / tflite_model.MAIN, job.agreed, context.threads))
 
@@ -119,18 +143,28 @@ def _sparing(options: TfliteQuantize, scopes: Sequence[str]) -> TfliteQuantize:
 
 @dataclass
 class _Job:
-    """A file about to be quantised. ranges: by tensor name, with the number of samples they are from; None at first."""
+    """A file about to be quantised: its parent, or that with its outliers moved into the weights.
 
+    ranges: by tensor name, with the number of samples they are from; None at first. notes: how much was moved, on how
+    many samples.
+    """
+
+    path: Path
     model: Any
     agreed: Contract
+    notes: Mapping[str, Any] = field(default_factory=dict)
     ranges: tuple[Any, int] | None = None
 
 
-def _job(artifact: Artifact, options: TfliteQuantize, context: Context) -> _Job:
+def _job(artifact: Artifact, options: TfliteQuantize, context: Context) -> tuple[_Job, TfliteQuantize]:
+    """The job, and the options with what they exclude excluded in every signature."""
     model = tflite_model.read(artifact.path)
-    if options.mode in STATIC and context.data is None:
-        raise DataError("static quantisation needs data to calibrate on", subject="data",
-                        hint="give the step `data:`, or set with.mode: dynamic")  # fmt: skip
+    if options.learns and context.data is None:
+        needs = (
+            "static quantisation needs data to calibrate on" if options.mode in STATIC else "smooth_quant needs data"
+        )
+        raise DataError(needs, subject="data", hint="give the step `data:`" + (
+            ", or set with.mode: dynamic" if options.mode in STATIC else ""))  # fmt: skip
     if any(tflite_model.is_quantised(t) for graph in model.subgraphs for t in graph.tensors):
         raise StepError("the model is quantised already", subject="from",
                         hint="quantise the float model this one was made from")  # fmt: skip
@@ -139,7 +173,36 @@ def _job(artifact: Artifact, options: TfliteQuantize, context: Context) -> _Job:
     if agreed is None:  # a file from elsewhere: the recipe's names for its dims
         known = artifact.signature
         agreed = Contract(known.inputs, known.outputs) if known else tflite_model.contract(model)
-    return _Job(model, agreed)
+    options = _sparing(options, tflite_groups.siblings(model, options.excludes))
+    job = _Job(artifact.path, model, agreed)
+    return job if options.smooth_quant is None else _smoothed(job, options.smooth_quant, options, context), options
+
+
+def _smoothed(job: _Job, alpha: float, options: TfliteQuantize, context: Context) -> _Job:
+    """The job with its outliers moved into the weights, as a file in the scratch folder."""
+    wanted = not options.op_types or "FULLY_CONNECTED" in options.op_types
+    groups = tflite_smooth.groups(
+        job.model, lambda op, graph: wanted and not options.excludes(tflite_look.scope(op, graph))
+    )
+    done = seen = 0
+    if groups:
+        total = min(len(context.data or ()), options.max_samples or len(context.data or ()))
+
+        def counted() -> Iterator[Tensors]:
+            nonlocal seen
+            for feed, count in tflite_calibration.samples(job.agreed, options.max_samples, context):
+                yield feed
+                seen += count
+                context.progress(f"smoothing on {seen} of {total} samples", min(seen / max(total, 1), 1.0))
+
+        most = tflite_smooth.peaks(job.path, groups, job.agreed, counted(), context.scratch, context.threads)
+        done = tflite_smooth.smooth(job.model, groups, most, alpha)
+    if not done:
+        raise StepError("there is nothing to smooth: no FULLY_CONNECTED of a computed input and a weight of its own",
+                        subject="with.smooth_quant", hint="leave smooth_quant out")  # fmt: skip
+    path = context.scratch / "smoothed.tflite"
+    tflite_model.write(job.model, path, job.agreed)
+    return _Job(path, tflite_model.read(path), job.agreed, {"smoothed": done, "samples": seen})
 
 
 def _quantised(
@@ -149,13 +212,15 @@ def _quantised(
     model, agreed = job.model, job.agreed
     with captured() as said, quiet():
         recipe = _recipe(options)
-        quantizer = need("ai_edge_quantizer.quantizer", "ai-edge-quantizer").Quantizer(str(artifact.path))
+        quantizer = need("ai_edge_quantizer.quantizer", "ai-edge-quantizer").Quantizer(str(job.path))
         quantizer.load_quantization_recipe(recipe.get_quantization_recipe())
         ranges, samples = (None, 0)
         if options.mode in STATIC:
             if job.ranges is None:
-                job.ranges = _calibrated(artifact, agreed, _recipe(options.model_copy(update={"exclude": ()}))
-                                         if options.budget else recipe, options, context)  # fmt: skip
+                every = _recipe(options.model_copy(update={"exclude": ()})) if options.budget else recipe
+                job.ranges = tflite_calibration.ranges(
+                    job.path, agreed, every, options.calibration == "moving_average", options.max_samples, context
+                )
             ranges, samples = job.ranges
         context.progress("quantise", None)
         try:
@@ -180,6 +245,7 @@ def _quantised(
     held = tflite_look.inspect(out_dir / tflite_model.MAIN)
     return {
         "samples": samples,
+        **job.notes,
         "quantised": dict(counts),
         "left_float": dict(sorted(tflite_look.left_float(written).items())),
         "file": held["signatures"],
@@ -249,97 +315,16 @@ def _check_patterns(model: Any, options: TfliteQuantize) -> None:
                             hint=did_you_mean(pattern, scopes))  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------ calibration
-
-
-def _calibrated(
-    artifact: Artifact, agreed: Contract, recipe: Any, options: TfliteQuantize, context: Context
-) -> tuple[Any, int]:
-    """Ranges by tensor name, and the number of samples they are from. Each signature sees all samples."""
-    need("ai_edge_quantizer.calibrator", "ai-edge-quantizer")
-    from ai_edge_quantizer import calibrator
-    from ai_edge_quantizer.utils import qsv_utils
-
-    update = qsv_utils.moving_average_update if options.calibration == "moving_average" else qsv_utils.min_max_update
-    session = tflite_session.TfliteSession(artifact.path, agreed, context.threads)
-    fitted = calibrator.Calibrator(str(artifact.path), num_threads=context.threads, qsv_update_func=update)
-    data = context.data
-    assert data is not None
-    total = min(len(data), options.max_samples or len(data))
-    every = tflite_session.combinations(agreed)
-    seen = 0
-    for number, sizes in enumerate(every):
-        seen = 0
-        for feed, count in _feeds(agreed, sizes, session, options, context):
-            fitted.calibrate({agreed.key(sizes) if sizes else session.key: [feed]}, recipe)
-            seen += count
-            done = (number + seen / max(total, 1)) / len(every)
-            context.progress(f"calibrating on {seen} of {total} samples", min(done, 1.0))
-        if not seen:
-            raise DataError("the calibration data has no samples", subject="data", hint="name a dataset with samples")
-    ranges = fitted.get_model_qsvs()
-    for name, found in ranges.items():
-        _check_finite(name, found)
-    return ranges, seen
-
-
-def _check_finite(name: str, found: Mapping[str, Any]) -> None:
-    import numpy as np
-
-    for end in ("min", "max"):
-        if end in found and not np.isfinite(found[end]).all():
-            raise StepError(f"tensor {name!r} becomes NaN or infinite on the calibration data", subject="data",
-                            hint="look for the sample that does it, or exclude the operator")  # fmt: skip
-
-
-def _feeds(
-    agreed: Contract,
-    sizes: Mapping[str, int],
-    session: tflite_session.TfliteSession,
-    options: TfliteQuantize,
-    context: Context,
-) -> Iterator[tuple[Tensors, int]]:
-    """Feeds of one signature as the file takes them, and the real samples in each.
-
-    One sample at a time where the batch resizes: padding would count as data. A fixed batch is filled up with its last
-    sample, a fixed length with the zeros that a session pads with.
-    """
-    data = context.data
-    assert data is not None
-    first = next((spec.shape[0] for spec in agreed.inputs if spec.shape), 1)
-    held = first if isinstance(first, int) else sizes.get(first)
-    least = context.dims[first].min if isinstance(first, str) and first in context.dims else 1
-    batch = held or least
-    left = min(len(data), options.max_samples or len(data))
-    for feed in data.feeds(batch):
-        tensors = {spec.name: _picked(feed, spec) for spec in agreed.inputs}
-        have = len(next(iter(tensors.values())))
-        if any(n > sizes[d] for spec in agreed.inputs for d, n in zip(spec.shape or (), tensors[spec.name].shape,
-               strict=False) if d in agreed.padded and d in sizes):  # fmt: skip
-            continue  # longer than this signature: the next one sees it
-        yield session.fitted(tensors, sizes, rows=held), min(have, left)
-        left -= have
-        if left <= 0:
-            return
-
-
-def _picked(feed: Mapping[str, Any], spec: TensorSpec) -> Any:
-    if spec.name not in feed:
-        raise DataError(f"the calibration data has no {spec.name!r}", subject="data",
-                        hint=did_you_mean(spec.name, feed))  # fmt: skip
-    return feed[spec.name]
-
-
 def confirm(parent: Artifact, artifact: Artifact, options: TfliteQuantize, context: Context) -> list[str]:
     """Re-reads the file: contract as before, the weights of the heavy operators in the type asked for, and so on."""
     if found := budget.found(context):
         options = _sparing(options, found["kept"])
     before, model = tflite_model.read(parent.path), tflite_model.read(artifact.path)
+    options = _sparing(options, tflite_groups.siblings(before, options.excludes))
     agreed = tflite_model.contract(before)
     complaints = tflite_look.differences(model, agreed, tflite_session.combinations(agreed))
     if tflite_model.recorded(before) is not None and tflite_model.recorded(model) != agreed:
         complaints.append("the file does not hold its parent's contract")
-    excluded = [re.compile(pattern) for pattern in options.exclude]
     wanted = {SCHEMA_NAMES.get(n, n) for n in (options.op_types or HEAVY)}
     held = {"fp16": "float16"}.get(options.mode, "int8")
     activations = {"static": "int8", "selective": "int8", "int16x8": "int16"}.get(options.mode)
@@ -349,7 +334,7 @@ def confirm(parent: Artifact, artifact: Artifact, options: TfliteQuantize, conte
         weight = tflite_look.weight(model, op, graph) if asked else None
         if weight is None:
             continue
-        apart = any(pattern.search(tflite_look.scope(op, graph)) for pattern in excluded)
+        apart = options.excludes(tflite_look.scope(op, graph))
         dtype = tflite_model.kind_of(weight)
         must = held if not apart else "int8" if options.excluded == "weight_only" else "float32"
         if dtype != must:
@@ -359,6 +344,8 @@ def confirm(parent: Artifact, artifact: Artifact, options: TfliteQuantize, conte
         got = tflite_model.kind_of(feed) if feed is not None else activations
         if activations and got != (activations if not apart else "float32"):
             complaints.append(f"the input of {label} is {got}, not {activations if not apart else 'float32'}")
+    if options.smooth_quant is not None and not tflite_smooth.count(model):
+        complaints.append("no input of a FULLY_CONNECTED is divided by SmoothQuant's scales")
     for taken, given in tflite_model.signatures(model).values():
         said = {spec.name: spec.dtype for spec in (*agreed.inputs, *agreed.outputs)}
         for name, tensor in (*taken.items(), *given.items()):
@@ -370,7 +357,7 @@ def confirm(parent: Artifact, artifact: Artifact, options: TfliteQuantize, conte
 
 PASS = Pass(
     name="tflite.quantize",
-    version=1,
+    version=2,
     source="tflite",
     target="tflite",
     summary="Quantise a TFLite file: float16 or int8 weights, or integer arithmetic fitted on data",
@@ -380,6 +367,6 @@ PASS = Pass(
     fidelity="lossy",
     tools=("ai-edge-quantizer", "ai-edge-litert"),
     modules=("optkit.formats.warm_tflite", "optkit.formats.warm_ai_edge_quantizer"),
-    needs_data=lambda options: options.mode in STATIC or bool(options.budget),
+    needs_data=lambda options: options.learns or bool(options.budget),
     timeout_seconds=7200.0,
 )
