@@ -7,6 +7,10 @@ workers' results as they come (`dispatch`). What is timed comes after it (`timin
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from optkit import checking, groundwork, keys, making, timing
@@ -22,7 +26,7 @@ from optkit.pool import Pool
 from optkit.recipe import SOURCE
 from optkit.registry import get_runner
 from optkit.report import Report
-from optkit.report_making import make_report
+from optkit.report_making import finished_report, interrupted_report
 from optkit.reports import junit
 from optkit.runstate import RunState, at_start
 from optkit.stepstate import StepState
@@ -36,7 +40,7 @@ def execute(
     jobs: workers at a time; default: one per core, at most 4. A step's failure is in the report. Raised are errors
     that concern the whole run, and are in `out`/report.junit.xml alone: UserError for a source or a dataset that is not
     as the recipe says or an unusable `out`, UnavailableError for what is not installed. An interrupt gives a report
-    with exit code 130; finished steps stay in the cache.
+    with exit code 130, in which the steps that were in work are "interrupted"; finished steps stay in the cache.
     """
     cache = cache or open_cache()
     keys.require_tools(plan)
@@ -58,7 +62,6 @@ def execute(
 
 def _perform(run: RunState, hands: Dispatch) -> Report:
     run.listen(RunStarted(run.recipe.name, tuple(run.steps)))
-    code = None
     try:
         groundwork.identify(run)
         # The step with the longest way still below it goes first, so that no worker idles at the end.
@@ -72,13 +75,16 @@ def _perform(run: RunState, hands: Dispatch) -> Report:
         judge_limits(run)
         timing.measure(run, hands)
         run.cache.settle()
+        report = finished_report(run)
+        report.write(run.out / "report.json")
     except KeyboardInterrupt:
-        code = 130
+        with _undisturbed():
+            run.interrupt()
+            report = interrupted_report(run)
+            report.write(run.out / "report.json")
     finally:
         run.tell_of_cache()
         hands.close()
-    report = make_report(run, code)
-    report.write(run.out / "report.json")
     if traffic := run.cache.traffic():
         run.listen(Notice("cache", traffic))
     run.listen(RunFinished(report.exit_code, report.data["seconds"]))
@@ -115,6 +121,19 @@ def _coming(run: RunState) -> dict[str, None]:
         if state.phase != "done":
             coming |= dict.fromkeys(get_runner(state.step.use.target).modules)
     return coming
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignores signals that ask for an end: it has begun, and whoever presses Ctrl-C twice wants a report too."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    found = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows has no SIGHUP
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in found}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _disk_error(error: OSError, out: Path, cache: Cache) -> OptkitError:

@@ -29,7 +29,7 @@ class RunState:
     unsigned: the source model as it lies there; source: the same with its signature, once that was read.
     data_keys, data_info: of every dataset that is used, its cache key and what was read of it. record: the source's
     answers to `cases`. dims: the recipe's, and the source's own. heats: the steps to race, by what they are raced
-    against; a heat is taken out when it is over. benchmark: as the report has it.
+    against; a heat is taken out when it is over. benchmark, delivered: as the report has them.
     """
 
     plan: Plan
@@ -48,6 +48,7 @@ class RunState:
     record: Entry | None = None
     cases: tuple[Case, ...] = ()
     benchmark: dict[str, Any] | None = None
+    delivered: list[dict[str, Any]] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -114,6 +115,12 @@ class RunState:
         text = state.blocked_by or (state.error or {}).get("what", "")
         cached = state.cached["run"] and (state.cached["check"] or status == "waived")
         self.listen(StepFinished(state.step.id, status, seconds, cached, text, state.to_json()))  # type: ignore[arg-type]
+
+    def interrupt(self) -> None:
+        """Give their last status to the steps that are in work; those that wait were "skipped" all along."""
+        for state in self.steps.values():
+            if state.phase not in ("waiting", "done"):
+                self.finish(state, "failed" if state.phase in ("failing", "blaming") else "interrupted")
 
     def tell_of_cache(self) -> None:
         """Pass on what the cache has to tell."""

@@ -166,7 +166,7 @@ class Exporter:
             report = convert(module, out=place, cache=self.cache, raise_on_failure=False, **self.options)
         finally:
             shutil.rmtree(place, ignore_errors=True)
-        if report.exit_code == 130:
+        if report.interrupted:
             raise KeyboardInterrupt
         for step in report.steps:
             if step["status"] == "error":
@@ -191,7 +191,7 @@ class Exporter:
                     report = convert(make(), out=folder, cache=self.cache, raise_on_failure=False, **self.options)
             except OptkitError as caught:
                 error = caught
-            if report is not None and report.exit_code == 130:
+            if report is not None and report.interrupted:
                 raise KeyboardInterrupt
             made = Export(step, epoch, checkpoint, folder, time.perf_counter() - began, report, error)
             self._tell(made)

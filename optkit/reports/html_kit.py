@@ -13,7 +13,8 @@ from optkit.reports.markup import Safe, join, tag
 Data = Mapping[str, Any]
 
 SYMBOLS = {
-    "passed": "✓", "failed": "✗", "error": "!", "blocked": "⊘", "deferred": "…", "waived": "~", "skipped": "–",
+    "passed": "✓", "failed": "✗", "error": "!", "blocked": "⊘", "deferred": "…", "waived": "~",
+    "interrupted": "■", "skipped": "–",
 }  # fmt: skip
 """A status' sign beside its word, so that neither colour nor sign is needed alone."""
 

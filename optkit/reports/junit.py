@@ -119,7 +119,7 @@ def _proven(step: Data, report: Data) -> Iterator[_Case]:
     if status == "blocked":
         yield replace(run, outcome="skipped", message=f"blocked by {step.get('blocked_by')}, which did not succeed")
         return
-    if status == "skipped":
+    if status in ("interrupted", "skipped"):
         yield replace(run, outcome="skipped", message="the run was interrupted before it was done")
         return
     if status == "error":

@@ -8,6 +8,7 @@ from typing import Any
 
 from optkit.parity.bounds import EQUAL_DB
 from optkit.parity.scores import change_text, spell, value_text
+from optkit.report import INTERRUPTED
 from optkit.reports.spelling import spelt
 
 Data = Mapping[str, Any]
@@ -47,7 +48,7 @@ def deliveries(report: Data) -> list[Delivery]:
 def seconds_of(step: Data) -> float | None:
     """Seconds of a step's pass and check together, or None where neither was reached."""
     parts = [v for v in (step.get("seconds") or {}).values() if v is not None]
-    return sum(parts) if parts and step.get("status") not in ("blocked", "skipped") else None
+    return sum(parts) if parts and step.get("status") not in ("blocked", "interrupted", "skipped") else None
 
 
 def cached(step: Data) -> bool:
@@ -232,7 +233,7 @@ def verdict(report: Data) -> str:
     """The run's verdict in one line: "digits: all 4 deliveries hold"."""
     made = deliveries(report)
     name, total = report.get("name", "run"), len(made)
-    if report.get("exit_code") == 130:
+    if report.get("exit_code") == INTERRUPTED:
         return f"{name}: interrupted"
     good = sum(d.status == "passed" for d in made)
     fell = _fell(report)

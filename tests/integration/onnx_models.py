@@ -158,12 +158,12 @@ def made(which: Pass, source: Artifact, folder: Path, data: Samples | None = Non
 
 
 def refusal(which: Pass, source: Artifact, folder: Path, data: Samples | None = None, **options: Any) -> OptkitError:
-    """What a pass says that fails; it has written nothing."""
-    target = folder / f"refused-{len(list(folder.iterdir()))}"
-    target.mkdir()
+    """What a pass says that fails; what it wrote before lies in `folder`/refused-NUMBER/out."""
+    place = folder / f"refused-{len(list(folder.iterdir()))}"
+    out = place / "out"
+    out.mkdir(parents=True)
     with pytest.raises(OptkitError) as caught:
-        which.run(source, target, which.options(**options), context(folder, data))
-    assert not list(target.iterdir())
+        which.run(source, out, which.options(**options), context(place, data))
     return caught.value
 
 

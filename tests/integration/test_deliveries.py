@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from toy_kit import GRAPH, HEAD, LEAVES, convert, folder, workers_started
+from toy_kit import GRAPH, HEAD, LEAVES, cached, convert, folder, statuses, workers_started
 
 import optkit
-from optkit.artifact import digest_file, digest_of
+from optkit import report_making
+from optkit.artifact import Artifact, digest_file, digest_of
 from optkit.errors import SourceError, UserError
 from optkit.events import Event, StepFinished
+from optkit.report import Report
 
 
 @pytest.fixture
@@ -164,6 +169,30 @@ def test_two_runs_do_not_share_an_output_folder(base: Path) -> None:
     assert isinstance(second[0], UserError)
     assert "another optkit run is writing to" in second[0].what
     assert convert(base, GRAPH).ok
+
+
+def test_a_run_that_is_stopped_while_it_delivers_tells_how_far_it_got(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = report_making.deliver
+
+    def pressed(artifact: Artifact, folder: Path, **more: Any) -> None:
+        if folder.name == "round":
+            os.kill(os.getpid(), signal.SIGINT)
+        whole(artifact, folder, **more)
+
+    monkeypatch.setattr(report_making, "deliver", pressed)
+    report = convert(base, GRAPH)
+    assert (report.exit_code, report.interrupted) == (130, True)
+    assert set(statuses(report).values()) == {"passed"}
+    assert [row["step"] for row in report.data["deliver"]] == ["half"]
+    assert Report.read(base / "out/report.json").data == report.data
+    assert (report.path("half") / "optkit.json").exists()
+    assert not (base / "out/round").exists()
+    monkeypatch.undo()
+    again = convert(base, GRAPH)
+    assert again.ok
+    assert all(cached(again)["round"])
 
 
 def test_what_a_killed_run_left_beside_the_deliveries_is_removed(base: Path) -> None:

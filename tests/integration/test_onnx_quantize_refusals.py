@@ -41,6 +41,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 def failure(source: Artifact, folder: Path, data: Any = None, **options: Any) -> Any:
     error = refusal(PASS, source, folder, data, **options)
     assert isinstance(error, DataError | StepError)
+    assert not list(folder.glob("refused-*/out/*"))
     return error
 
 
