@@ -56,7 +56,7 @@ def start(run: RunState, hands: Dispatch, state: StepState) -> None:
 
 
 def _take(run: RunState, state: StepState, result: Mapping[str, Any], staged: Path | None) -> None:
-    if not run.is_answered(state, "check", result):
+    if not run.went_well(state, "check", result):
         return
     if result.get("deferred"):
         _set_deferred(run, state, result, staged)

@@ -33,10 +33,6 @@ class Dispatch:
         """Whether no worker has a task."""
         return not self._then
 
-    def has(self, task: str) -> bool:
-        """Whether a task was submitted and has no result yet."""
-        return task in self._then
-
     def can_start(self, task: str) -> bool:
         """Whether a worker is free for a task that is not in hand yet."""
         return task not in self._then and self._pool.free > 0

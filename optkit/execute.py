@@ -128,7 +128,8 @@ def _undisturbed() -> Iterator[None]:
     """Ignores signals that ask for an end: it has begun, and whoever presses Ctrl-C twice wants a report too."""
     names = ("SIGINT", "SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
     found = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows has no SIGHUP
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in found}
+    ours = [number for number in found if signal.getsignal(number) is not None]  # and not of a program around Python
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ours}
     try:
         yield
     finally:

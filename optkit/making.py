@@ -87,7 +87,7 @@ def start(run: RunState, hands: Dispatch, state: StepState) -> None:
 
 
 def _take(run: RunState, state: StepState, result: Mapping[str, Any], staged: Path | None) -> None:
-    if run.is_answered(state, "run", result):
+    if run.went_well(state, "run", result):
         data = {k: result[k] for k in ("artifact", "notes", "seconds", "peak_bytes")}
         _set_made(state, run.cache.put(state.key, data, staged, result["digests"]))
         run.cache.drop_partial(state.key)

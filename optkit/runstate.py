@@ -91,8 +91,8 @@ class RunState:
         error.where = self.recipe.place_of(subject) if subject else None
         return error
 
-    def is_answered(self, state: StepState, phase: str, result: Mapping[str, Any]) -> bool:
-        """Whether a task of a step went well; one that did not ends the step. Keeps what it took, and how to repeat it.
+    def went_well(self, state: StepState, phase: str, result: Mapping[str, Any]) -> bool:
+        """Keep what a task of a step took, and how to repeat it; whether it went well. One that did not ends the step.
 
         phase: "run" or "check". Raises what fails every step alike.
         """
