@@ -9,8 +9,6 @@ import torch
 from torch import nn
 
 IMAGE = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
 DIMS = {"batch": (1, 4, 8)}
 
 

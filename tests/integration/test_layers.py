@@ -13,6 +13,7 @@ import onnx
 import onnx_models
 import pytest
 from click.testing import CliRunner
+from layers_kit import IMAGES, look
 from onnx import TensorProto, numpy_helper
 from onnx_models import FLOAT, cnn, edited, encoder, feed_of, images, node, saved, texts, value, weight
 
@@ -30,7 +31,6 @@ from optkit.testing import ListSamples
 
 if TYPE_CHECKING:
     from optkit.plugin import Tensors
-from layers_kit import IMAGES, look
 
 
 def constants(change: dict[str, Callable[[Any], Any]]) -> Callable[[Any], None]:

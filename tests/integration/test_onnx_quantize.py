@@ -34,6 +34,7 @@ from onnx_models import (
     value,
     weight,
 )
+from onnx_quantize_kit import BUILD, IMAGES, TEXTS, quantised, worst
 
 from optkit.artifact import Artifact
 from optkit.formats import onnx_model, onnx_ranges
@@ -43,7 +44,6 @@ from optkit.testing import ListSamples
 
 if TYPE_CHECKING:
     from optkit.plugin import Tensors
-from onnx_quantize_kit import BUILD, IMAGES, TEXTS, quantised, worst
 
 
 @pytest.fixture(scope="module")

@@ -126,5 +126,4 @@ GRAPH = """\
   - {id: pack, from: bin, to: toypack}
 """
 
-
 LEAVES = ("half", "round", "pack")

@@ -14,8 +14,6 @@ from optkit.dataspec import AnyData
 from optkit.errors import DataError
 
 IMAGE = TensorSpec("image", "float32", ("batch", 3, "height", "width"))
-
-
 DIMS = {"batch": Dim(1, 4, 8), "height": Dim(2, 4, 6), "width": Dim(2, 5, 6)}
 
 

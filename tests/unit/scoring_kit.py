@@ -13,14 +13,8 @@ from optkit.scoring.base import Batch
 from optkit.scoring.measure import Scoring, scorer_of
 
 RNG = np.random.default_rng(0)
-
-
 CLASSES = 7
-
-
 LABELS = RNG.integers(0, CLASSES, 300)
-
-
 LOGITS = RNG.standard_normal((300, CLASSES))
 LOGITS[np.arange(300), LABELS] += 1.2
 
