@@ -17,6 +17,8 @@ from layers_kit import IMAGES, look
 from onnx_models import cnn, edited, saved
 
 from optkit.artifact import Artifact
+from optkit.errors import StepError
+from optkit.formats import tflite_look
 from optkit.passes.torch_to_onnx import PASS as TO_ONNX
 from optkit.passes.torch_to_openvino import PASS as TO_OPENVINO
 from optkit.registry import get_runner
@@ -238,3 +240,30 @@ def test_tflite_beside_its_parent_and_beside_torch(tmp_path: Path) -> None:
         assert found["blamed"]["module"] == "second"
         assert found["blamed"]["estimated"]
         assert found["blamed"]["before_db"] > 100
+
+
+def test_tflite_with_a_graph_for_each_size(tmp_path: Path) -> None:
+    sizes = {"batch": [1, 4], "sequence": [6, 12]}
+    _, made, _, _ = tflite_kit.converted(
+        tmp_path / "net", "Masked", tflite_kit.IDS, tflite_kit.MASK, sizes=sizes, pad=["sequence"], int64="int32"
+    )
+
+    def doubled(model: Any, agreed: Any) -> None:
+        for number, tensor in tflite_look.constants(model).items():
+            if b"outer" in tensor.name and len(tensor.shape) == 2:
+                values = np.frombuffer(bytes(model.buffers[number].data), np.float32) * 2
+                model.buffers[number].data = values.view(np.uint8)
+
+    broken = tflite_kit.rewritten(made, tmp_path / "broken.tflite", doubled)
+    random = np.random.default_rng(0)
+    feeds = [
+        {"input_ids": random.integers(0, 50, (1, n)), "attention_mask": np.ones((1, n), np.int64)} for n in (5, 9)
+    ]  # the first is run by the graph of 6, the second by that of 12, where the same tensors have other names
+    assert look(made, made, feeds)["blamed"] is None
+    for some in (feeds, feeds[1:]):
+        found = look(made, broken, some)
+        assert (found["blamed"]["operator"], found["blamed"]["module"]) == ("FULLY_CONNECTED", "outer")
+        assert found["blamed"]["before_db"] > 100
+        assert found["compared"] >= 10
+    with pytest.raises(StepError, match="several runs"):
+        look(made, broken, [{name: np.repeat(value, 3, axis=0) for name, value in feeds[0].items()}])
