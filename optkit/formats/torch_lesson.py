@@ -1,4 +1,4 @@
-"""A torch model that learns from the source model: what torch.distill and torch.qat have in common."""
+"""A torch model that learns from the source model: torch.distill and torch.qat once, torch.prune after each round."""
 
 from __future__ import annotations
 
@@ -47,11 +47,15 @@ def fit_data(student: torch_model.TorchModel, options: Lessons, context: Context
 
 def lesson(
     student: torch_model.TorchModel, data: TrainingData, options: Lessons, context: Context, grids: Any = None,
-    otherwise: str = "",
+    otherwise: str = "", teacher: torch_model.TorchModel | None = None, sparse: bool = False,
 ) -> Lesson:  # fmt: skip
-    """Made by running both models once. grids: what learns beside the student and stays with it, an nn.Module."""
-    assert context.source is not None
-    teacher = torch_model.load(context.source.path, device=context.device)
+    """Made by running both models once. grids: what learns beside the student and stays with it, an nn.Module.
+
+    teacher: the source model, where it is loaded already. sparse: the student's zeros stay zeros.
+    """
+    if teacher is None:
+        assert context.source is not None
+        teacher = torch_model.load(context.source.path, device=context.device)
     if teacher.exported is not None:  # its graph holds within the dims alone
         batch_axes = {str(spec.shape[0]) for spec in teacher.inputs if spec.shape}
         data.most = min((dim.max for name, dim in context.dims.items() if name in batch_axes), default=None)
@@ -62,7 +66,7 @@ def lesson(
     if grids is not None:
         helpers = need("torch").nn.ModuleDict({"losses": helpers, "grids": grids})
     learner = Learner(student.source.module, helpers, losses, still=grids is not None, otherwise=otherwise,
-                      scores=_scores(losses, data, size, context))  # fmt: skip
+                      scores=_scores(losses, data, size, context), sparse=sparse)  # fmt: skip
     return Lesson(student, teacher, data, losses, learner)
 
 

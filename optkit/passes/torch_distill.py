@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ from optkit.plugin import Context, Pass, need
 class TorchDistill(Lessons):
     student: Student | None = Field(
         None,
-        description="the model that learns, {torch: FILE.py:build}; default the one that the step comes from, such as a "
-        "pruned one",
+        description="the model that learns, {torch: FILE.py:build}; default the one that the step comes from, such "
+        "as a pruned one",
     )
 
 
@@ -39,9 +38,8 @@ def run(artifact: Artifact, out_dir: Path, options: TorchDistill, context: Conte
     with _named_as_the_student(options, "the student: "):
         student = torch_model.load_described(descriptor, device=context.device)
     with _named_as_the_student(options):
-        lesson = _lesson(student, options, context)
         zeros = torch_sparse.zeros_of(student.source.module) if descriptor.get("sparse") else {}
-        lesson = replace(lesson, learner=replace(lesson.learner, sparse=bool(zeros)))
+        lesson = _lesson(student, options, context, sparse=bool(zeros))
         trained = torch_lesson.learn(lesson, options, context)
     context.progress("write", 1.0)
     torch_structure.save(student.source.module.to("cpu"), descriptor, digest, [], out_dir)
@@ -92,9 +90,11 @@ def _named_as_the_student(options: TorchDistill, lead: str = "") -> Iterator[Non
         raise
 
 
-def _lesson(student: torch_model.TorchModel, options: TorchDistill, context: Context) -> Lesson:
+def _lesson(
+    student: torch_model.TorchModel, options: TorchDistill, context: Context, *, sparse: bool = False
+) -> Lesson:
     data = torch_lesson.fit_data(student, options, context, "with.student" if options.student else "model")
-    return torch_lesson.lesson(student, data, options, context)
+    return torch_lesson.lesson(student, data, options, context, sparse=sparse)
 
 
 def confirm(parent: Artifact, artifact: Artifact, options: TorchDistill, context: Context) -> list[str]:

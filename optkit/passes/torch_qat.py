@@ -77,8 +77,8 @@ def run(artifact: Artifact, out_dir: Path, options: TorchQat, context: Context) 
         measured, samples = _measured(student, data, size, places, options, context)
         rounding = learned(student.source.module, places, measured, options.learn_ranges).to(context.device)
         torch_quantised.attach(student.source.module, places.calls, rounding)
-    lesson = torch_lesson.lesson(student, data, options, context, rounding, otherwise=OTHERWISE)
-    lesson = replace(lesson, learner=replace(lesson.learner, sparse=bool(descriptor.get("sparse"))))
+    lesson = torch_lesson.lesson(student, data, options, context, rounding, otherwise=OTHERWISE,
+                                 sparse=bool(descriptor.get("sparse")))  # fmt: skip
     trained = torch_lesson.learn(lesson, options, context)
     context.progress("write", 1.0)
     record, scales = rounding.record(options.target, folded)
