@@ -74,8 +74,12 @@ def module_of(tensor: str) -> str:
     return tensor.rpartition(".")[0] or "the model"
 
 
+WHOLE = "torch computes all of nn.MultiheadAttention in one call, and what this one adds to it cannot be written out"
+
+
 def left_alone(graph: Graph) -> list[dict[str, str]]:
     """The layers whose channels cannot be removed, each with its reason."""
+    attention = need("torch").nn.MultiheadAttention
     found: dict[str, str] = {}
     for name, axes in graph.tensors.items():
         weights = [a for a, axis in enumerate(axes) if axis is not None]
@@ -89,7 +93,9 @@ def left_alone(graph: Graph) -> list[dict[str, str]]:
         axis = axes[made[0]]
         assert axis is not None
         if graph.units.frozen(axis):
-            found.setdefault(module_of(name), graph.units.why(int(axis[0])) or "")
+            layer = module_of(name)
+            whole = isinstance(graph.module.get_submodule(layer), attention)
+            found.setdefault(layer, WHOLE if whole else graph.units.why(int(axis[0])) or "")
     return [{"layer": layer, "why": why} for layer, why in found.items()]
 
 

@@ -179,7 +179,7 @@ def test_grouped_convolutions_lose_whole_groups(tmp_path: Path) -> None:
     ("name", "layer", "why"),
     [
         ("Fixed", "qkv", r"its size is written into the code: .*view\(x.shape\[0\], x.shape\[1\], 3, 4, 8\)"),
-        ("Biased", "attention", "select in attention"),
+        ("Biased", "attention", "torch computes all of nn.MultiheadAttention in one call"),
         ("Shuffle", "stem.0", "its size is written into the code"),
         ("Recurrent", "between", "gru in gru reads it"),
         ("Recurrent", "gru", "gru in gru reads it"),
