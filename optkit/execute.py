@@ -298,6 +298,7 @@ class _Run:
                 "data": step.data, "out": str(self.stage(f"run:{step.id}")),
                 "source": self.source.to_json() if self.source and step.use.wants_source(step.options) else None,
                 "kept": str(self.cache.partial(state.key)) if step.use.resumes else None,
+                "metrics": [metric.to_json() for metric in keys.budgeted(self.plan, step)],
                 "shared": {"root": str(self.cache.root), "key": keys.shared_key(self.plan, step, data)}
                 if (data := self.data_keys.get(step.data or "")) else None,
             }, {*step.use.modules}, step.timeout_seconds, step.python)  # fmt: skip

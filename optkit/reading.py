@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -280,6 +280,9 @@ def _words(item: Any, place: Key, section: type[BaseModel] | None) -> tuple[str,
         return f"{given!r:.80} is not one of {item['ctx']['expected']}", hint
     if kind == "string_pattern_mismatch":
         return f"{given!r:.80} has characters it may not have", ""
+    if kind in ("tuple_type", "list_type") and not isinstance(given, Mapping):
+        hint = f"put it in brackets: [{given!r}]" if isinstance(given, str) else ""
+        return f"should be a list, got {given!r:.80}", hint
     text = item["msg"].removeprefix("Input ")
     quotable = kind == "string_type" and isinstance(given, bool | int | float)
     return f"{text[:1].lower()}{text[1:]}, got {given!r:.80}", "put it in quotes" if quotable else ""

@@ -348,8 +348,9 @@ def _context(step: Data, scratch: Path, say: Say) -> Context:
     dims = {k: Dim(**d) for k, d in step["dims"].items()}
     samples = _dataset(step, step["data"]) if step.get("data") else None
     return Context(
-        inputs, tuple(step["outputs"]), dims, scratch, samples, step["seed"], step["threads"], step["device"], say
-    )
+        inputs, tuple(step["outputs"]), dims, scratch, samples, step["seed"], step["threads"], step["device"], say,
+        metrics=tuple(metric_of(entry) for entry in step.get("metrics", ())), base=Path(step["base"]),
+    )  # fmt: skip
 
 
 RACE_FEEDS = 4

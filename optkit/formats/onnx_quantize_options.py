@@ -84,7 +84,6 @@ class QuantizeOptions(Options):
         ) if holds]  # fmt: skip
         if wrong:
             raise ValueError("; ".join(wrong))
-        budget.stated(self.budget)
         return self
 
     @property

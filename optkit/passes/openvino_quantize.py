@@ -65,8 +65,7 @@ class OpenVinoQuantize(Options):
     budget: tuple[str, ...] = Field((), description=budget.DESCRIPTION)
 
     def model_post_init(self, context: Any, /) -> None:
-        """Raises ValueError for SmoothQuant where NNCF would not apply it, and for a budget that is none."""
-        budget.stated(self.budget)
+        """Raises ValueError for SmoothQuant where NNCF would not apply it."""
         asked = self.smooth_quant or self.smooth_quant_alpha is not None
         if asked and self.model_type != "transformer":
             raise ValueError("smooth_quant needs model_type: transformer")
@@ -99,7 +98,7 @@ def _within_budget(artifact: Artifact, out_dir: Path, options: OpenVinoQuantize,
          if op.get_input_size() else "")
         for op in operators if op.get_type_name() not in FREE
     ])  # fmt: skip
-    probe = budget.Probe(context, openvino_trial.opened(artifact.path, context.threads))
+    probe = budget.Probe(context, options.budget, openvino_trial.opened(artifact.path, context.threads))
 
     def lower(chosen: Sequence[budget.Group], quick: bool) -> Mapping[str, Any]:
         trial = budget.emptied(context)
@@ -111,11 +110,11 @@ def _within_budget(artifact: Artifact, out_dir: Path, options: OpenVinoQuantize,
             _quantised(artifact, trial, spared, context)
         except StepError as error:
             if quick and error.what.startswith(NOTHING):  # a group of operators that NNCF leaves float anyway
-                return probe.measure(openvino_trial.opened(artifact.path, context.threads))
+                return probe.measure(openvino_trial.opened(artifact.path, context.threads), quick)
             raise
-        return probe.measure(openvino_trial.opened(trial / openvino_model.MAIN, context.threads))
+        return probe.measure(openvino_trial.opened(trial / openvino_model.MAIN, context.threads), quick)
 
-    kept = budget.keep(groups, budget.stated(options.budget), lower, context)
+    kept = budget.keep(groups, probe.bounds, lower, context)
     return {
         **_quantised(artifact, out_dir, _sparing(options, budget.members(kept)), context),
         "budget": budget.found(context),
@@ -207,5 +206,6 @@ PASS = Pass(
     tools=("openvino", "nncf"),
     modules=("optkit.formats.warm_openvino", "optkit.formats.warm_nncf"),
     needs_data=True,
+    budget=lambda options: options.budget,
     timeout_seconds=7200.0,
 )

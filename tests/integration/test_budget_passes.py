@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
-from onnx_models import FLOAT, context, model, node, saved, value, weight
+from onnx_models import FLOAT, INT64, context, model, node, saved, value, weight
 
 from optkit.artifact import Artifact
-from optkit.errors import DataError, StepError
+from optkit.errors import DataError, StepError, UserError
 from optkit.formats import openvino_trial
+from optkit.metricspec import metric_of
 from optkit.passes import onnx_fp16, onnx_quantize, onnx_to_openvino, openvino_quantize
 from optkit.plugin import Context, Pass
 from optkit.runners.onnx_runner import RUNNER as ONNX
@@ -116,7 +118,7 @@ def test_what_cannot_be_held_fails_with_the_best_there_was(tmp_path: Path) -> No
     with pytest.raises(StepError) as error:
         lowered(onnx_quantize.PASS, source, tmp_path / "kept", {"budget": ["sqnr_db >= 200"]})
     assert "the budget cannot be held: sqnr_db >= 200" in error.value.what
-    assert "best reached, with 2 of 3 groups kept: y cosine" in error.value.what
+    assert "best reached, with 2 of 3 groups kept, on 40 samples: y sqnr_db 30" in error.value.what
     assert BAD in error.value.hint
     assert not list((tmp_path / "kept/out").iterdir()), "nothing half-written is left"
 
@@ -128,3 +130,67 @@ def test_a_budget_needs_samples(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match="a budget is kept by looking at data"):
         onnx_quantize.PASS.run(source, tmp_path / "out", options, context(tmp_path))
+
+
+def labelled(count: int = 40) -> ListSamples:
+    """Samples with the class that the float model answers."""
+    made = samples(count)
+    session = onnxruntime.InferenceSession(outlier(300).SerializeToString(), providers=["CPUExecutionProvider"])
+    return ListSamples(made.items, [int(session.run(None, {"x": s["x"][None]})[0].argmax()) for s in made.items])
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_budget_on_a_task_metric(declared: bool, tmp_path: Path) -> None:
+    source = saved(outlier(300), tmp_path / "in")
+    metrics = [metric_of({"accuracy": {}}), metric_of({"f1": {}})] if declared else []
+    ctx = context(tmp_path, labelled(), metrics=metrics)
+    (tmp_path / "out").mkdir()
+    asked = onnx_quantize.PASS.options(budget=["accuracy_drop <= 0", *(["f1 >= 0.999"] if declared else [])])
+    notes = onnx_quantize.PASS.run(source, tmp_path / "out", asked, ctx)
+    assert notes["budget"]["samples"] == 40
+    assert notes["budget"]["kept"] == [BAD]
+    assert "accuracy_drop 0.00%" in notes["budget"]["reached"]
+    assert ("f1 100.00%" in notes["budget"]["reached"]) == declared
+
+
+@pytest.mark.parametrize(
+    ("bounds", "labels", "what", "hint"),
+    [
+        (["mismatch <= 1%"], True, "no output has mismatch", "bound one of: rel_l2"),
+        (["accuracy_drop <= 1%"], False, "needs labels, and the data has none", "label: NAME"),
+        (["cosin >= 1"], True, "unknown metric 'cosin'", "cosine"),
+    ],
+)
+def test_a_budget_on_what_is_not_measured(
+    bounds: list[str], labels: bool, what: str, hint: str, tmp_path: Path
+) -> None:
+    source = saved(outlier(300), tmp_path / "in")
+    ctx = context(tmp_path, labelled() if labels else samples())
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError) as error:
+        onnx_quantize.PASS.run(source, tmp_path / "out", onnx_quantize.PASS.options(budget=bounds), ctx)
+    assert what in error.value.what
+    assert hint in error.value.hint
+
+
+def test_each_output_has_to_be_in_a_bound(tmp_path: Path) -> None:
+    made = outlier(300)
+    made.graph.node.append(node("ArgMax", "y", "best", axis=-1, keepdims=0))
+    made.graph.output.append(value("best", INT64, ["batch"]))
+    source = saved(made, tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    options = onnx_quantize.PASS.options(budget=["cosine >= 0.9"])
+    with pytest.raises(UserError, match="output 'best': no bound covers it") as error:
+        onnx_quantize.PASS.run(source, tmp_path / "out", options, context(tmp_path, samples()))
+    assert error.value.hint == "bound it too: best.mismatch <= 1%"
+
+
+def test_too_few_samples_for_a_bound_are_told(tmp_path: Path) -> None:
+    source = saved(outlier(300), tmp_path / "in")
+    wrong = ListSamples(labelled().items, [0] * 40)
+    (tmp_path / "out").mkdir()
+    options = onnx_quantize.PASS.options(budget=["sqnr_db >= 200", "accuracy_drop <= 0.5%"])
+    with pytest.raises(StepError) as error:
+        onnx_quantize.PASS.run(source, tmp_path / "out", options, context(tmp_path, wrong))
+    assert "accuracy_drop" in error.value.what
+    assert error.value.hint.startswith("more samples (of 40, one is 2.50%, beyond 0.50%), a looser budget")
