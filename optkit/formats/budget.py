@@ -159,7 +159,11 @@ class Probe:
 
     def _check(self) -> None:
         """Whether each bound is about something, and each output in a bound: the search would never end well."""
-        result = self._compared(None, range(len(self._counts)), scored=True)
+        try:
+            result = self._compared(None, range(len(self._counts)), scored=True)
+        except UserError as error:  # of the labels or the metric: planning has not seen the samples
+            raise UserError(f"the budget cannot be judged on the fitting data: {error.what}", hint=error.hint,
+                            subject="with.budget", details=error.details) from error  # fmt: skip
         for verdict in judge(result, self.bounds, result["scores"]) if not result["problems"] else ():
             if verdict.measured is not None or (verdict.bound and verdict.bound.info.task):
                 continue
