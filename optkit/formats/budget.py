@@ -164,7 +164,10 @@ class Probe:
         except UserError as error:  # of the labels or the metric: planning has not seen the samples
             raise UserError(f"the budget cannot be judged on the fitting data: {error.what}", hint=error.hint,
                             subject="with.budget", details=error.details) from error  # fmt: skip
-        for verdict in judge(result, self.bounds, result["scores"]) if not result["problems"] else ():
+        if result["problems"]:
+            raise UserError(f"the budget cannot be judged on the fitting data: {_reached(result, self.bounds)}",
+                            hint="mend the samples or their labels", subject="with.budget")  # fmt: skip
+        for verdict in judge(result, self.bounds, result["scores"]):
             if verdict.measured is not None or (verdict.bound and verdict.bound.info.task):
                 continue
             have = result["outputs"].get(verdict.output, {}) if verdict.output else {}

@@ -173,6 +173,22 @@ def test_a_budget_on_what_is_not_measured(
     assert hint in error.value.hint
 
 
+@pytest.mark.parametrize(
+    ("declared", "labels", "what"),
+    [(True, ["a"] * 40, "metric accuracy: sample 0: its label is no number"), (False, ["a"] * 40, "labels are <U1"),
+     (False, [9] * 40, "the label 9 is none of its 6 classes")],
+)  # fmt: skip
+def test_labels_that_no_budget_can_be_kept_by(declared: bool, labels: list[Any], what: str, tmp_path: Path) -> None:
+    source = saved(outlier(300), tmp_path / "in")
+    metrics = [metric_of({"accuracy": {}})] if declared else []
+    surroundings = context(tmp_path, ListSamples(samples().items, labels), metrics=metrics)
+    options = onnx_quantize.PASS.options(budget=["accuracy_drop <= 1%"])
+    with pytest.raises(UserError, match="cannot be judged on the fitting data") as error:
+        onnx_quantize.PASS.run(source, tmp_path, options, surroundings)
+    assert what in error.value.what
+    assert error.value.subject == "with.budget"
+
+
 def test_each_output_has_to_be_in_a_bound(tmp_path: Path) -> None:
     made = outlier(300)
     made.graph.node.append(node("ArgMax", "y", "best", axis=-1, keepdims=0))
