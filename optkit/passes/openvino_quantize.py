@@ -81,8 +81,10 @@ def run(artifact: Artifact, out_dir: Path, options: OpenVinoQuantize, context: C
     """Samples are streamed once per phase (twice with SmoothQuant), each at batch 1 and its natural length.
 
     Raises DataError for too few or wrongly named samples; StepError for an ignored entry that matches nothing, for a
-    model in which nothing was quantised, a budget that cannot be held, and for whatever NNCF refuses.
+    model that is quantised already or in which nothing was quantised, for a budget that cannot be held, and for
+    whatever NNCF refuses.
     """
+    openvino_ir.require_float(artifact.path)
     if options.budget:
         return _within_budget(artifact, out_dir, options, context)
     return _quantised(artifact, out_dir, options, context)
