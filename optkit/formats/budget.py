@@ -19,7 +19,7 @@ from optkit.errors import DataError, StepError, UserError
 from optkit.metricspec import Metric, bound_table
 from optkit.parity.bounds import METRICS, Bound, BoundError, held, judge, parse_bound
 from optkit.parity.scores import part_of
-from optkit.parity.tape import Tape
+from optkit.parity.tape import LIMIT_BYTES, Tape
 
 if TYPE_CHECKING:
     from optkit.plugin import Context, Samples, Session, Tensors
@@ -120,10 +120,15 @@ class Probe:
                     continue
                 self._tape.write(0, len(self._counts), feed)
                 self._tape.write(1, len(self._counts), session.infer(feed))
+                if self._tape.left_bytes < 0:
+                    break  # as many as the tape holds
                 self._counts.append(len(next(iter(feed.values()))))
                 self._labels.append(labels)
                 context.progress("the model before, on samples", None)
         self.samples = sum(self._counts)
+        if not self.samples and self._tape.left_bytes < 0:
+            raise StepError(f"one sample and the model's answer take over {LIMIT_BYTES >> 30} GiB",
+                            subject="with.budget", hint="a budget on smaller sizes: lower the dims' min")  # fmt: skip
         if not self.samples:
             raise DataError("the data has no samples", subject="data", hint="name a dataset with samples")
         self._check()
@@ -148,8 +153,8 @@ class Probe:
         for number in numbers:
             feed, before = self._tape.read(0, number), self._tape.read(1, number)
             if feed is None or before is None:
-                raise StepError("the samples to keep the budget by are too big for the disk's scratch folder",
-                                hint="a smaller fitting set")  # fmt: skip
+                raise StepError("the samples to keep the budget by cannot be read back", hint="look for space on the "
+                                "disk of the scratch folder (TMPDIR)")  # fmt: skip
             count, labels = self._counts[number], self._labels[number]
             now = before if answer is None else answer(feed)
             compared.add(before, now, count, stack_labels(labels) if self._plain else None)

@@ -13,8 +13,9 @@ from onnx_models import FLOAT, INT64, context, model, node, saved, value, weight
 
 from optkit.artifact import Artifact
 from optkit.errors import DataError, StepError, UserError
-from optkit.formats import openvino_trial
+from optkit.formats import budget, openvino_trial
 from optkit.metricspec import metric_of
+from optkit.parity.tape import Tape
 from optkit.passes import onnx_fp16, onnx_quantize, onnx_to_openvino, openvino_quantize
 from optkit.plugin import Context, Pass
 from optkit.runners.onnx_runner import RUNNER as ONNX
@@ -210,3 +211,16 @@ def test_too_few_samples_for_a_bound_are_told(tmp_path: Path) -> None:
         onnx_quantize.PASS.run(source, tmp_path / "out", options, context(tmp_path, wrong))
     assert "accuracy_drop" in error.value.what
     assert error.value.hint.startswith("more samples (of 40, one is 2.50%, beyond 0.50%), a looser budget")
+
+
+def test_as_many_samples_are_kept_as_the_disk_may_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = saved(outlier(1), tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    options = onnx_quantize.PASS.options(budget=["sqnr_db >= 15"])
+    monkeypatch.setattr(budget, "Tape", lambda folder: Tape(folder, limit_bytes=10 * 4 * (8 + 6)))
+    notes = onnx_quantize.PASS.run(source, tmp_path / "out", options, context(tmp_path, samples()))
+    assert notes["budget"]["samples"] == 10
+    monkeypatch.setattr(budget, "Tape", lambda folder: Tape(folder, limit_bytes=10))
+    (tmp_path / "small").mkdir()
+    with pytest.raises(StepError, match="one sample and the model's answer take over"):
+        onnx_quantize.PASS.run(source, tmp_path / "out", options, context(tmp_path / "small", samples()))

@@ -302,6 +302,12 @@ class Share:
     def compute(self):
         return self.scale * self.right / self.seen
 
+CALLS = []
+
+def fickle(predictions, targets):
+    CALLS.append(1)
+    return len(CALLS)
+
 def none(predictions, targets):
     return None
 
@@ -400,6 +406,7 @@ def test_true_boxes_of_the_wrong_shape_are_an_error() -> None:
     [
         ("mine.py:fails", "mine.py:fails: calling it raised KeyError: 'no such thing', at "),
         ("mine.py:none", "mine.py:none returned None, not a number"),
+        ("mine.py:fickle", "it gives 1 and then 2 for the same predictions"),
         ("mine.py:shar", "mine.py has no 'shar'"),
         ("mine.py:text", "mine.py:text is no callable but a str"),
         ("gone.py:share", "gone.py does not exist"),
