@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optkit.errors import StepError
 from optkit.formats import smoothing, tflite_groups, tflite_look, tflite_model, tflite_session
 from optkit.formats.tflite_groups import Place
 from optkit.formats.tflite_model import Contract
@@ -83,7 +84,8 @@ def peaks(
 ) -> list[Array]:
     """The greatest magnitude of each channel of each group's inputs, `(channels,)`, on feeds of the recipe's names.
 
-    A copy of the file that gives those inputs too is run, each feed by the smallest signature that holds it.
+    A copy of the file that gives those inputs too is run, each feed by the smallest signature that holds it. Raises
+    StepError where they are not finite.
     """
     import numpy as np
 
@@ -102,6 +104,9 @@ def peaks(
                     most[keys[name]] = np.maximum(most[keys[name]], value.reshape(-1, value.shape[-1]).max(axis=0))
     finally:
         copy.unlink()
+    if not all(np.isfinite(value).all() for value in most):
+        raise StepError("what a FULLY_CONNECTED takes is not finite on the data", subject="data",
+                        hint="look for the sample that does it, or exclude the operator")  # fmt: skip
     return [np.atleast_1d(value) for value in most]
 
 

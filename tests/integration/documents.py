@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>\S*)\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S)
-_NOTE = re.compile(r"<!-- (?P<word>not run|into): (?P<what>.+?) -->\s*$", re.S)
+_NOTE = re.compile(r"<!-- (?P<word>not run|into): (?P<what>(?:(?!-->).)+?) -->\s*$", re.S)
 
 
 @dataclass(frozen=True)
