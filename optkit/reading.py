@@ -249,7 +249,8 @@ def explain(
         what, hint = _words(item, place, section)
         shown = ".".join(str(part) for part in inner)
         prefix = f"{title}{shown}: " if shown else title if title.endswith(": ") else f"{title.rstrip('.')}: "
-        yield place, f"{prefix}{what}", hint or _about(section, place)
+        at_odds = kind in ("value_error", "assertion_error") and not place
+        yield place, f"{prefix}{what}", hint or ("change or drop what is named" if at_odds else _about(section, place))
 
 
 def _inside(value: Any, loc: Sequence[str | int]) -> Key:
