@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 from onnx_models import FLOAT, INT64, context, model, node, saved, value, weight
 
+import optkit
 from optkit.artifact import Artifact
 from optkit.errors import DataError, StepError, UserError
 from optkit.formats import budget, openvino_trial
@@ -224,3 +225,42 @@ def test_as_many_samples_are_kept_as_the_disk_may_hold(tmp_path: Path, monkeypat
     (tmp_path / "small").mkdir()
     with pytest.raises(StepError, match="one sample and the model's answer take over"):
         onnx_quantize.PASS.run(source, tmp_path / "out", options, context(tmp_path / "small", samples()))
+
+
+RECIPE = """version: 1
+name: net
+model: {onnx: in/model.onnx}
+dims: {batch: {min: 1, opt: 4, max: 8}}
+data: {fit: {npz: fit.npz, label: label}, judge: {npz: judge.npz, label: label}}
+check_on: judge
+metric: {name: hits, python: 'mine.py:hits'}
+steps:
+  - {id: low, use: onnx.quantize, data: fit, with: {budget: ["hits_drop <= 0"]}, check: ["hits_drop <= 20%"]}
+"""
+MINE = """def hits(predictions, targets):
+    return sum(int(p.argmax() == t) for p, t in zip(predictions, targets)) / len(targets)
+"""
+
+
+def test_a_run_keeps_a_budget_on_a_metric_of_its_own(tmp_path: Path) -> None:
+    """The metric's file is found from the recipe, and is part of the key: an edited one means another search."""
+    saved(outlier(300), tmp_path / "in")
+    for number, name in enumerate(("fit", "judge")):
+        made = labelled(60)
+        part = slice(number * 30, number * 30 + 30)
+        xs = np.stack([sample["x"] for sample in made.items[part]])
+        np.savez(tmp_path / f"{name}.npz", x=xs, label=np.array(made.labels or [])[part])
+    (tmp_path / "net.yaml").write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
+
+    def run() -> tuple[Any, bool]:
+        report = optkit.convert(tmp_path / "net.yaml", out=tmp_path / "out", cache=tmp_path / "cache")
+        return report.step("low")["notes"]["budget"], report.step("low")["cached"]["run"]
+
+    found, cached = run()
+    assert not cached
+    assert found["kept"] == [BAD]
+    assert found["reached"].startswith("hits_drop 0;")
+    assert run() == (found, True)
+    (tmp_path / "mine.py").write_text(f"{MINE}# other\n", encoding="utf-8")
+    assert run() == (found, False)
