@@ -185,6 +185,7 @@ def record(step: Data, say: Say) -> Data:
     dataset = _dataset(step, step["check_on"])
     cases = [Case.from_json(c) for c in step["cases"]]
     noise: dict[str, dict[str, float]] = {}
+    fixed = batch_dim(artifact.signature.inputs) is None
     with ExitStack() as stack:
         session = stack.enter_context(_open(step, artifact))
         exact = None
@@ -199,10 +200,11 @@ def record(step: Data, say: Say) -> Data:
                 outputs = session.infer(tensors)
                 tape.write(number, batch, outputs)
                 if exact and case.kind != "dims" and done < NOISE_SAMPLES:
-                    part = _first(tensors, NOISE_SAMPLES - done, count)
                     rows = min(NOISE_SAMPLES - done, count)
+                    part = tensors if fixed else _first(tensors, rows, count)  # a fixed batch is fed whole
                     try:
-                        comparison.add(_plain(exact.infer(part)), _plain(_first(outputs, rows, count)), rows)
+                        found = _first(exact.infer(part), rows, count)
+                        comparison.add(_plain(found), _plain(_first(outputs, rows, count)), rows)
                     except (SourceError, UnavailableError):  # it just ran on these inputs: it has no float64
                         exact = None
                         noise.clear()

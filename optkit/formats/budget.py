@@ -201,6 +201,7 @@ def _feeds(data: Samples, batch: int, labelled: bool) -> Iterator[tuple[Tensors,
         return
     several = iter(data.iter_labelled())
     while part := list(islice(several, batch)):
+        part = [part[i % len(part)] for i in range(batch)]  # a fixed batch is filled up, as `feeds` does it
         yield data.stack([sample for sample, _ in part]), [label for _, label in part] if data.labelled else None
 
 

@@ -105,11 +105,10 @@ def _within_budget(artifact: Artifact, out_dir: Path, options: OpenVinoQuantize,
     def lower(chosen: Sequence[budget.Group], quick: bool) -> Mapping[str, Any]:
         trial = budget.emptied(context)
         spared = _sparing(options, budget.others(groups, chosen))
-        if quick:
-            few = min(QUICK, options.subset_size or QUICK, len(context.data or ()))
-            spared = spared.model_copy(update={"subset_size": few})
+        most = min(QUICK, options.subset_size or QUICK) if quick else CAP
+        spared = spared.model_copy(update={"subset_size": None}) if quick else spared
         try:
-            _quantised(artifact, trial, spared, context)
+            _quantised(artifact, trial, spared, context, most)
         except StepError as error:
             if quick and error.what.startswith(NOTHING):  # a group of operators that NNCF leaves float anyway
                 return probe.measure(openvino_trial.opened(artifact.path, context.threads), quick)
@@ -129,12 +128,15 @@ def _sparing(options: OpenVinoQuantize, names: Sequence[str]) -> OpenVinoQuantiz
     return options.model_copy(update={"ignored": ignored})
 
 
-def _quantised(artifact: Artifact, out_dir: Path, options: OpenVinoQuantize, context: Context) -> dict[str, Any]:
+def _quantised(
+    artifact: Artifact, out_dir: Path, options: OpenVinoQuantize, context: Context, cap: int = CAP
+) -> dict[str, Any]:
+    """The quantised model in `out_dir`, fitted on at most `cap` samples where the options do not say on how many."""
     model = openvino_model.read(artifact.path)
     with nncf_session(context, stages=4 if options.smooths else 2) as session:
         nncf = session.nncf
         ignored = options.ignored.scope(nncf, model)
-        dataset, size = session.feeds(model, options.subset_size, CAP)
+        dataset, size = session.feeds(model, options.subset_size, cap)
         context.progress("fit", 0.0)
         quantised = nncf.quantize(
             model,

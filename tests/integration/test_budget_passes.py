@@ -264,3 +264,42 @@ def test_a_run_keeps_a_budget_on_a_metric_of_its_own(tmp_path: Path) -> None:
     assert run() == (found, True)
     (tmp_path / "mine.py").write_text(f"{MINE}# other\n", encoding="utf-8")
     assert run() == (found, False)
+
+
+FIXED = """version: 1
+name: net
+model: {torch: net.py:build}
+inputs: {x: {shape: [7, 8], dtype: float32}}
+data: {fit: {npz: fit.npz, label: label}, judge: {npz: judge.npz, label: label}}
+check_on: judge
+metric: accuracy
+speed: false
+steps:
+  - {id: onnx, to: onnx}
+  - {id: low, from: onnx, use: onnx.quantize, data: fit, with: {budget: ["accuracy_drop <= 50%", "sqnr_db >= 1"]},
+     check: ["cosine >= 0.1"]}
+  - {id: ov, from: onnx, to: openvino}
+  - {id: ov8, from: ov, use: openvino.quantize, data: fit, with: {budget: ["sqnr_db >= 35"]}, check: ["cosine >= 0.1"]}
+"""
+NET = """import torch
+
+def build():
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)]
+    return torch.nn.Sequential(*layers).eval()
+"""
+
+
+def test_a_fixed_batch_that_does_not_divide_the_samples(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, count in (("fit", 10), ("judge", 25)):
+        xs = rng.standard_normal((count, 8)).astype(np.float32)
+        np.savez(tmp_path / f"{name}.npz", x=xs, label=rng.integers(0, 4, count))
+    (tmp_path / "net.py").write_text(NET, encoding="utf-8")
+    (tmp_path / "net.yaml").write_text(FIXED, encoding="utf-8")
+    report = optkit.convert(
+        tmp_path / "net.yaml", out=tmp_path / "out", cache=tmp_path / "cache", raise_on_failure=False
+    )
+    assert {s["id"]: s["status"] for s in report.data["steps"]} == dict.fromkeys(("onnx", "low", "ov", "ov8"), "passed")
+    assert report.step("low")["notes"]["budget"]["samples"] == 14, "two feeds, the second filled up"
+    assert report.step("ov8")["notes"]["budget"]["ranking"], "made on one feed of seven"
