@@ -117,7 +117,7 @@ def convert(
         raise
     write_reports(report, folder)
     if raise_on_failure and not report.ok:
-        if report.exit_code == 130:
+        if report.interrupted:
             raise KeyboardInterrupt
         raise failure(report)
     return report

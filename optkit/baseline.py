@@ -11,7 +11,7 @@ from optkit.artifact import digest_of
 from optkit.errors import UserError
 from optkit.figures import conditions, contract, figures_of, has_figure, noise_of, stands
 from optkit.regression import compare
-from optkit.report import BaselineResult, Report, write_atomically
+from optkit.report import INTERRUPTED, BaselineResult, Report, write_atomically
 
 if TYPE_CHECKING:
     from optkit.recipe import Recipe
@@ -37,9 +37,12 @@ def make_baseline(report: Data) -> dict[str, Any]:
     steps = {s["id"]: s for s in report["steps"]}
     ids = [d["step"] for d in report["deliver"]]
     wrong = [f"{i} ({steps[i]['status']})" for i in ids if not stands(steps[i])]
-    if wrong or not ids:
+    why = f"not proven: {', '.join(wrong)}" if wrong else "" if ids else "it delivered nothing"
+    if report["exit_code"] == INTERRUPTED:  # what it did not get to would be missing in the baseline
+        why = "it was interrupted"
+    if why:
         raise UserError(
-            f"this run is no baseline: {'not proven: ' + ', '.join(wrong) if wrong else 'it delivered nothing'}",
+            f"this run is no baseline: {why}",
             hint="take one from a run whose deliveries all hold",
             code="OPK-251",
         )

@@ -11,9 +11,10 @@ from optkit.deliver import RECORD
 from optkit.errors import UserError, did_you_mean
 from optkit.figures import changes, conditions, contract, figures_of
 from optkit.looking import in_folder, look, sidecars
+from optkit.parity.bounds import EQUAL_DB
 from optkit.parity.scores import value_text
 from optkit.report import Report
-from optkit.reports.rows import EQUAL_DB, size, spelt
+from optkit.reports.spelling import size, spelt
 
 Data = Mapping[str, Any]
 

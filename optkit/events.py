@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Status = Literal["passed", "failed", "error", "blocked", "waived", "deferred", "skipped"]
+Status = Literal["passed", "failed", "error", "blocked", "waived", "deferred", "interrupted", "skipped"]
 
 
 @dataclass(frozen=True)

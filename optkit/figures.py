@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from optkit.parity.bounds import EQUAL_DB
 from optkit.reports.rows import cases, scores, worst
 
 Data = Mapping[str, Any]
@@ -106,4 +107,4 @@ def _names(one: Data, other: Data) -> Iterator[str]:
 
 def error_of(sqnr_db: float) -> float:
     """The relative L2 error that an SQNR is; 0 for none."""
-    return 0.0 if sqnr_db >= 300 else float(10 ** (-sqnr_db / 20))
+    return 0.0 if sqnr_db >= EQUAL_DB else float(10 ** (-sqnr_db / 20))

@@ -8,9 +8,10 @@ from typing import Any
 
 from optkit.errors import UserError
 from optkit.figures import changes, conditions, contract, error_of, figures_of, noise_of
+from optkit.parity.bounds import EQUAL_DB
 from optkit.parity.scores import spell
 from optkit.report import BaselineResult, BaselineRow
-from optkit.reports.rows import EQUAL_DB, size, spelt
+from optkit.reports.spelling import size, spelt
 from optkit.sections import Tolerance
 
 ROUNDINGS = 16

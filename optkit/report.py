@@ -14,6 +14,9 @@ from optkit.errors import CheckError, StepError, UserError, from_json
 
 SCHEMA = 1
 
+INTERRUPTED = 130
+"""The exit code of what was interrupted: 128 and the number of SIGINT, as shells have it."""
+
 # Worst first: the run's exit code is that of its worst step.
 _EXIT_CODES = {"blocked": 1, "failed": 1, "deferred": 1}
 
@@ -105,6 +108,11 @@ class Report:
     def exit_code(self) -> int:
         """0 all held, 1 a check did not hold, 2 wrong input, 3 a step failed, 4 unavailable, 130 interrupted."""
         return int(self.data["exit_code"])
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the run was stopped before its end: steps may be "interrupted" or "skipped"."""
+        return self.exit_code == INTERRUPTED
 
     @property
     def steps(self) -> list[Mapping[str, Any]]:

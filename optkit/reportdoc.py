@@ -10,7 +10,7 @@ from optkit.report import SCHEMA
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
-Status = Literal["passed", "failed", "error", "blocked", "deferred", "waived", "skipped"]
+Status = Literal["passed", "failed", "error", "blocked", "deferred", "waived", "interrupted", "skipped"]
 
 
 class Part(BaseModel):

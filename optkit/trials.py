@@ -41,7 +41,7 @@ class Trials:
 
     def __call__(self, candidate: Path, about: float = 1.0, seconds: float = 2.0) -> Ratio:
         """How many times as fast the model in `candidate` is as the pass's input."""
-        from optkit.tasks import reread
+        from optkit.tasks.making import reread
 
         if self.base is None:
             self.base = self._converted(self.parent, self.context.scratch / "trial-base")
@@ -60,7 +60,7 @@ class Trials:
     def _converted(self, artifact: Artifact, folder: Path) -> Artifact:
         """The artifact in the target format, made as `to:` makes it."""
         from optkit.errors import StepError
-        from optkit.tasks import reread
+        from optkit.tasks.making import reread
 
         for number, use in enumerate(conversion(artifact.format, self.target)):
             out, scratch = folder / str(number), folder / f"{number}-scratch"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -108,13 +109,19 @@ class Commands(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-interrupted = False
-"""Whether a signal asked this process to end: an import it broke into may raise any error in its stead."""
+interrupted = 0.0
+"""When a signal asked this process to end, else 0: an import it broke into may raise any error in its stead."""
+
+ONE_PRESS_SECONDS = 1.0
+"""Further signals within this time are the same request: they would only break into what ends the process in order."""
 
 
 def _interrupt(number: int, frame: object) -> None:
     global interrupted
-    interrupted = True
+    now = time.monotonic()
+    if interrupted and now - interrupted < ONE_PRESS_SECONDS:
+        return
+    interrupted = now
     raise KeyboardInterrupt
 
 

@@ -69,7 +69,7 @@ def show(file: Path, as_json: bool) -> None:
 
 def _figures(record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     from optkit.parity.scores import value_text
-    from optkit.reports.rows import size, spelt
+    from optkit.reports.spelling import size, spelt
 
     for step, figures in record["deliveries"].items():
         name = clean(step)

@@ -12,7 +12,7 @@ import click
 from optkit.cli import completing
 from optkit.cli.common import json_option, quiet_option
 from optkit.cli.text import Cell, clean, count, table, tell
-from optkit.reports.rows import size
+from optkit.reports.spelling import size
 
 MIB = 1 << 20
 
@@ -107,7 +107,7 @@ def command(artifacts: tuple[str, ...], data: str | None, batch: str | None, thr
 
 def other_answers(row: Mapping[str, Any]) -> str:
     """What a setting did to the answers; "" where it changed none."""
-    from optkit.reports.rows import spelt
+    from optkit.reports.spelling import spelt
 
     parity = row["parity"]
     if not parity or parity["equal"]:

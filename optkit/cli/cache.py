@@ -41,7 +41,7 @@ def info(cache: str | None, as_json: bool) -> None:
 
     from optkit.cache_place import place_of
     from optkit.cache_trim import usage
-    from optkit.reports.rows import duration, size
+    from optkit.reports.spelling import duration, size
 
     place = place_of(cache)
     root = place.root.absolute()
@@ -108,7 +108,7 @@ def trim(to: str, cache: str | None, as_json: bool, quiet: bool) -> None:
     from optkit.cache_trim import parse_size
     from optkit.cache_trim import trim as remove
     from optkit.errors import UnavailableError
-    from optkit.reports.rows import size
+    from optkit.reports.spelling import size
 
     limit, place = parse_size(to), place_of(cache)
     done = remove(place.root.absolute(), limit)

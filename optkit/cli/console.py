@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from optkit.cli.text import clean, count, has_colour, is_terminal, paint, silence, width
 from optkit.events import Event, Notice, RunFinished, RunStarted, StepFinished, StepProgress, StepStarted
-from optkit.reports.rows import duration
+from optkit.reports.spelling import duration
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -25,7 +25,7 @@ QUIET_SECONDS = 5.0  # without a terminal, a step tells of its progress no more 
 ALIVE_SECONDS = 60.0  # without a terminal, a silence is no longer: CI services stop what says nothing
 
 STYLES = {"passed": "good", "failed": "bad", "error": "bad", "blocked": "warn", "waived": "warn", "deferred": "warn",
-          "skipped": "dim"}  # fmt: skip
+          "interrupted": "warn", "skipped": "dim"}  # fmt: skip
 _PHASES = {"source": "reading the model", "data": "reading the data", "record": "running the source model",
            "run": "running", "check": "checking", "race": "measuring speed",
            "blame": "looking for the layer"}  # fmt: skip
@@ -146,7 +146,7 @@ class Console:
         self._running.pop(event.step, None)
         self._done.add(event.step)
         how = ", cached" if event.cached else f", {duration(event.seconds)}"
-        if event.status in ("blocked", "skipped"):
+        if event.status in ("blocked", "interrupted", "skipped"):
             how = ""
         text = f": {clean(why(event))}" if why(event) else ""
         self._line(event.step, f"{paint(event.status, STYLES.get(event.status, ''), self._colour)}{how}{text}")

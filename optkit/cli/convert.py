@@ -232,5 +232,5 @@ def summarise(report: Report, out: Path, quiet: bool) -> None:
         if note := synthetic_note(report.data):
             tell("\n" + note)
         tell(f"\nreport: {relative(out / 'report.html')}")
-    if report.exit_code == 130:
+    if report.interrupted:
         tell("interrupted; finished steps are kept, and the same command goes on from there")

@@ -11,7 +11,7 @@ import click
 from optkit.cli import completing
 from optkit.cli.text import Cell, clean, is_terminal, table
 from optkit.cli.text import tell as say
-from optkit.reports.rows import size
+from optkit.reports.spelling import size
 
 _STYLES = {"ok": "good", "other version": "warn", "broken": "bad", "not installed": "dim"}
 

@@ -8,10 +8,10 @@ import click
 
 from optkit.cli.text import clean, has_colour, paint, silence, tell
 from optkit.errors import OptkitError, Problem, RecipeError, UnavailableError
+from optkit.report import INTERRUPTED
 
 BUG_CODE, COMMAND_LINE_CODE = "OPK-700", "OPK-201"
 BUG_EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
-INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT
 
 
 def show(error: BaseException, arguments: list[str]) -> int:
@@ -33,7 +33,7 @@ def show(error: BaseException, arguments: list[str]) -> int:
         return 2
     if isinstance(error, KeyboardInterrupt | click.Abort) or (cli.interrupted and isinstance(error, Exception)):
         tell("interrupted")
-        return INTERRUPTED_EXIT_CODE
+        return INTERRUPTED
     if known := _of_the_system(error):
         silence(sys.stdout)
         tell(describe(known))

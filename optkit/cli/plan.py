@@ -82,7 +82,7 @@ def cached(plan: Plan, given: str | None) -> Mapping[str, bool | None]:
     root = place_of(given).root
     if not (root / "entries").is_dir():
         return {step.id: False for step in plan.steps}
-    from optkit.execute import cached_steps
+    from optkit.making import cached_steps
 
     return cached_steps(plan, Cache(root))
 

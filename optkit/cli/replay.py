@@ -8,7 +8,7 @@ import click
 
 from optkit.cli.common import json_option, quiet_option
 from optkit.cli.text import clean, tell
-from optkit.reports.rows import duration
+from optkit.reports.spelling import duration
 
 
 @click.command("replay")

@@ -12,7 +12,9 @@ from optkit.cli.console import STYLES
 from optkit.cli.failure import remedy as remedy_lines
 from optkit.cli.failure import why
 from optkit.cli.text import Cell, clean, has_colour, paint, table
+from optkit.reports.bounds import margin, nearest
 from optkit.reports.layers import others, told
+from optkit.reports.remedies import remedy
 from optkit.reports.rows import (
     against_baseline,
     benchmark_parity,
@@ -21,17 +23,13 @@ from optkit.reports.rows import (
     cases,
     cost,
     deliveries,
-    duration,
     gates,
-    margin,
-    nearest,
-    remedy,
     score_text,
     scores,
-    size,
     stands_on,
     verdict,
 )
+from optkit.reports.spelling import duration, size
 
 MOST_REASONS = 5  # of a failed check; the report has them all
 

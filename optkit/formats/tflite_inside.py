@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from optkit.artifact import Artifact
 from optkit.errors import StepError
-from optkit.formats import tflite_model, tflite_session
+from optkit.formats import tflite_look, tflite_model, tflite_session
 from optkit.formats.tflite_noise import captured
 from optkit.plugin import Point, need
 
@@ -29,30 +29,42 @@ _RENAMED = re.compile(r"(.*?)_(?:quantized|dequant|dequantized|requant|requantiz
 
 
 class TfliteInside:
-    """An open file; see `optkit.plugin.Inside`."""
+    """An open file; see `optkit.plugin.Inside`.
+
+    Of a file with a graph for each size, a feed is run by the smallest that holds it. The graphs call the same tensor
+    otherwise: here it has the name of the first.
+    """
 
     replaces = False
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
-        agreed = tflite_model.contract(tflite_model.read(artifact.path))
+        model = tflite_model.read(artifact.path)
+        agreed = tflite_model.contract(model)
         if artifact.signature is not None:
             agreed = tflite_session.widened(agreed, artifact.signature.inputs)
-        if agreed.sizes:
-            raise StepError(f"{artifact.path.name} has a graph for each size, of which inner tensors cannot be matched")
+        self._agreed = agreed
         keeping = partial(_keeping, artifact, threads)
         self._session = tflite_session.TfliteSession(artifact.path, agreed, threads, keeping)
-        self._details = [dict(t) for t in self._session.interpreter.get_tensor_details()]
-        size = sum(_bytes(t) for t in self._details)
+        self._inputs = {spec.name for spec in agreed.inputs}
+        keys = {tflite_model.text_of(d.signatureKey): d.subgraphIndex for d in model.signatureDefs or ()}
+        wanted = [agreed.key(sizes) for sizes in tflite_session.combinations(agreed)] if agreed.sizes else []
+        names = tflite_look.operator_names(model)
+        self._graphs: dict[str, _Graph] = {}
+        for key in wanted or [self._session.key]:
+            graph = _Graph(self._session.interpreter, model, names, key, keys[key])
+            first = next(iter(self._graphs.values()), graph)
+            if graph.kinds == first.kinds:  # a batch of another size can need other operators
+                graph.call_as(first)
+                self._graphs[key] = graph
+        self.points = next(iter(self._graphs.values())).points
+        size = max(graph.size_bytes for graph in self._graphs.values())
         if size > LIMIT_BYTES:
             raise StepError(f"the tensors of {artifact.path.name} take {size / 2**30:.1f} GiB at once, over 2 GiB",
                             hint="compare a smaller batch or input")  # fmt: skip
-        self._inputs = {spec.name for spec in agreed.inputs}
-        self.points, self._index = self._look()
 
     def values(self, names: Sequence[str], tensors: Tensors, given: Tensors | None = None) -> Tensors:
         """The values of tensors by name, dequantised; see `optkit.plugin.Inside`. Batches go in whole."""
-        import numpy as np
-
+        graph = self._graph(tensors)
         outputs = self._session.infer(tensors)
         found = {}
         for name in names:
@@ -61,37 +73,68 @@ class TfliteInside:
             elif name in outputs:
                 found[name] = outputs[name]
             else:
-                detail = self._details[self._index[name]]
-                found[name] = _real(self._session.interpreter.get_tensor(detail["index"]), detail, np)
+                found[name] = graph.value(self._session.interpreter, name)
         return found
 
+    def _graph(self, tensors: Tensors) -> _Graph:
+        """The graph that runs a feed. Raises StepError where there is none that runs it whole and can be matched."""
+        keys = self._session.keys(tensors)
+        if len(keys) > 1:
+            raise StepError("the file has no graph for a batch of this size, and puts it together from several runs")
+        if keys[0] not in self._graphs:
+            raise StepError(f"the graph {keys[0]!r} has other operators than that of the smallest sizes")
+        return self._graphs[keys[0]]
+
+
+class _Graph:
+    """A signature's tensors and operators. points: of its inner tensors, in the order they are made."""
+
+    def __init__(self, interpreter: Any, model: Any, names: Sequence[str], key: str, number: int) -> None:
+        self._number = number
+        self._details = {t["index"]: dict(t) for t in interpreter.get_tensor_details(number)}
+        self.size_bytes = sum(_bytes(t) for t in self._details.values())
+        self._ops = [(names[op.opcodeIndex], op.inputs, op.outputs) for op in model.subgraphs[number].operators or ()]
+        self.kinds = [kind for kind, _, _ in self._ops]
+        self._ends = interpreter.get_signature_runner(key).get_input_details()
+        self.points, self._index = self._look()
+
+    def value(self, interpreter: Any, name: str) -> Any:
+        """A tensor's value in the last run, dequantised."""
+        index = self._index[name]
+        return _real(interpreter.get_tensor(index, self._number), self._details[index])
+
+    def call_as(self, other: _Graph) -> None:
+        """Use the names of a graph of the same operators."""
+        called = {i: name for name, i in other._index.items()}
+        pairs = ((mine, theirs) for (_, _, ours), (_, _, others) in zip(self._ops, other._ops, strict=True)
+                 for mine, theirs in zip(ours, others, strict=True))  # fmt: skip
+        self._index = {called[int(theirs)]: int(mine) for mine, theirs in pairs if int(theirs) in called}
+
     def _look(self) -> tuple[list[Point], dict[str, int]]:
-        details = {t["index"]: i for i, t in enumerate(self._details)}
-        signature = self._session.interpreter.get_signature_runner(self._session.key)
-        live = {d["index"]: name for name, d in signature.get_input_details().items()}
+        live = {d["index"]: name for name, d in self._ends.items()}
         points: list[Point] = []
         where: dict[str, int] = {}
         last: dict[str, int] = {}
-        for op in self._session.interpreter._get_ops_details():
-            reads = [int(i) for i in op["inputs"] if int(i) in live]
+        for kind, taken, given in self._ops:
+            reads = [int(i) for i in taken if int(i) in live]
             if not reads:
                 continue
-            weights = [int(i) for i in op["inputs"] if int(i) >= 0 and int(i) not in live]
-            for index in map(int, op["outputs"]):
-                if index not in details:
+            weights = [int(i) for i in taken if int(i) >= 0 and int(i) not in live]
+            for index in map(int, given):
+                if index not in self._details:
                     continue
-                detail = self._details[details[index]]
+                detail = self._details[index]
                 name = str(detail["name"])
                 name = name if name not in where else f"{name}#{index}"
                 live[index] = name
                 if not _is_real(detail):
                     continue
-                where[name] = details[index]
+                where[name] = index
                 found = _RENAMED.fullmatch(name)
-                module = _module(name, self._weight_names(weights))
+                module = _module(name, [str(self._details[i]["name"]) for i in weights if i in self._details])
                 points.append(Point(
-                    name, op["op_name"], name, module, tuple(dict.fromkeys(live[i] for i in reads)),
-                    (found[1],) if found else (), op["op_name"] in _WEIGHING and bool(weights),
+                    name, kind, name, module, tuple(dict.fromkeys(live[i] for i in reads)),
+                    (found[1],) if found else (), kind in _WEIGHING and bool(weights),
                 ))  # fmt: skip
                 last[_scopes(name)[0]] = len(points) - 1
         for path, at in last.items():  # the last that a module computes is what it gives
@@ -99,10 +142,6 @@ class TfliteInside:
             points[at] = Point(point.name, point.operator, point.node, point.module, point.inputs,
                                (*point.also, f"module {path}"), point.weighs)  # fmt: skip
         return points, where
-
-    def _weight_names(self, indices: Sequence[int]) -> list[str]:
-        held = {t["index"]: str(t["name"]) for t in self._details}
-        return [held[i] for i in indices if i in held]
 
 
 def _scopes(name: str) -> list[str]:
@@ -138,7 +177,9 @@ def _is_real(detail: Mapping[str, Any]) -> bool:
     return bool(kind == "f" or (kind in "iu" and len(detail["quantization_parameters"]["scales"])))
 
 
-def _real(value: Any, detail: Mapping[str, Any], np: Any) -> Any:
+def _real(value: Any, detail: Mapping[str, Any]) -> Any:
+    import numpy as np
+
     held = detail["quantization_parameters"]
     scales, zeros = held["scales"], held["zero_points"]
     if value.dtype.kind == "f" or not len(scales):

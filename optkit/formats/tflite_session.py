@@ -78,6 +78,10 @@ class TfliteSession:
         for key, feed, _ in self._parts(checked_feeds(tensors, self._agreed.inputs)):
             yield self._results(key, feed)
 
+    def keys(self, tensors: Tensors) -> list[str]:
+        """The signatures that a feed is run by, one after the other."""
+        return [key for key, _, _ in self._parts(checked_feeds(tensors, self._agreed.inputs))]
+
     @property
     def interpreter(self) -> Any:
         """LiteRT's own object, as it is after the last run."""

@@ -1,4 +1,4 @@
-"""A torch model that learns from the source model: what torch.distill and torch.qat have in common."""
+"""A torch model that learns from the source model: torch.distill and torch.qat once, torch.prune after each round."""
 
 from __future__ import annotations
 
@@ -47,11 +47,15 @@ def fit_data(student: torch_model.TorchModel, options: Lessons, context: Context
 
 def lesson(
     student: torch_model.TorchModel, data: TrainingData, options: Lessons, context: Context, grids: Any = None,
-    otherwise: str = "",
+    otherwise: str = "", teacher: torch_model.TorchModel | None = None,
 ) -> Lesson:  # fmt: skip
-    """Made by running both models once. grids: what learns beside the student and stays with it, an nn.Module."""
-    assert context.source is not None
-    teacher = torch_model.load(context.source.path, device=context.device)
+    """Made by running both models once. grids: what learns beside the student and stays with it, an nn.Module.
+
+    teacher: the source model, where it is loaded already.
+    """
+    if teacher is None:
+        assert context.source is not None
+        teacher = torch_model.load(context.source.path, device=context.device)
     size = data.batch_size(options.batch_size, BATCH_SIZE)
     with torch_checkpoint.reproducible(context.seed, context.threads, context.device):
         losses = Distillation(student, teacher, options.losses, data, mask=options.mask, size=size, seed=context.seed)

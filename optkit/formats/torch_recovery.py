@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from optkit.artifact import digest_of
 from optkit.errors import StepError
-from optkit.formats import torch_checkpoint, torch_model, torch_training
+from optkit.formats import torch_lesson, torch_model
 from optkit.formats.torch_call import TorchModel
 from optkit.formats.torch_device import check_device
-from optkit.formats.torch_distill_loss import Distillation
 from optkit.formats.torch_distill_options import Lessons
 from optkit.formats.torch_structure import Stage
-from optkit.formats.torch_training import Learner, Trained
-from optkit.formats.torch_training_data import TrainingData
-from optkit.formats.torch_training_options import BATCH_SIZE
+from optkit.formats.torch_training import Trained
 from optkit.plugin import Context
 
 THREADS = "threads.json"
@@ -36,17 +34,15 @@ class Recovery:
             what = f"a {source.format} model" if source else "not known"
             raise StepError(f"what was lost is learned again from the source model, which is {what}", subject="model",
                             hint="give the torch model as the source, or leave out recover")  # fmt: skip
-        assert context.data is not None
         check_device(context.device)
-        self.model, self.options, self.rounds, self.context = model, options, rounds, context
+        self.model, self.options, self.rounds = model, options, rounds
         self.notes: list[dict[str, Any]] = []
         self.kept = context.kept or context.scratch / "kept"
         self.kept.mkdir(exist_ok=True)
         self.threads = threads_of(self.kept, context.threads)
+        self.context = replace(context, threads=self.threads)
         self.teacher = torch_model.load(source.path, device=context.device)
-        context.progress("read the fit data", None)
-        self.data = TrainingData(context.data, context.scratch / "data", context.inputs or model.inputs,
-                                 held_out=options.held_out, seed=context.seed, device=context.device)  # fmt: skip
+        self.data = torch_lesson.fit_data(model, options, context, "model")
 
     def __call__(self, number: int, stages: list[Stage]) -> None:
         """Train the module after a round. Raises StepError where it cannot be trained, or learns nothing."""
@@ -71,26 +67,19 @@ class Recovery:
         })  # fmt: skip
 
     def _trained(self, number: int, stages: list[Stage]) -> Trained:
-        options, context = self.options, self.context
-        seed = context.seed + number  # another order of the samples in every round
-
         def progress(text: str, done: float | None) -> None:
-            context.progress(f"recovery after round {number} of {self.rounds}, {text}",
-                             (number - 1 + (done or 0)) / self.rounds)  # fmt: skip
+            self.context.progress(f"recovery after round {number} of {self.rounds}, {text}",
+                                  (number - 1 + (done or 0)) / self.rounds)  # fmt: skip
 
-        self.model.source.module.to(context.device)
-        with torch_checkpoint.reproducible(seed, self.threads, context.device):
-            size = self.data.batch_size(options.batch_size, BATCH_SIZE)
-            distillation = Distillation(self.model, self.teacher, options.losses, self.data, mask=options.mask,
-                                        size=size, seed=seed)  # fmt: skip
         folder = self.kept / f"{number}-{digest_of([stage.to_json() for stage in stages])[:16]}"
-        folder.mkdir(exist_ok=True)
-        learner = Learner(self.model.source.module, distillation.helpers, distillation)
+        seed = self.context.seed + number  # another order of the samples in every round
+        context = replace(self.context, seed=seed, kept=folder, progress=progress)
+        self.model.source.module.to(context.device)
+        lesson = torch_lesson.lesson(self.model, self.data, self.options, context, teacher=self.teacher)
         try:
-            return torch_training.train(learner, self.data, options, seed=seed, threads=self.threads,
-                                        device=context.device, kept=folder, progress=progress)  # fmt: skip
+            return torch_lesson.learn(lesson, self.options, context)
         finally:
-            distillation.close()
+            lesson.distillation.close()
 
 
 def threads_of(kept: Path, now: int) -> int:

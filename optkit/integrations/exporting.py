@@ -22,7 +22,8 @@ from optkit.integrations import ranks
 from optkit.integrations.tracking import Tracker, active, put
 from optkit.planning import Plan
 from optkit.report import Report
-from optkit.reports.rows import duration, verdict
+from optkit.reports.rows import verdict
+from optkit.reports.spelling import duration
 
 WHEN = ("end", "best", "every best")
 ON_FAILURE = ("raise", "keep training")
@@ -72,7 +73,7 @@ class Export:
 class Exporter:
     """Converts a model of a training run whenever it is asked to. Every process of the training makes one.
 
-    Parameters as in `optkit.integrations.lightning`. Raises UserError for those that cannot be.
+    Parameters as in `optkit.integrations.callback`. Raises UserError for those that cannot be.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class Exporter:
             report = convert(module, out=place, cache=self.cache, raise_on_failure=False, **self.options)
         finally:
             shutil.rmtree(place, ignore_errors=True)
-        if report.exit_code == 130:
+        if report.interrupted:
             raise KeyboardInterrupt
         for step in report.steps:
             if step["status"] == "error":
@@ -190,7 +191,7 @@ class Exporter:
                     report = convert(make(), out=folder, cache=self.cache, raise_on_failure=False, **self.options)
             except OptkitError as caught:
                 error = caught
-            if report is not None and report.exit_code == 130:
+            if report is not None and report.interrupted:
                 raise KeyboardInterrupt
             made = Export(step, epoch, checkpoint, folder, time.perf_counter() - began, report, error)
             self._tell(made)

@@ -21,25 +21,21 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from functools import cache as memoise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from optkit.errors import UnavailableError, UserError
 from optkit.integrations import ranks
-from optkit.integrations.exporting import Export, Exporter, on_cpu, part_of
-from optkit.integrations.tracking import LightningLogger, Tracker
-
-if TYPE_CHECKING:
-    from optkit.cache import Cache
-    from optkit.report import Report
+from optkit.integrations.callback import ExportCallback, callback_class
+from optkit.integrations.exporting import on_cpu, part_of
+from optkit.integrations.tracking import LightningLogger
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 
 
-class _Hooks:
+class _Hooks(ExportCallback):
     """Exports a model at the end of `fit`, or each time it is best, proves it, and lets training fail with it.
 
     model: the part of the LightningModule to export: a dotted attribute ("net"), or a function of it that returns an
@@ -47,57 +43,12 @@ class _Hooks:
     when: "end": the weights that training ends with; "best": at the end, those of the best checkpoint; "every best":
         those of each new best checkpoint, at once. Best is what a ModelCheckpoint with a `monitor` says; `checkpoint`
         names it where there are several.
-    on_failure: "raise" ends the training at once with CheckError where a check or gate does not hold. "keep training"
-        goes on, and raises at the end unless the best checkpoint of all does hold; for gates that an early one cannot
-        meet.
-    out: folder of deliveries and reports, default build/NAME; {step} and {epoch} in it give each export its own, of
-        which `keep` stay. Otherwise the next export replaces it; what has not changed comes from the cache.
-    track: "auto", the Trainer's loggers and the MLflow or Weights & Biases run that is active; or a list of
-        `optkit.integrations.tracking`; () for none. artifacts: whether deliveries are uploaded too.
-    rehearse: convert the untrained model too, before training begins, so that an operator which a backend refuses is
-        found then. Without it, the recipe is planned, the tools are looked for, the samples read, and the model
-        captured.
-    tell: gets a line per export; default: prints it to stderr.
-    convert: all else that `optkit.convert` takes: recipe, to, steps, dims, data, fit, metric, gate, example_inputs (by
-        default the LightningModule's example_input_array, or the first samples of `data`), overrides, jobs, ...
-
-    The module stays as it is: mode, device, gradients, random generators. In distributed training the first process
-    converts while the others wait. Raises UserError where something cannot be.
+    example_inputs: by default the LightningModule's example_input_array, else the first samples of `data`.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str | Callable[[Any], Any] | None = None,
-        when: str = "end",
-        on_failure: str = "raise",
-        checkpoint: Any = None,
-        out: str | Path | None = None,
-        keep: int | None = None,
-        track: str | Tracker | Sequence[Tracker] = "auto",
-        artifacts: bool = True,
-        rehearse: bool = False,
-        cache: str | Path | Cache | None = None,
-        tell: Callable[[str], None] | None = None,
-        **convert: Any,
-    ) -> None:
-        super().__init__()
-        self.model, self.checkpoint = model, checkpoint
-        self._active = False
-        self.exporter = Exporter(
-            when=when, on_failure=on_failure, out=out, keep=keep, track=track, artifacts=artifacts, rehearse=rehearse,
-            cache=cache, tell=tell, options=convert,
-        )  # fmt: skip
-
-    @property
-    def exports(self) -> list[Export]:
-        """What was converted so far, in order."""
-        return self.exporter.exports
-
-    @property
-    def report(self) -> Report | None:
-        """The report of the last export; None before the first."""
-        return self.exports[-1].report if self.exports else None
+    OWN: ClassVar[Mapping[str, Any]] = {"checkpoint": None}
+    checkpoint: Any
+    _active = False
 
     # ---------------------------------------------------------------------------------------------- Lightning's hooks
 
@@ -222,7 +173,7 @@ def _has_no_forward(pl_module: Any) -> bool:
 
 @memoise
 def _class(bases: tuple[type, ...]) -> type:
-    return type("OptkitCallback", (_Hooks, *bases), {"__doc__": _Hooks.__doc__, "__module__": __name__})
+    return callback_class(_Hooks, bases)
 
 
 def _bases() -> tuple[type, ...]:

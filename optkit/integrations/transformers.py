@@ -18,25 +18,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
 from functools import cache as memoise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.errors import UserError
 from optkit.integrations import ranks
-from optkit.integrations.exporting import Export, Exporter, on_cpu, part_of
+from optkit.integrations.callback import ExportCallback, callback_class
+from optkit.integrations.exporting import on_cpu, part_of
 from optkit.integrations.tracking import TensorBoard, Tracker
 from optkit.plugin import need
-
-if TYPE_CHECKING:
-    from optkit.cache import Cache
-    from optkit.report import Report
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
-class _Hooks:
+class _Hooks(ExportCallback):
     """Exports a model at the end of training, or each time it is best, proves it, and lets training fail with it.
 
     model: the part of the model to export: a dotted attribute, or a function of it that returns an nn.Module; default:
@@ -44,44 +40,8 @@ class _Hooks:
     when: "end": the weights that training ends with, which are the best with load_best_model_at_end; "best": at the
         end, those of the best checkpoint; "every best": those of each checkpoint that is saved as the new best, at
         once. Best is by the training arguments' metric_for_best_model.
-    on_failure, out, keep, track, artifacts, rehearse, cache, tell, convert: as of Lightning's
-        (`optkit.integrations.lightning`). track "auto" is what report_to names and the runs that are active.
-
-    The model stays as it is: mode, device, gradients, random generators. In distributed training the first process
-    converts while the others wait. Raises UserError where something cannot be.
+    track: "auto" is what report_to names, and the runs that are active.
     """
-
-    def __init__(
-        self,
-        *,
-        model: str | Callable[[Any], Any] | None = None,
-        when: str = "end",
-        on_failure: str = "raise",
-        out: str | Path | None = None,
-        keep: int | None = None,
-        track: str | Tracker | Sequence[Tracker] = "auto",
-        artifacts: bool = True,
-        rehearse: bool = False,
-        cache: str | Path | Cache | None = None,
-        tell: Callable[[str], None] | None = None,
-        **convert: Any,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.exporter = Exporter(
-            when=when, on_failure=on_failure, out=out, keep=keep, track=track, artifacts=artifacts, rehearse=rehearse,
-            cache=cache, tell=tell, options=convert,
-        )  # fmt: skip
-
-    @property
-    def exports(self) -> list[Export]:
-        """What was converted so far, in order."""
-        return self.exporter.exports
-
-    @property
-    def report(self) -> Report | None:
-        """The report of the last export; None before the first."""
-        return self.exports[-1].report if self.exports else None
 
     # ---------------------------------------------------------------------------------------------- the Trainer's hooks
 
@@ -202,8 +162,7 @@ def _tensorboard(args: Any) -> list[Tracker]:
 
 @memoise
 def _class() -> type:
-    base = need("transformers").TrainerCallback
-    return type("OptkitCallback", (_Hooks, base), {"__doc__": _Hooks.__doc__, "__module__": __name__})
+    return callback_class(_Hooks, (need("transformers").TrainerCallback,))
 
 
 if TYPE_CHECKING:

@@ -51,11 +51,14 @@ _WIDROW = "signal to quantisation noise ratio: Widrow and Kollar, Quantization N
 _COUNTED = "counted, over the last axis"
 _KL = "Kullback and Leibler, On Information and Sufficiency, 1951"
 
+EQUAL_DB = 300.0
+"""What stands for an SQNR without any noise, and negative for one without any signal."""
+
 METRICS: dict[str, MetricInfo] = {
     info.name: info
     for info in (
         MetricInfo("rel_l2", "lower", "worst", "ratio", 0, math.inf, "||c - r|| / ||r||", _HIGHAM),
-        MetricInfo("sqnr_db", "higher", "worst", "dB", -300, 300, "-20 log10(rel_l2)", _WIDROW),
+        MetricInfo("sqnr_db", "higher", "worst", "dB", -EQUAL_DB, EQUAL_DB, "-20 log10(rel_l2)", _WIDROW),
         MetricInfo("cosine", "higher", "worst", "", -1, 1, "cosine between c and r", "inner product"),
         MetricInfo("centred_cosine", "higher", "worst", "", -1, 1, "cosine, means removed", "Pearson, 1895"),
         MetricInfo("max_abs", "lower", "worst", "the output's", 0, math.inf, "max |c - r|", "max norm"),

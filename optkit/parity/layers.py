@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optkit.parity.tensors import EQUAL_DB, as_type, decibels, fitted, match, modules_in, names_of, rectified
+from optkit.parity.bounds import EQUAL_DB
+from optkit.parity.tensors import as_type, decibels, fitted, match, modules_in, names_of, rectified
 from optkit.plugin import Inside, Point
 
 if TYPE_CHECKING:

@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from optkit.parity.bounds import EQUAL_DB
 from optkit.plugin import Point
-
-EQUAL_DB = 300.0
-"""What stands for an SQNR without any noise, and negative for one without any signal."""
 
 
 def modules_in(points: Iterable[Point]) -> dict[str, str]:

@@ -9,7 +9,8 @@ from typing import Any
 from optkit.errors import OptkitError, RecipeError
 from optkit.reports import markdown
 from optkit.reports.layers import told
-from optkit.reports.rows import broken, remedy, worse
+from optkit.reports.remedies import remedy
+from optkit.reports.rows import broken, worse
 
 Data = Mapping[str, Any]
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from optkit.reports.html_kit import WIDE, chart, link, number, table, whiskers
 from optkit.reports.markup import Safe, join, tag
-from optkit.reports.rows import benchmark_parity, benchmark_text, duration, heat_name, size
+from optkit.reports.rows import benchmark_parity, benchmark_text, heat_name
+from optkit.reports.spelling import duration, size
 
 Data = Mapping[str, Any]
 

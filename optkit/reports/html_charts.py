@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from optkit.parity.bounds import EQUAL_DB
 from optkit.reports.html_kit import number
 from optkit.reports.markup import Safe, join, tag
-from optkit.reports.rows import EQUAL_DB, Delivery, heat_name, scores, size, sqnr
+from optkit.reports.rows import Delivery, heat_name, scores, sqnr
+from optkit.reports.spelling import size
 
 Data = Mapping[str, Any]
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from optkit.reports.html_kit import SYMBOLS, anchor, decibels, number, sign
 from optkit.reports.markup import Safe, tag
-from optkit.reports.rows import cached, deliveries, duration, seconds_of, sqnr
+from optkit.reports.rows import cached, deliveries, seconds_of, sqnr
+from optkit.reports.spelling import duration
 
 Data = Mapping[str, Any]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from optkit.parity.bounds import EQUAL_DB
 from optkit.parity.scores import UNCLEAR, difference
 from optkit.reports.html_kit import decibels, link
 from optkit.reports.markup import Safe, join, tag
-from optkit.reports.rows import EQUAL_DB, cached, deliveries, duration, scores, size, sqnr
+from optkit.reports.rows import cached, deliveries, scores, sqnr
+from optkit.reports.spelling import duration, size
 
 Data = Mapping[str, Any]
 

@@ -7,13 +7,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from optkit.parity.bounds import EQUAL_DB
 from optkit.reports.markup import Safe, join, tag
-from optkit.reports.rows import EQUAL_DB
 
 Data = Mapping[str, Any]
 
 SYMBOLS = {
-    "passed": "✓", "failed": "✗", "error": "!", "blocked": "⊘", "deferred": "…", "waived": "~", "skipped": "–",
+    "passed": "✓", "failed": "✗", "error": "!", "blocked": "⊘", "deferred": "…", "waived": "~",
+    "interrupted": "■", "skipped": "–",
 }  # fmt: skip
 """A status' sign beside its word, so that neither colour nor sign is needed alone."""
 

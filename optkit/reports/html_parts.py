@@ -5,28 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from optkit.parity.bounds import EQUAL_DB
 from optkit.parity.scores import change_text, source_text, spell, value_text
+from optkit.reports.bounds import margin, nearest
 from optkit.reports.html_charts import panels, timed_by
 from optkit.reports.html_graph import graph, legend, lineage
 from optkit.reports.html_kit import bar, decibels, histogram, link, status, table, whiskers
 from optkit.reports.html_steps import SPREAD, budget, spread
 from optkit.reports.markup import Safe, join, tag
-from optkit.reports.rows import (
-    EQUAL_DB,
-    cases,
-    deliveries,
-    duration,
-    gates,
-    lost_db,
-    margin,
-    nearest,
-    parity,
-    score_text,
-    scores,
-    size,
-    speed,
-    sqnr,
-)
+from optkit.reports.rows import cases, deliveries, gates, lost_db, parity, score_text, scores, speed, sqnr
+from optkit.reports.spelling import duration, size
 
 Data = Mapping[str, Any]
 

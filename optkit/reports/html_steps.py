@@ -12,8 +12,10 @@ from optkit.reports.html_layers import layers
 from optkit.reports.layers import told as told_layer
 from optkit.reports.markup import Safe, join, tag
 from optkit.reports.pruning import HEAD, LEFT_HEAD, pruned
-from optkit.reports.rows import broken, cached, cases, cost, duration, remedy, seconds_of, share, size, spelt
+from optkit.reports.remedies import remedy
+from optkit.reports.rows import broken, cached, cases, cost, seconds_of
 from optkit.reports.sentences import deferral, replay
+from optkit.reports.spelling import duration, share, size, spelt
 
 Data = Mapping[str, Any]
 

@@ -18,7 +18,7 @@ a { color: var(--data); }
 .dim, caption, figcaption { color: var(--dim); }
 .verdict { display: inline-block; font-weight: 700; border: 2px solid; border-radius: 99px; padding: 1px 14px; }
 .passed, .good { color: var(--good); } .failed, .error, .bad { color: var(--bad); }
-.blocked, .deferred, .waived, .skipped, .warn { color: var(--warn); }
+.blocked, .deferred, .waived, .interrupted, .skipped, .warn { color: var(--warn); }
 .under { display: block; color: var(--dim); font-size: .88em; font-weight: 400; }
 .whole { white-space: nowrap; } .status { font-weight: 600; white-space: nowrap; }
 .note { border-left: 4px solid var(--warn); padding: .3rem .9rem; background: var(--soft); }
@@ -60,11 +60,11 @@ svg .halo { paint-order: stroke; stroke: var(--back); stroke-width: 4px; stroke-
 svg .strong { font-weight: 700; font-size: 13px; } svg .edge { fill: none; stroke: var(--other); stroke-width: 1.5; }
 svg .box { fill: var(--soft); stroke: var(--line); stroke-width: 1.5; } svg .ring { fill: none; stroke: var(--other); }
 svg .passed { fill: var(--good); } svg .failed, svg .error { fill: var(--bad); }
-svg .blocked, svg .deferred, svg .waived, svg .skipped { fill: var(--warn); }
+svg .blocked, svg .deferred, svg .waived, svg .interrupted, svg .skipped { fill: var(--warn); }
 svg .box.passed { fill: var(--soft); stroke: var(--good); }
 svg .box.failed, svg .box.error { fill: var(--soft); stroke: var(--bad); stroke-width: 2.5; }
-svg .box.blocked, svg .box.deferred, svg .box.waived, svg .box.skipped { fill: var(--soft); stroke: var(--warn);
-  stroke-dasharray: 5 3; }
+svg .box.blocked, svg .box.deferred, svg .box.waived, svg .box.interrupted, svg .box.skipped {
+  fill: var(--soft); stroke: var(--warn); stroke-dasharray: 5 3; }
 svg a:hover .box, svg a:focus .box { fill: var(--line); }
 svg .axis { stroke: var(--other); } svg .grid { stroke: var(--line); } svg .track { fill: var(--line); }
 svg .bar { fill: var(--data); } svg .lost { fill: url(#lost); stroke: var(--bad); }

@@ -18,13 +18,13 @@ from optkit.parity.scores import value_text
 from optkit.report import write_atomically
 from optkit.reports.bounds import bound_rows, problems, unbounded
 from optkit.reports.layers import others, told
+from optkit.reports.remedies import remedy
 from optkit.reports.rows import (
     benchmark_text,
     broken,
     cost,
     deliveries,
     heat_name,
-    remedy,
     scores,
     speed,
     stands_on,
@@ -119,7 +119,7 @@ def _proven(step: Data, report: Data) -> Iterator[_Case]:
     if status == "blocked":
         yield replace(run, outcome="skipped", message=f"blocked by {step.get('blocked_by')}, which did not succeed")
         return
-    if status == "skipped":
+    if status in ("interrupted", "skipped"):
         yield replace(run, outcome="skipped", message="the run was interrupted before it was done")
         return
     if status == "error":

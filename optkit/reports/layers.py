@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optkit.reports.rows import EQUAL_DB
+from optkit.parity.bounds import EQUAL_DB
 
 Data = Mapping[str, Any]
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from optkit.parity.scores import change_text, source_text, spell, value_text
-from optkit.reports.bounds import bound_rows, noted, problems, unbounded
+from optkit.reports.bounds import Judged, bound_rows, margin, nearest, noted, problems, unbounded
 from optkit.reports.layers import drawn, remarks, told
 from optkit.reports.pruning import HEAD, LEFT_HEAD, pruned
+from optkit.reports.remedies import remedy
 from optkit.reports.rows import (
-    Judged,
     against_baseline,
     benchmark_parity,
     benchmark_text,
@@ -20,24 +20,18 @@ from optkit.reports.rows import (
     cases,
     cost,
     deliveries,
-    duration,
     gates,
     lost_db,
-    margin,
-    nearest,
     parity,
-    remedy,
     scores,
     seconds_of,
-    share,
-    size,
     speed,
-    spelt,
     sqnr,
     verdict,
     worse,
 )
 from optkit.reports.sentences import caution, commands, deferral, facts, flat, replay
+from optkit.reports.spelling import duration, share, size, spelt
 
 Data = Mapping[str, Any]
 

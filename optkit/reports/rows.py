@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optkit.metricspec import bound_table, metrics_of
-from optkit.parity.bounds import METRICS, Bound, BoundError, MetricInfo, parse_bound
+from optkit.parity.bounds import EQUAL_DB
 from optkit.parity.scores import change_text, spell, value_text
+from optkit.report import INTERRUPTED
+from optkit.reports.spelling import spelt
 
 Data = Mapping[str, Any]
-
-EQUAL_DB = 300.0
-"""What stands for an SQNR without any noise."""
 
 _METRICS = ("cosine", "sqnr_db", "mismatch")  # shown of a case at a glance, where they were measured
 
@@ -52,7 +48,7 @@ def deliveries(report: Data) -> list[Delivery]:
 def seconds_of(step: Data) -> float | None:
     """Seconds of a step's pass and check together, or None where neither was reached."""
     parts = [v for v in (step.get("seconds") or {}).values() if v is not None]
-    return sum(parts) if parts and step.get("status") not in ("blocked", "skipped") else None
+    return sum(parts) if parts and step.get("status") not in ("blocked", "interrupted", "skipped") else None
 
 
 def cached(step: Data) -> bool:
@@ -108,127 +104,6 @@ def worst(result: Data) -> dict[str, float]:
                 pick = max if name == "mismatch" else min
                 found[name] = pick(found[name], value) if name in found else value
     return found
-
-
-def spelt(metric: str, value: float) -> str:
-    """A metric for people: "cosine 0.99820", "34.2 dB", "equal to the last bit", "top1_agreement 98.7%"."""
-    if metric == "sqnr_db":
-        return "equal to the last bit" if value >= EQUAL_DB else f"{value:.1f} dB"
-    if metric in ("mismatch", "accuracy", "accuracy_drop") or metric.endswith("_agreement"):
-        return f"{metric} {value:.2%}"
-    if metric.endswith("cosine"):
-        return f"{metric} {cosine(value)}"
-    return f"{metric} {value:.3g}"
-
-
-def cosine(value: float) -> str:
-    """A cosine with two digits of its distance from 1: "0.9733", "0.99988", "0.9999983", "1"."""
-    if value <= 0.999:
-        return f"{value:.4f}"
-    digits = min(9, 1 - math.floor(math.log10(1 - value))) if value < 1 else 0
-    return f"{value:.{digits}f}".rstrip("0").rstrip(".")
-
-
-@dataclass(frozen=True)
-class Judged:
-    """One verdict of a check, with the case it is from.
-
-    used: the share of what the bound allows that was used up; above 1 it does not hold; None where there is no share.
-    """
-
-    case: str
-    output: str
-    bound: str
-    metric: str
-    measured: float | None
-    sample: int | None
-    used: float | None
-    held: bool
-    reason: str
-    text: str
-    percent: bool = False
-
-    @property
-    def spelt(self) -> str:
-        """What was measured, for people."""
-        if self.measured is None:
-            return self.text
-        return f"{self.metric} {self.measured:.2%}" if self.percent else spelt(self.metric, self.measured)
-
-
-def judged(step: Data) -> list[Judged]:
-    """Every verdict on a bound, case by case."""
-    made = []
-    table = _table(step)
-    for case in cases(step):
-        for verdict_ in case.get("verdicts") or ():
-            text, measured = verdict_.get("bound"), verdict_.get("measured")
-            bound = _bound(text, table)
-            told = verdict_.get("reason") or ""
-            if not told and verdict_.get("stated_by"):
-                told = f"stated by {verdict_['stated_by']}"
-            made.append(Judged(
-                case["name"], verdict_.get("output") or "", text or "", bound.metric if bound else "", measured,
-                verdict_.get("worst_sample"), used(bound, measured), verdict_["held"], told, verdict_["text"],
-                bool(bound and bound.info.unit == "fraction"),
-            ))  # fmt: skip
-    return made
-
-
-def used(bound: Bound | None, measured: float | None) -> float | None:
-    """How much of what a bound allows was used up: 0 for a perfect match, 1 at the bound, above 1 beyond it."""
-    if bound is None or measured is None:
-        return None
-    if bound.metric == "sqnr_db":  # decibels of a ratio: compare the ratios
-        return 0.0 if measured >= 300 else float(10 ** ((bound.value - measured) / 20))
-    best = bound.info.high if bound.op == ">=" else max(0.0, bound.info.low)
-    if math.isinf(best):
-        return None
-    allowed = abs(best - bound.value)
-    if not allowed or (bound.op == "<=" and bound.value < 0):
-        return None
-    return max(0.0, (best - measured if bound.op == ">=" else measured) / allowed)
-
-
-def nearest(step: Data) -> Judged | None:
-    """The verdict that is nearest to its bound, or farthest beyond it; None where no bound was judged."""
-    found = [j for j in judged(step) if j.used is not None or not j.held]
-    return max(found, key=lambda j: (not j.held, j.used if j.used is not None else math.inf), default=None)
-
-
-def share(part: float | None, held: bool = True) -> str:
-    """`Judged.used` as text: "89 %", "12 times"; rounded so that it stays on its side of the bound."""
-    if part is None:
-        return "-"
-    if part >= 2:
-        return f"{part:.0f} times" if part < 999 else "over 999 times"
-    percents = part * 100
-    whole = math.floor(percents) if held else math.ceil(percents)
-    return f"{whole} %" if whole >= 1 or part == 0 else "under 1 %"
-
-
-def margin(one: Judged | None) -> str:
-    """How near a verdict is to its bound: "88 % used", "10 times over", "54.2 dB short"; "-" where that is unknown."""
-    if one is None or one.used is None or one.measured is None:
-        return "-"
-    bound = _bound(one.bound, METRICS) if one.metric == "sqnr_db" else None
-    if not one.held and bound is not None:
-        return f"{bound.value - one.measured:.1f} dB short"
-    return share(one.used, one.held) + (" over" if one.used >= 2 else " used")
-
-
-def _table(step: Data) -> Mapping[str, MetricInfo]:
-    try:
-        return bound_table(metrics_of(step.get("check") or {}))
-    except (ValueError, TypeError, KeyError, StopIteration):  # of a report that another optkit wrote
-        return METRICS
-
-
-def _bound(text: str | None, table: Mapping[str, MetricInfo]) -> Bound | None:
-    try:
-        return parse_bound(text, table) if text else None
-    except BoundError:  # of a report that another optkit wrote
-        return None
 
 
 def speed(step: Data) -> str:
@@ -358,7 +233,7 @@ def verdict(report: Data) -> str:
     """The run's verdict in one line: "digits: all 4 deliveries hold"."""
     made = deliveries(report)
     name, total = report.get("name", "run"), len(made)
-    if report.get("exit_code") == 130:
+    if report.get("exit_code") == INTERRUPTED:
         return f"{name}: interrupted"
     good = sum(d.status == "passed" for d in made)
     fell = _fell(report)
@@ -382,84 +257,3 @@ def _fell(report: Data) -> str:
     if (report.get("benchmark") or {}).get("error"):
         said.append("the benchmark could not be measured")
     return " and ".join(said)
-
-
-def remedy(step: Data) -> str:
-    """One thing to try for a step whose check did not hold."""
-    lossy = step.get("fidelity") == "lossy"
-    kinds = {case.get("kind") for case in cases(step) if not case.get("held")}
-    if missed := [m["must"] for m in step.get("must") or () if not m["held"]]:
-        return (
-            f"other options (optkit passes {step.get('pass')}) or another runtime; without must: [{', '.join(missed)}] "
-            "it ships as it is"
-        )
-    if any(g["status"] == "failed" for g in step.get("gates") or ()):
-        return (
-            f"other options (optkit passes {step.get('pass')}) or another runtime, or a gate that fits what is measured"
-        )
-    if kinds == {"dims"}:
-        return "the model takes another way at that size: export it without size-dependent control flow"
-    if unclear := _unclear(step):
-        return unclear
-    if lossy and (left_out := _left_out(step)):
-        return f"leave that layer in float, {left_out}; or other options (optkit passes {step.get('pass')})"
-    if lossy:
-        return f"other options (optkit passes {step.get('pass')}), more or better data to fit on, or a looser bound"
-    return (
-        "state bounds of your own with check: if this much deviation is expected, else look at the first step it cost"
-    )
-
-
-_LEAVING = {
-    "onnx.quantize": ("with: {{exclude: [{}]}}", ("Conv", "ConvTranspose", "Gemm", "MatMul")),
-    "onnx.compress_weights": ("with: {{exclude: [{}]}}", ("MatMul", "Gemm", "MatMulNBits")),
-    "openvino.quantize": ("with: {{ignored: {{names: [{}]}}}}", ("Convolution", "GroupConvolution", "MatMul")),
-}
-
-
-def _left_out(step: Data) -> str:
-    """The option that leaves the layer to blame as it was; "" where there is no such layer or option."""
-    from optkit.reports.layers import culprit
-
-    layer, (option, operators) = culprit(step), _LEAVING.get(str(step.get("pass")), ("", ()))
-    return option.format(json.dumps(layer["node"])) if layer and layer["operator"] in operators else ""
-
-
-def _unclear(step: Data) -> str:
-    """What to try where all that is broken are bounds on changes that the samples cannot tell from one within them."""
-    found, table = [], _table(step)
-    for one in (j for j in judged(step) if not j.held):
-        bound, score = _bound(one.bound, table), scores(step).get(table[one.metric].task if one.metric in table else "")
-        if bound is None or not score or bound.info.part != "change" or not score.get("change_interval"):
-            return ""
-        if score["change_interval"][0] > bound.value:
-            return ""
-        found.append(f"{one.metric}_lower {bound.op} {bound.value:g}")
-    return (
-        f"more samples, which tell the change better; or bound what is certain of it: {', '.join(found)}"
-        if found
-        else ""
-    )
-
-
-def size(size_bytes: float | None) -> str:
-    """A byte count for people: "512 B", "3.4 MB", powers of 1000."""
-    if size_bytes is None:
-        return "-"
-    for unit in ("B", "kB", "MB", "GB"):
-        if size_bytes < 999.5 or unit == "GB":
-            return f"{size_bytes:.0f} {unit}" if unit == "B" or size_bytes >= 99.95 else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1000
-    raise AssertionError("unreachable")
-
-
-def duration(value: float | None) -> str:
-    """A duration for people: "0.42 s", "12.3 s", "4 min 05 s"."""
-    if value is None:
-        return "-"
-    if value < 9.995:
-        return f"{value:.2f} s"
-    if value < 119.95:
-        return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from optkit.reports.rows import cases, deliveries, duration, stands_on
+from optkit.reports.rows import cases, deliveries, stands_on
+from optkit.reports.spelling import duration
 
 Data = Mapping[str, Any]
 

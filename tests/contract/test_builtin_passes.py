@@ -142,7 +142,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
 
 def step_made(name: str, parent: Artifact, options: dict[str, Any], base: Path, data: Any = None) -> Artifact:
     """What a pass makes of a model."""
-    from optkit.tasks import reread
+    from optkit.tasks.making import reread
 
     use = get_pass(name)
     base.mkdir()

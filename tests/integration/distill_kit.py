@@ -15,7 +15,7 @@ import train_zoo
 from optkit.artifact import Artifact, TensorSpec
 from optkit.named import named_files
 from optkit.plugin import Context, Pass
-from optkit.tasks import reread
+from optkit.tasks.making import reread
 from optkit.testing import ListSamples
 
 ZOO = distill_zoo.__file__

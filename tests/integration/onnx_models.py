@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from optkit.artifact import Artifact, Dim
+from optkit.errors import OptkitError
 from optkit.formats import onnx_model
 from optkit.plugin import Context, Pass, Samples
 
@@ -153,6 +155,16 @@ def made(which: Pass, source: Artifact, folder: Path, data: Samples | None = Non
     assert sorted(p.name for p in target.iterdir()) == sorted(result.files)
     assert which.confirm is not None
     return result, notes, list(which.confirm(source, result, chosen, surroundings))
+
+
+def refusal(which: Pass, source: Artifact, folder: Path, data: Samples | None = None, **options: Any) -> OptkitError:
+    """What a pass says that fails; what it wrote before lies in `folder`/refused-NUMBER/out."""
+    place = folder / f"refused-{len(list(folder.iterdir()))}"
+    out = place / "out"
+    out.mkdir(parents=True)
+    with pytest.raises(OptkitError) as caught:
+        which.run(source, out, which.options(**options), context(place, data))
+    return caught.value
 
 
 def infer(source: Artifact | Path, feed: Tensors) -> list[np.ndarray]:

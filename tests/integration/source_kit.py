@@ -9,6 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from optkit.artifact import Artifact, Signature
+from optkit.cache import Cache
+from optkit.errors import OptkitError, from_json
+from optkit.keys import dims_json
+from optkit.recipe import Recipe, load_recipe
+from optkit.sources import source_artifact
+from optkit.worker import perform
 
 NET = """\
 import torch
@@ -142,3 +152,58 @@ def trained(base: Path) -> Any:
         sys.path.remove(str(base / "models"))
         for name in ("net", "helpers"):
             sys.modules.pop(name, None)
+
+
+def recipe_of(folder: Path, *changes: tuple[str, str]) -> Recipe:
+    text = RECIPE
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "recipe.yaml").write_text(text)
+    return load_recipe(folder / "recipe.yaml")
+
+
+def described(recipe: Recipe, cache: Cache) -> Artifact:
+    """The source as a worker describes it, in this process. Raises what went wrong, with its place in the recipe."""
+    try:
+        artifact = source_artifact(recipe, cache)
+        assert artifact is not None
+        result = perform({
+            "task": "source", "artifact": artifact.to_json(), "dims": dims_json(recipe.dims),
+            "inputs": [t.to_json() for t in recipe.inputs], "outputs": list(recipe.outputs),
+        }, lambda text, fraction: None)  # fmt: skip
+        if not result["ok"]:
+            raise from_json(result["error"])
+        return artifact.with_signature(Signature.from_json(result["signature"]))
+    except OptkitError as error:
+        error.where = recipe.place_of(error.subject) if error.subject else None
+        raise
+
+
+def linear(path: Path, *, inner: bool = False, **save: Any) -> Path:
+    """y = x w, the weight an initializer, or a constant inside the body of an If."""
+    weight = numpy_helper.from_array(np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32), "w")
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    if inner:
+        bodies = [
+            helper.make_graph(
+                [helper.make_node("Constant", [], [f"k{n}"], value=weight),
+                 helper.make_node("MatMul", ["x", f"k{n}"], [f"y{n}"])],
+                f"body{n}", [], [helper.make_tensor_value_info(f"y{n}", TensorProto.FLOAT, None)],
+            )
+            for n in (0, 1)
+        ]  # fmt: skip
+        yes = numpy_helper.from_array(np.array(True), "yes")
+        nodes = [helper.make_node("If", ["yes"], ["y"], then_branch=bodies[0], else_branch=bodies[1])]
+        graph = helper.make_graph(nodes, "g", [x], [y], [yes])
+    else:
+        graph = helper.make_graph(nodes, "g", [x], [y], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, path, **save)
+    return path
+
+
+EXTERNAL: dict[str, Any] = {"save_as_external_data": True, "location": "m.data", "size_threshold": 0}

@@ -113,6 +113,7 @@ def test_ctrl_c_on_a_terminal(plugins: Path) -> None:
     assert seen.seconds_after_key < 2
     assert seen.screen.cursor_shown
     assert "Traceback" not in seen.screen.text
+    assert "slow    interrupted\n" in seen.screen.text
     assert "toy: interrupted" in seen.screen.text
     assert "interrupted; finished steps are kept" in seen.screen.text
     assert sorted(p.name for p in (plugins / "out").iterdir()) == sorted(["logs", "report.json", *DRAWN])

@@ -23,6 +23,7 @@ from onnx_models import (
     model,
     node,
     operators,
+    refusal,
     saved,
     sqnr_db,
     texts,
@@ -32,7 +33,7 @@ from onnx_models import (
 from pydantic import ValidationError
 
 from optkit.artifact import Artifact
-from optkit.errors import DataError, OptkitError, StepError
+from optkit.errors import DataError, StepError
 from optkit.formats import onnx_blocks, onnx_model
 from optkit.formats.onnx_blocks import Scheme
 from optkit.passes.onnx_compress_weights import PASS
@@ -201,7 +202,7 @@ def test_rows_that_no_group_divides(tmp_path: Path, inputs: int) -> None:
     data = ListSamples([{"x": weight(inputs, seed=s)} for s in range(20)])
     result, _ = compressed(source, tmp_path, data, algorithm="gptq")
     assert sqnr_db(infer(source, feed)[0], infer(result, feed)[0]) > 12
-    error = refused(source, tmp_path, form="standard")
+    error = refusal(PASS, source, tmp_path, form="standard")
     assert error.what == ("nothing was compressed: the model has no Gemm or MatMul whose weight fits; "
                           "1 MatMul whose rows no group of 16 divides")  # fmt: skip
 
@@ -295,51 +296,43 @@ def test_hessians_take_as_many_passes_as_memory_asks(
 # what is refused
 
 
-def refused(source: Artifact, folder: Path, data: Any = None, **options: Any) -> OptkitError:
-    out = folder / f"refused-{len(list(folder.iterdir()))}"
-    out.mkdir()
-    with pytest.raises(OptkitError) as caught:
-        PASS.run(source, out, PASS.options(**options), context(out, data))
-    return caught.value
-
-
 def test_nothing_to_compress(text: Artifact, tmp_path: Path) -> None:
     nodes = [node("MatMul", "x x", "y")]
     proto = model(nodes, [value("x", FLOAT, [8, 8])], [value("y", FLOAT, [8, 8])], {})
-    error = refused(saved(proto, tmp_path / "source"), tmp_path)
+    error = refusal(PASS, saved(proto, tmp_path / "source"), tmp_path)
     assert isinstance(error, StepError)
     assert error.what == ("nothing was compressed: the model has no Gemm or MatMul whose weight fits; "
                           "1 MatMul without a constant weight")  # fmt: skip
     assert error.hint == "the model has 1 MatMul"
-    error = refused(text, tmp_path, exclude=["*"])
+    error = refusal(PASS, text, tmp_path, exclude=["*"])
     assert error.what.endswith("outside of with.exclude")
-    error = refused(saved(cnn(), tmp_path / "cnn"), tmp_path, exclude=["head"])
+    error = refusal(PASS, saved(cnn(), tmp_path / "cnn"), tmp_path, exclude=["head"])
     assert "2 Conv" in error.hint
 
 
 def test_data_where_it_is_needed_and_only_there(text: Artifact, tmp_path: Path) -> None:
     assert PASS.wants_data(PASS.options(algorithm="gptq"))
     assert not PASS.wants_data(PASS.options())
-    error = refused(text, tmp_path, algorithm="gptq")
+    error = refusal(PASS, text, tmp_path, algorithm="gptq")
     assert isinstance(error, DataError)
     assert (error.subject, error.hint) == ("data", "give the step `data:`, or set algorithm: hqq")
-    error = refused(text, tmp_path, ListSamples(texts(2)))
+    error = refusal(PASS, text, tmp_path, ListSamples(texts(2)))
     assert error.what == "the step was given data, and rtn uses none"
-    assert refused(text, tmp_path, ListSamples([]), algorithm="gptq").what == "the data has no samples"
-    error = refused(text, tmp_path, ListSamples(images(2)), algorithm="gptq")
+    assert refusal(PASS, text, tmp_path, ListSamples([]), algorithm="gptq").what == "the data has no samples"
+    error = refusal(PASS, text, tmp_path, ListSamples(images(2)), algorithm="gptq")
     assert error.what == "the calibration data has no 'ids'"
 
 
 def test_other_refusals(text: Artifact, language: Artifact, tmp_path: Path) -> None:
-    error = refused(text, tmp_path, form="standard")
+    error = refusal(PASS, text, tmp_path, form="standard")
     assert error.what == "the model has opset 20; groups in DequantizeLinear need 21"
-    assert refused(text, tmp_path, exclude=["up_prj"]).hint == "did you mean 'up_proj'?"
+    assert refusal(PASS, text, tmp_path, exclude=["up_prj"]).hint == "did you mean 'up_proj'?"
     for form in ("onnxruntime", "standard"):
         result, _ = compressed(language, tmp_path, form=form)
-        assert refused(result, tmp_path).what == "the model's weights are compressed already"
+        assert refusal(PASS, result, tmp_path).what == "the model's weights are compressed already"
     integers, _, _ = made(QUANTIZE, text, tmp_path, method="dynamic")
-    assert refused(integers, tmp_path).what == "the model is quantised already"
-    halved = refused(made(FP16, text, tmp_path)[0], tmp_path)
+    assert refusal(PASS, integers, tmp_path).what == "the model is quantised already"
+    halved = refusal(PASS, made(FP16, text, tmp_path)[0], tmp_path)
     assert halved.hint == "compress the float32 model, then onnx.fp16"
 
     def broken(proto: onnx.ModelProto) -> None:
@@ -347,7 +340,7 @@ def test_other_refusals(text: Artifact, language: Artifact, tmp_path: Path) -> N
         array[3, 3] = np.nan
         next(t for t in proto.graph.initializer if t.name == "head").CopyFrom(numpy_helper.from_array(array, "head"))
 
-    error = refused(edited(language, tmp_path / "broken", broken), tmp_path)
+    error = refusal(PASS, edited(language, tmp_path / "broken", broken), tmp_path)
     assert error.what == "weight 'head' holds NaN or infinity"
 
 

@@ -26,6 +26,7 @@ from onnx_models import (
     model,
     node,
     operators,
+    refusal,
     saved,
     sqnr_db,
     texts,
@@ -297,11 +298,9 @@ def test_external_data(tmp_path: Path) -> None:
 
 
 def failure(proto: onnx.ModelProto, folder: Path, **options: Any) -> StepError:
-    source = saved(proto, folder / "source")
-    (folder / "out").mkdir()
-    with pytest.raises(StepError) as caught:
-        PASS.run(source, folder / "out", PASS.options(**options), context(folder))
-    return caught.value
+    error = refusal(PASS, saved(proto, folder / "source"), folder, **options)
+    assert isinstance(error, StepError)
+    return error
 
 
 def test_names_that_do_not_exist(tmp_path: Path) -> None:

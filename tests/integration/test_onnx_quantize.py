@@ -34,10 +34,9 @@ from onnx_models import (
     value,
     weight,
 )
-from pydantic import ValidationError
+from onnx_quantize_kit import BUILD, IMAGES, TEXTS, quantised, worst
 
 from optkit.artifact import Artifact
-from optkit.errors import DataError, StepError
 from optkit.formats import onnx_model, onnx_ranges
 from optkit.passes.onnx_fp16 import PASS as FP16
 from optkit.passes.onnx_quantize import PASS
@@ -45,8 +44,6 @@ from optkit.testing import ListSamples
 
 if TYPE_CHECKING:
     from optkit.plugin import Tensors
-
-IMAGES, TEXTS = ListSamples(images(24)), ListSamples(texts(24))
 
 
 @pytest.fixture(scope="module")
@@ -57,20 +54,6 @@ def conv(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return saved(encoder(), tmp_path_factory.mktemp("encoder") / "source")
-
-
-def quantised(source: Artifact, folder: Path, data: Any = None, **options: Any) -> tuple[Artifact, Any]:
-    result, notes, complaints = made(PASS, source, folder, data, **options)
-    assert complaints == []
-    onnx.checker.check_model(str(result.path), full_check=True)
-    assert result.signature == source.signature
-    return result, notes
-
-
-def worst(source: Artifact, result: Artifact, samples: Any) -> float:
-    """dB of the worst of ten samples that were not calibrated on."""
-    feeds = [feed_of(sample) for sample in samples(10, seed=7)]
-    return min(sqnr_db(infer(source, feed)[0], infer(result, feed)[0]) for feed in feeds)
 
 
 def integers(artifact: Artifact) -> dict[str, np.ndarray]:
@@ -221,25 +204,6 @@ def test_transposed_convolutions_and_groups(tmp_path: Path) -> None:
 
 
 # tensorrt
-
-BUILD = """
-import sys
-import tensorrt_rtx as trt
-logger = trt.Logger(trt.Logger.ERROR)
-builder = trt.Builder(logger)
-network = builder.create_network(0)
-parser = trt.OnnxParser(network, logger)
-if not parser.parse_from_file(sys.argv[1]):
-    sys.exit("; ".join(str(parser.get_error(i)) for i in range(parser.num_errors)))
-config = builder.create_builder_config()
-config.num_compute_capabilities = 1
-config.set_compute_capability(trt.ComputeCapability.SM86, 0)
-profile = builder.create_optimization_profile()
-profile.set_shape("image", (1, 3, 16, 16), (4, 3, 16, 16), (8, 3, 16, 16))
-config.add_optimization_profile(profile)
-engine = builder.build_serialized_network(network, config)
-print("none" if engine is None else engine.nbytes)
-"""
 
 
 def test_tensorrt_takes_it(conv: Artifact, tmp_path: Path) -> None:
@@ -438,107 +402,6 @@ def test_entropy_is_the_divergence_bin_by_bin(shape: str) -> None:
 
 
 # failures
-
-
-def failure(source: Artifact, folder: Path, data: Any = None, **options: Any) -> Any:
-    (folder / "out").mkdir()
-    with pytest.raises((DataError, StepError)) as caught:
-        PASS.run(source, folder / "out", PASS.options(**options), context(folder, data))
-    assert not list((folder / "out").iterdir())
-    return caught.value
-
-
-def test_data_that_is_not_there(conv: Artifact, tmp_path: Path) -> None:
-    for index, (data, what) in enumerate((
-        (None, "static quantisation needs data"),
-        (ListSamples([]), "the calibration data has no samples"),
-        (ListSamples([{"picture": np.zeros((3, 16, 16), np.float32)}]), "the calibration data has no 'image'"),
-    )):  # fmt: skip
-        (tmp_path / str(index)).mkdir()
-        error = failure(conv, tmp_path / str(index), data)
-        assert isinstance(error, DataError)
-        assert (what in error.what, error.subject) == (True, "data")
-
-
-@pytest.mark.parametrize("calibration", ["minmax", "percentile"])
-def test_data_that_breaks_the_model(conv: Artifact, tmp_path: Path, calibration: str) -> None:
-    bad = ListSamples([{"image": np.full((3, 16, 16), np.inf, np.float32)}])
-    error = failure(conv, tmp_path, bad, calibration=calibration)
-    assert "becomes NaN or infinite on the calibration data" in error.what
-    assert error.subject == "data"
-
-
-def test_names_that_match_nothing(conv: Artifact, tmp_path: Path) -> None:
-    error = failure(conv, tmp_path, IMAGES, exclude=["haed"])
-    assert (error.what, error.hint, error.subject) == (
-        "no node is called 'haed'",
-        "did you mean 'head'?",
-        "with.exclude",
-    )
-    (tmp_path / "b").mkdir()
-    error = failure(conv, tmp_path / "b", IMAGES, op_types=["Convolution"])
-    assert (error.what, error.subject) == ("there is no operator 'Convolution'", "with.op_types")
-
-
-def test_nothing_to_quantise(conv: Artifact, text: Artifact, tmp_path: Path) -> None:
-    error = failure(conv, tmp_path, IMAGES, op_types=["MatMul"])
-    assert error.what == "nothing was quantised: no MatMul fits"
-    assert "2 Conv" in error.hint
-    (tmp_path / "b").mkdir()
-    error = failure(text, tmp_path / "b", method="dynamic", exclude=["*"])
-    assert error.what.endswith("outside of with.exclude")
-
-
-def test_what_is_quantised_already(conv: Artifact, tmp_path: Path) -> None:
-    result, _ = quantised(conv, tmp_path, IMAGES)
-    assert "quantised already" in failure(result, tmp_path, IMAGES).what
-
-
-def test_an_old_opset(tmp_path: Path) -> None:
-    source = saved(cnn(opset=12), tmp_path / "source")
-    assert failure(source, tmp_path, IMAGES).what == "the model has opset 12; its quantisation needs 13"
-
-
-def test_unknown_types_and_broken_weights(tmp_path: Path) -> None:
-    nodes = [helper.make_node("Mystery", ["x"], ["h"], domain="own"), node("MatMul", "h w", "y", "product")]
-    proto = model(nodes, [value("x", FLOAT, ["batch", 8])], [value("y", FLOAT, None)], {"w": weight(8, 8)}, own=1)
-    data = ListSamples([{"x": weight(8)}])
-    assert (
-        "the type of 'h', at MatMul 'product', is unknown" in failure(saved(proto, tmp_path / "a"), tmp_path, data).what
-    )
-    table = weight(8, 8)
-    table[0, 0] = np.nan
-    nodes = [node("MatMul", "x w", "y")]
-    proto = model(nodes, [value("x", FLOAT, ["batch", 8])], [value("y", FLOAT, ["batch", 8])], {"w": table})
-    (tmp_path / "b").mkdir()
-    assert failure(saved(proto, tmp_path / "c"), tmp_path / "b", method="dynamic").what == (
-        "weight 'w' holds NaN or infinity")  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("options", "what"),
-    [
-        ({"percentile": 99.9}, "percentile goes with calibration: percentile"),
-        ({"method": "dynamic", "calibration": "minmax"}, "dynamic quantisation does not calibrate"),
-        ({"method": "dynamic", "symmetric": True}, "asymmetric activations"),
-        ({"method": "dynamic", "activation_type": "int8"}, "dynamic activations are uint8"),
-        ({"method": "dynamic", "op_types": ["Conv"]}, "convolutions become slower"),
-        ({"for": "tensorrt", "method": "dynamic"}, "tensorrt takes static"),
-        ({"for": "tensorrt", "activation_type": "uint8"}, "tensorrt takes int8 alone"),
-        ({"for": "tensorrt", "weight_type": "uint8"}, "tensorrt takes int8 alone"),
-        ({"for": "tensorrt", "symmetric": False}, "tensorrt takes symmetric ranges"),
-        ({"for": "tensorrt", "reduce_range": True}, "not tensorrt"),
-        ({"for": "tensort"}, "Input should be 'onnxruntime' or 'tensorrt'"),
-    ],
-)
-def test_contradictions_are_found_without_a_model(options: dict[str, Any], what: str) -> None:
-    with pytest.raises(ValidationError, match=what):
-        PASS.options(**options)
-
-
-def test_only_static_needs_data() -> None:
-    assert PASS.wants_data(PASS.options()) is True
-    assert PASS.wants_data(PASS.options(method="dynamic")) is False
 
 
 def test_nodes_in_subgraphs_are_counted(tmp_path: Path) -> None:

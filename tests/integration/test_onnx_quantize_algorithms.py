@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +30,8 @@ from onnx_models import (
     value,
     weight,
 )
+from onnx_quantize_kit import BUILD, worst
 from pydantic import ValidationError
-from test_onnx_quantize import BUILD
 
 from optkit.artifact import Artifact
 from optkit.errors import DataError, StepError
@@ -42,7 +40,6 @@ from optkit.formats.onnx_quantize_job import job_of
 from optkit.passes.onnx_fp16 import PASS as FP16
 from optkit.passes.onnx_quantize import PASS
 from optkit.passes.onnx_to_openvino import PASS as TO_OPENVINO
-from optkit.sharing import Shared
 from optkit.testing import ListSamples
 
 if TYPE_CHECKING:
@@ -103,12 +100,6 @@ def sequences(count: int, seed: int = 0) -> list[Tensors]:
 def bright(count: int, seed: int = 0) -> list[Tensors]:
     """Images of mean 2: what rounding adds to a layer's output does not cancel."""
     return [{"image": sample["image"] + np.float32(2)} for sample in images(count, seed)]
-
-
-def worst(source: Artifact, result: Artifact, draw: Draw) -> float:
-    """dB of the worst of ten samples that were not calibrated on."""
-    feeds = [feed_of(sample) for sample in draw(10, seed=7)]
-    return min(sqnr_db(infer(source, feed)[0], infer(result, feed)[0]) for feed in feeds)
 
 
 @pytest.fixture
@@ -382,78 +373,6 @@ def test_tensorrt_takes_all_of_it(tmp_path: Path) -> None:
 
 
 # data
-
-
-class Counted(ListSamples):
-    """Samples that count the passes over them."""
-
-    passes = 0
-
-    def feeds(self, batch: int) -> Iterator[Tensors]:
-        self.passes += 1
-        return super().feeds(batch)
-
-
-def test_one_pass_serves_several_steps(tmp_path: Path) -> None:
-    source, data = saved(cnn(), tmp_path / "source"), Counted(images(24))
-    shared = Shared({"root": str(tmp_path / "cache"), "key": "data"}, lambda text, fraction: None)
-    alone = [made(PASS, source, tmp_path, data, **options)[0] for options in ({}, {"for": "tensorrt"})]
-    assert data.passes == 2
-
-    def run(name: str, given: Shared = shared, **options: Any) -> Artifact:
-        (folder := tmp_path / name).mkdir()
-        notes = PASS.run(source, folder, PASS.options(**options), context(tmp_path, data, shared=given))
-        assert notes["samples"] == 24
-        return artifact(folder)
-
-    data.passes = 0
-    both = [run("ort"), run("trt", **{"for": "tensorrt"})]
-    assert data.passes == 1
-    assert [one.path.read_bytes() for one in both] == [one.path.read_bytes() for one in alone]
-    run("a", calibration="mse")
-    run("b", calibration="percentile", percentile=99.0)
-    run("c", calibration="entropy", per_channel=False, **{"for": "tensorrt"})
-    assert data.passes == 2  # one for the histograms
-    run("d", Shared({"root": str(tmp_path / "cache"), "key": "other data"}, lambda text, fraction: None))
-    assert data.passes == 3
-    run("e", correct_bias="fast")  # means too, of a model that may have another form
-    assert data.passes == 4
-
-
-def test_a_step_waits_for_another_that_makes_the_same(tmp_path: Path) -> None:
-    made_by: list[int] = []
-    said: list[str] = []
-
-    def ask(number: int) -> None:
-        shared = Shared({"root": str(tmp_path), "key": "k"}, lambda text, fraction: said.append(text))
-
-        def make(folder: Path) -> None:
-            made_by.append(number)
-            time.sleep(0.4)
-            (folder / "what").write_text("done", encoding="utf-8")
-
-        assert (shared(["it"], make) / "what").read_text(encoding="utf-8") == "done"
-
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
-    assert len(made_by) == 1
-    assert "waiting for another step" in said[0]
-    assert not list((tmp_path / "partial").iterdir())
-
-
-def test_what_fails_is_not_shared(tmp_path: Path) -> None:
-    shared = Shared({"root": str(tmp_path), "key": "k"}, lambda text, fraction: None)
-
-    def broken(folder: Path) -> None:
-        (folder / "half").touch()
-        raise DataError("no")
-
-    with pytest.raises(DataError):
-        shared(["it"], broken)
-    assert not list((shared(["it"], lambda folder: None)).iterdir())
 
 
 @pytest.mark.parametrize(

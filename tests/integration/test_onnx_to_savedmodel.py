@@ -23,7 +23,7 @@ from optkit.plugin import Options
 from optkit.registry import route
 from optkit.runners.savedmodel_runner import RUNNER
 from optkit.signatures import promised
-from optkit.tasks import reread
+from optkit.tasks.making import reread
 from optkit.testing import ListSamples
 
 FAMILIES = (

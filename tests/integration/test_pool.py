@@ -242,10 +242,24 @@ def test_an_interrupt_stops_at_once_and_keeps_what_is_finished(plugins: Path, tm
     assert all_gone(everybody)
     report = Report.read(tmp_path / "out/report.json")
     assert report.exit_code == 130
-    assert statuses(report) == {"first": "passed", "slow": "skipped", "after": "skipped"}
+    assert statuses(report) == {"first": "passed", "slow": "interrupted", "after": "skipped"}
     assert list((tmp_path / "cache/staging").iterdir()) == []
     again = convert(tmp_path, "- {id: first, use: toy.copy}\n")
     assert cached(again) == {"first": (True, True)}
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.01, 0.03])
+def test_whoever_presses_twice_gets_a_report_too(seconds: float, plugins: Path, tmp_path: Path) -> None:
+    run, worker = started_run(tmp_path)
+    os.killpg(run.pid, signal.SIGINT)
+    time.sleep(seconds)
+    os.killpg(run.pid, signal.SIGINT)
+    _, told = run.communicate(timeout=20)
+    assert run.returncode in (130, -signal.SIGINT)  # after Python itself has ended, the signal's own way
+    assert "Traceback" not in told
+    assert "interrupted; finished steps are kept" in told
+    assert Report.read(tmp_path / "out/report.json").interrupted
+    assert all_gone([worker])
 
 
 def test_an_interrupt_leaves_earlier_deliveries_alone(plugins: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 import optkit
 from optkit.cache import Cache
 from optkit.errors import NotHereError
-from optkit.execute import cached_steps, execute
+from optkit.execute import execute
+from optkit.making import cached_steps
 from optkit.planning import make_plan
 from optkit.recipe import load_recipe
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import sys
@@ -14,26 +13,30 @@ import numpy as np
 import pytest
 import torch
 import torch_zoo as zoo
-from safetensors.torch import save_file
 from torch import nn
-from torch_kit import DIMS, IDS, IMAGE, MASK, SERIES, ZOO, X, Y, artifact, describe, descriptor, scripted
+from torch_kit import (
+    DIMS,
+    ENCODER,
+    IDS,
+    IMAGE,
+    MASK,
+    SERIES,
+    ZOO,
+    Bomb,
+    X,
+    Y,
+    artifact,
+    describe,
+    descriptor,
+    fails,
+    scripted,
+)
 
 from optkit.artifact import Dim, TensorSpec
 from optkit.errors import DataError, SourceError, StepError, UnavailableError
 from optkit.formats import torch_model
 from optkit.formats.torch_feeds import choose_sizes
-from optkit.formats.torch_files import fit_weights
 from optkit.runners.torch_runner import RUNNER
-
-ENCODER = (IDS, MASK)
-
-
-def fails(error: type[Exception], path: Path, subject: str, dims: Any = DIMS) -> Any:
-    with pytest.raises(error) as caught:
-        describe(path, dims)
-    assert caught.value.subject == subject
-    assert caught.value.hint
-    return caught.value
 
 
 def export_fails(path: Path, subject: str, dims: Any = DIMS) -> Any:
@@ -184,143 +187,7 @@ def test_random_weights_are_the_same_at_every_load(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# ------------------------------------------------------------------------------------------------ weights
-
-
-def weighted(tmp_path: Path, state: Any, name: str = "w.pt", **rest: Any) -> Path:
-    torch.save(state, tmp_path / name)
-    return descriptor(tmp_path, (X,), "Branch", weights=str(tmp_path / name), **rest)
-
-
-def test_weights_are_loaded_from_every_usual_form(tmp_path: Path) -> None:
-    state = zoo.Branch().state_dict()
-    feed = {"x": torch.randn(6, 8)}
-    wanted = feed["x"] @ state["linear.weight"].T + state["linear.bias"]
-    save_file(state, tmp_path / "w.safetensors")
-    paths = [descriptor(tmp_path, (X,), "Branch", weights=str(tmp_path / "w.safetensors"))]
-    for nested in (state, {"state_dict": state, "epoch": 3}, {"model": state}, {"model_state_dict": state}):
-        torch.testing.assert_close(torch_model.load(paths[-1]).call(feed)["output"], wanted)
-        paths.append(weighted(tmp_path, nested))
-    torch.testing.assert_close(torch_model.load(paths[-1]).call(feed)["output"], wanted)
-    error = fails(SourceError, weighted(tmp_path, {"model": state, "state_dict": state}), "model.weights")
-    assert "more than one state dict" in error.what
-    assert "holds a Tensor" in fails(SourceError, weighted(tmp_path, torch.ones(2)), "model.weights").what
-
-
-def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
-    state = zoo.Branch().state_dict()
-    wrong = {"linear.weight": torch.ones(4, 9), "liner.bias": state["linear.bias"]}
-    error = fails(SourceError, weighted(tmp_path, wrong), "model.weights")
-    assert "1 missing, 1 unexpected, 1 of another shape" in error.what
-    assert "linear.bias" in error.details
-    assert "liner.bias" in error.details
-    assert "linear.weight: (4, 9) in the file, (4, 8) in the model" in error.details
-    many = {**state, **{f"extra.{n}": torch.ones(1) for n in range(14)}}
-    assert "and 4 more" in fails(SourceError, weighted(tmp_path, many), "model.weights").details
-    describe(weighted(tmp_path, many, strict=False))
-    fails(SourceError, weighted(tmp_path, {"other": torch.ones(1)}, strict=False), "model.weights")
-
-
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module."])
-def test_a_prefix_is_told_and_never_stripped(tmp_path: Path, prefix: str) -> None:
-    state = {prefix + name: tensor for name, tensor in zoo.Branch().state_dict().items()}
-    error = fails(SourceError, weighted(tmp_path, state), "model.weights")
-    assert f"strip {prefix!r}" in error.hint
-
-
-def test_weights_of_a_tied_module_stay_tied() -> None:
-    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    tied[1].weight = tied[0].weight
-    fit_weights(tied, tied.state_dict(), "w.pt")
-    assert tied[0].weight is tied[1].weight
-
-
-def test_a_pickled_object_needs_leave(tmp_path: Path) -> None:
-    state = {"state_dict": zoo.Branch().state_dict(), "args": argparse.Namespace(lr=1)}
-    error = fails(SourceError, weighted(tmp_path, state), "model.weights")
-    assert "argparse.Namespace" in error.what
-    assert "trust_pickle: true" in error.hint
-    describe(weighted(tmp_path, state, trust_pickle=True))
-
-
-def test_weights_files_that_are_something_else(tmp_path: Path) -> None:
-    for path, said in (
-        (scripted(zoo.ScriptedDict(), tmp_path / "s.pt"), "a whole torchscript model"),
-        (tmp_path / "broken.safetensors", "cannot be read"),
-        (tmp_path / "broken.pt", "not a torch file"),
-    ):
-        if "broken" in path.name:
-            path.write_bytes(b"nothing of the kind")
-        error = fails(
-            SourceError,
-            descriptor(tmp_path, (X,), "Branch", weights=str(path)),
-            "model" if "not a torch" in said else "model.weights",
-        )
-        assert said in error.what
-    error = fails(SourceError, descriptor(tmp_path, (X,), "Branch", weights=str(tmp_path / "w.pt")), "model.weights")
-    assert "broken.pt" in error.hint
-
-
 # ------------------------------------------------------------------------------------------------ files
-
-
-class Bomb:
-    """Unpickling it writes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return (Path.write_text, (self.path, "boom"))
-
-
-def test_kind_of_runs_no_pickle(tmp_path: Path) -> None:
-    module, mark = zoo.Branch(), tmp_path / "mark"
-    torch.save(module, tmp_path / "module.pt")
-    torch.save(module.state_dict(), tmp_path / "state.pt")
-    torch.save(module.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    torch.save({"x": Bomb(mark)}, tmp_path / "bomb.pt")
-    torch.save({"x": Bomb(mark)}, tmp_path / "oldbomb.pt", _use_new_zipfile_serialization=False)
-    scripted(zoo.ScriptedDict(), tmp_path / "script.pt")
-    torch.export.save(torch.export.export(zoo.Pair(), (torch.ones(2, 8),) * 2), tmp_path / "program.pt2")
-    save_file(module.state_dict(), tmp_path / "w.safetensors")
-    kinds = {
-        "module.pt": "pickle",
-        "state.pt": "state_dict",
-        "old.pt": "state_dict",
-        "bomb.pt": "pickle",
-        "oldbomb.pt": "pickle",
-        "script.pt": "torchscript",
-        "program.pt2": "exported",
-        "w.safetensors": "state_dict",
-    }
-    assert {name: torch_model.kind_of(tmp_path / name) for name in kinds} == kinds
-    assert RUNNER.inspect(tmp_path / "bomb.pt")["pickled"]
-    assert RUNNER.inspect(tmp_path / "state.pt")["dtypes"] == {"float32": 36}
-    assert not mark.exists()
-    (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(SourceError, match="not a torch file"):
-        torch_model.kind_of(tmp_path / "text.pt")
-
-
-def test_a_pickled_module_needs_leave(tmp_path: Path) -> None:
-    torch.save(zoo.Branch(), tmp_path / "m.pt")
-    error = fails(
-        SourceError, descriptor(tmp_path, (X,), kind="pickle", path=str(tmp_path / "m.pt")), "model.trust_pickle"
-    )
-    assert "trust_pickle: true" in error.hint
-    describe(descriptor(tmp_path, (X,), kind="pickle", path=str(tmp_path / "m.pt"), trust_pickle=True))
-    torch.save(zoo.Branch().state_dict(), tmp_path / "m.pt")
-    error = fails(
-        SourceError, descriptor(tmp_path, (X,), kind="pickle", path=str(tmp_path / "m.pt"), trust_pickle=True), "model"
-    )
-    assert "give the factory" in error.hint
-
-
-def test_a_file_of_another_kind_is_told(tmp_path: Path) -> None:
-    path = scripted(zoo.ScriptedDict(), tmp_path / "script.pt")
-    error = fails(SourceError, descriptor(tmp_path, (X, Y), kind="exported", path=str(path)), "model")
-    assert error.hint.startswith("write model: {torchscript: ")
 
 
 def test_torchscript_is_called_by_its_schemas_names(tmp_path: Path) -> None:
@@ -569,56 +436,3 @@ def test_inspect_of_a_descriptor(tmp_path: Path) -> None:
     assert about["kind"] == "factory"
     assert about["modules"]["Conv2d"] == 1
     assert about["dtypes"] == {"float32": 8 * 27 + 8 + 4 * 8 + 18, "int64": 1}
-
-
-# ------------------------------------------------------------------------------------------------ Hugging Face
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import transformers
-
-    folder = tmp_path_factory.mktemp("bert")
-    config = transformers.BertConfig(
-        vocab_size=50,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=64,
-    )
-    transformers.utils.logging.disable_progress_bar()
-    transformers.BertModel(config).save_pretrained(folder)
-    return folder
-
-
-def test_a_hugging_face_folder(tmp_path: Path, bert: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    path = descriptor(tmp_path, ENCODER, kind="huggingface", path=str(bert))
-    assert [str(spec) for spec in describe(path).outputs] == [
-        "last_hidden_state: float32[batch, sequence, 8]",
-        "pooler_output: float32[batch, 8]",
-    ]
-    pooled = descriptor(tmp_path, ENCODER, kind="huggingface", path=str(bert), pooling="mean", normalize=True)
-    assert [str(spec) for spec in describe(pooled).outputs] == ["embedding: float32[batch, 8]"]
-    assert capfd.readouterr() == ("", "")
-    cls = torch_model.load(descriptor(tmp_path, ENCODER, kind="huggingface", path=str(bert), pooling="cls"))
-    plain = torch_model.load(descriptor(tmp_path, ENCODER, kind="huggingface", path=str(bert)))
-    feeds = {"input_ids": torch.ones(2, 5, dtype=torch.int64), "attention_mask": torch.ones(2, 5, dtype=torch.int64)}
-    torch.testing.assert_close(cls.call(feeds)["embedding"], plain.call(feeds)["last_hidden_state"][:, 0])
-
-
-def test_hugging_face_mistakes(tmp_path: Path, bert: Path) -> None:
-    def wrong(subject: str, **rest: Any) -> Any:
-        return fails(
-            SourceError, descriptor(tmp_path, ENCODER, kind="huggingface", **{"path": str(bert), **rest}), subject
-        )
-
-    assert "no config.json" in wrong("model", path=str(tmp_path)).what
-    assert wrong("model.class", **{"class": "AutoModle"}).hint == "did you mean 'AutoModel'?"
-    error = wrong("model.class", **{"class": "AutoModelForSequenceClassification"})
-    assert "no weights for 2 parameters" in error.what
-    wrong("model.pooling", pooling="max")
-    wrong("model.normalize", normalize=True)
-    ids = TensorSpec("input_idx", "int64", ("batch", "sequence"))
-    path = descriptor(tmp_path, (ids,), kind="huggingface", path=str(bert))
-    assert fails(SourceError, path, "inputs.input_idx").hint == "did you mean 'input_ids'?"

@@ -25,7 +25,7 @@ from optkit.passes.torch_to_onnx import PASS as TO_ONNX
 from optkit.plugin import Context
 from optkit.registry import get_pass, get_runner
 from optkit.runners.torch_runner import RUNNER
-from optkit.tasks import reread
+from optkit.tasks.making import reread
 from optkit.testing import ListSamples
 
 ZOO = Path(zoo.__file__)

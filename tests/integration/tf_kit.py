@@ -13,7 +13,7 @@ from optkit.artifact import Artifact, Dim, Signature, TensorSpec
 from optkit.formats import savedmodel, savedmodel_write, tf_core
 from optkit.plugin import Context
 from optkit.registry import get_pass, get_runner
-from optkit.tasks import reread
+from optkit.tasks.making import reread
 from optkit.testing import assert_pass_contract
 
 DIMS = {"batch": Dim(1, 2, 5)}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch_zoo
 
@@ -93,3 +94,24 @@ def assert_same(
                 np.testing.assert_allclose(
                     got[name], wanted[name], atol=tolerance, rtol=tolerance, err_msg=f"{name} {sizes}"
                 )
+
+
+def fails(error: type[Exception], path: Path, subject: str, dims: Any = DIMS) -> Any:
+    with pytest.raises(error) as caught:
+        describe(path, dims)
+    assert caught.value.subject == subject
+    assert caught.value.hint
+    return caught.value
+
+
+class Bomb:
+    """Unpickling it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.write_text, (self.path, "boom"))
+
+
+ENCODER = (IDS, MASK)

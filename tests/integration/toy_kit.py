@@ -116,3 +116,14 @@ def eventually(test: Callable[[], bool], seconds: float = 10.0) -> bool:
 
 def all_gone(pids: Iterable[int], seconds: float = 3.0) -> bool:
     return eventually(lambda: not any(alive(pid) for pid in pids), seconds)
+
+
+GRAPH = """\
+  - {id: a, use: toy.copy}
+  - {id: bin, from: a, to: toybin}
+  - {id: half, from: a, use: toy.half}
+  - {id: round, from: a, use: toy.round, data: fit, check: ["cosine >= 0.999"]}
+  - {id: pack, from: bin, to: toypack}
+"""
+
+LEAVES = ("half", "round", "pack")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optkit.cli.text import Cell, clean, count, has_colour, is_terminal, paint, table, width
-from optkit.reports.rows import duration, size
+from optkit.reports.spelling import duration, size
 
 
 class Terminal(io.StringIO):

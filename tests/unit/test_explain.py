@@ -29,7 +29,7 @@ def codes_in_the_package() -> set[str]:
 def test_every_code_of_the_package_is_documented_and_the_other_way_round() -> None:
     assert codes_in_the_package() - {"OPK-231"} == set(explanations()) - {"OPK-231"}
     # The help of `optkit explain` names one as an example; that it is raised as well is seen where it is.
-    assert 'code="OPK-231"' in (PACKAGE / "tasks.py").read_text(encoding="utf-8")
+    assert 'code="OPK-231"' in (PACKAGE / "tasks/groundwork.py").read_text(encoding="utf-8")
 
 
 def test_what_is_documented_says_something_and_refers_to_codes_and_commands_that_are_there() -> None:

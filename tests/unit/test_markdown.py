@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optkit.reports import html, rows
+from optkit.reports import bounds, html, rows, spelling
 from optkit.reports.markdown import escape, fenced, render, table
 
 
@@ -247,34 +247,34 @@ def test_the_nearest_bound_is_the_one_that_is_used_up_most() -> None:
     one = case("samples", "samples", True, source, verdicts=[judged("cosine >= 0.98", 0.995),
                                                              judged("accuracy_drop <= 1%", -0.01)])  # fmt: skip
     two = case("batch=1", "dims", True, source, verdicts=[judged("y.sqnr_db >= 30", 31)])
-    found = rows.nearest(step("a", "source", "passed", [one, two]))
+    found = bounds.nearest(step("a", "source", "passed", [one, two]))
     assert found is not None
-    assert (found.case, found.bound, rows.margin(found)) == ("batch=1", "y.sqnr_db >= 30", "89 % used")
+    assert (found.case, found.bound, bounds.margin(found)) == ("batch=1", "y.sqnr_db >= 30", "89 % used")
     short = case("samples", "samples", False, source, verdicts=[judged("sqnr_db >= 90", 35.8, held=False)])
-    assert rows.margin(rows.nearest(step("a", "source", "failed", [short]))) == "54.2 dB short"
+    assert bounds.margin(bounds.nearest(step("a", "source", "failed", [short]))) == "54.2 dB short"
     lost = case("zeros", "edge", False, source, verdicts=[judged("rel_l2 <= 0.1", None, held=False)])
-    found = rows.nearest(step("a", "source", "failed", [one, two, lost]))
+    found = bounds.nearest(step("a", "source", "failed", [one, two, lost]))
     assert found is not None
-    assert (found.case, found.used, rows.margin(found)) == ("zeros", None, "-")
-    assert rows.nearest(step("a", "source", "waived", [])) is None
+    assert (found.case, found.used, bounds.margin(found)) == ("zeros", None, "-")
+    assert bounds.nearest(step("a", "source", "waived", [])) is None
 
 
 def test_a_share_is_never_rounded_over_its_bound() -> None:
     told = [(0, True), (0.004, True), (0.999, True), (1.0, True), (1.0001, False), (12.3, False), (1e9, False)]
-    assert [rows.share(part, held) for part, held in told] == [
+    assert [spelling.share(part, held) for part, held in told] == [
         "0 %", "under 1 %", "99 %", "100 %", "101 %", "12 times", "over 999 times"]  # fmt: skip
-    assert rows.share(None) == "-"
+    assert spelling.share(None) == "-"
 
 
 def test_metrics_are_spelt_for_people() -> None:
-    assert [rows.cosine(v) for v in (1.0, 0.9999983, 0.99988, 0.9995, 0.999, 0.97331, -1.0)] == [
+    assert [spelling.cosine(v) for v in (1.0, 0.9999983, 0.99988, 0.9995, 0.999, 0.97331, -1.0)] == [
         "1", "0.9999983", "0.99988", "0.9995", "0.9990", "0.9733", "-1.0000"]  # fmt: skip
-    assert rows.spelt("sqnr_db", 300) == "equal to the last bit"
-    assert rows.spelt("sqnr_db", 34.21) == "34.2 dB"
-    assert rows.spelt("cosine", 0.99998) == "cosine 0.99998"
-    assert rows.spelt("cosine", 0.98) == "cosine 0.9800"
-    assert rows.spelt("mismatch", 0.0123) == "mismatch 1.23%"
-    assert rows.spelt("rel_l2", 1.234e-5) == "rel_l2 1.23e-05"
+    assert spelling.spelt("sqnr_db", 300) == "equal to the last bit"
+    assert spelling.spelt("sqnr_db", 34.21) == "34.2 dB"
+    assert spelling.spelt("cosine", 0.99998) == "cosine 0.99998"
+    assert spelling.spelt("cosine", 0.98) == "cosine 0.9800"
+    assert spelling.spelt("mismatch", 0.0123) == "mismatch 1.23%"
+    assert spelling.spelt("rel_l2", 1.234e-5) == "rel_l2 1.23e-05"
 
 
 def test_the_worst_of_several_outputs_is_shown() -> None:

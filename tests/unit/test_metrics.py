@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-import tracemalloc
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
+from metrics_kit import checked, compare, kinds, worst
 
-from optkit.parity import metrics
 from optkit.parity.bounds import METRICS, held, judge, parse_bound
-from optkit.parity.intervals import tango, wilson
 from optkit.parity.metrics import Comparison
-
-Outputs = dict[str, np.ndarray[Any, Any]]
-
-
-def compare(reference: Outputs, candidate: Outputs, samples: int | None = None, **more: Any) -> Any:
-    comparison = Comparison()
-    comparison.add(reference, candidate, samples, **more)
-    return checked(comparison)
-
-
-def checked(comparison: Comparison) -> dict[str, Any]:
-    """The result, which must survive JSON with no NaN or infinity in it."""
-    result = comparison.result()
-    assert json.loads(json.dumps(result, allow_nan=False)) == result
-    return result
-
-
-def kinds(result: dict[str, Any]) -> set[tuple[str, str | None]]:
-    return {(problem["kind"], problem["output"]) for problem in result["problems"]}
-
-
-def worst(result: dict[str, Any], metric: str, output: str = "logits") -> float:
-    return float(result["outputs"][output][metric]["worst"])
 
 
 def passes(result: dict[str, Any], *bounds: str) -> bool:
@@ -356,38 +327,6 @@ def test_centred_cosine_of_a_constant_candidate_is_zero():
     assert centred["worst"] == centred["mean"] == 0
 
 
-def test_ties_in_the_reference_agree_with_any_of_the_tied():
-    reference = np.array([[1.0, 3, 3, 0], [2, 2, 2, 2], [5, 1, 1, 1]])
-    candidate = np.array([[1.0, 3, 4, 0], [0, 0, 1, 0], [1, 1, 1, 1.1]])
-    top1 = compare({"y": reference}, {"y": candidate}, 3)["outputs"]["y"]["top1_agreement"]
-    assert top1 == {"value": 2 / 3, "disagreeing": 1, "total": 3, "worst_sample": 2}
-
-
-def test_top5_takes_the_tied_class_that_the_candidate_ranks_best():
-    candidate = np.array([[0.0, 7, 6, 5, 4, 3, 2]])
-    reference = np.array([[9.0, 9, 0, 0, 0, 0, 0]])
-    assert compare({"y": reference}, {"y": candidate}, 1)["outputs"]["y"]["top5_agreement"]["value"] == 1
-
-
-def test_top5_does_not_credit_a_candidate_of_ties():
-    reference = np.zeros((1, 8))
-    reference[0, 7] = 1
-    candidate = np.zeros((1, 8))
-    candidate[0, 0] = -1
-    assert compare({"y": reference}, {"y": candidate}, 1)["outputs"]["y"]["top5_agreement"]["value"] == 0
-    five = compare({"y": reference[:, :5]}, {"y": candidate[:, :5]}, 1)
-    assert "top5_agreement" not in five["outputs"]["y"]
-
-
-def test_positions_are_counted_one_by_one():
-    rng = np.random.default_rng(3)
-    reference = rng.normal(size=(2, 7, 9))
-    candidate = reference.copy()
-    candidate[1, 4] = -candidate[1, 4]
-    top1 = compare({"y": reference}, {"y": candidate}, 2)["outputs"]["y"]["top1_agreement"]
-    assert top1 == {"value": 13 / 14, "disagreeing": 1, "total": 14, "worst_sample": 1}
-
-
 def test_integer_and_bool_outputs():
     ids = np.array([[2**60, 2, 3, 4], [5, 6, 7, 8]])
     other = ids.copy()
@@ -424,184 +363,3 @@ def test_whole_tensor_outputs_beside_batched_ones(logits):
     assert result["problems"] == []
     assert result["samples"] == 16
     assert result["outputs"]["anchors"]["rel_l2"]["worst_sample"] == 8
-
-
-def test_accuracy(logits):
-    labels = logits.argmax(1)
-    labels[0] = (labels[0] + 1) % 10
-    candidate = logits.copy()
-    candidate[[3, 4]] = -candidate[[3, 4]]
-    pooled = np.zeros((16, 3, 10), np.float32) + logits[:, None]
-    comparison = Comparison()
-    for part in (slice(0, 10), slice(10, 16)):
-        reference = {"logits": logits[part], "hidden": pooled[part]}
-        comparison.add(reference, {**reference, "logits": candidate[part]}, len(labels[part]), labels[part])
-    measured = checked(comparison)["outputs"]["logits"]
-    assert measured["accuracy"] == {
-        "value": 13 / 16, "reference": 15 / 16, "candidate": 13 / 16, "total": 16,
-        "interval": [*wilson(13, 16)], "reference_interval": [*wilson(15, 16)],
-    }  # fmt: skip
-    assert measured["accuracy_drop"] == {
-        "value": 2 / 16, "total": 16, "interval": [*tango(2, 0, 16)], "method": "Wilson, Tango (paired)",
-    }  # fmt: skip
-
-
-def test_accuracy_of_several_labels_per_sample_is_resampled_by_sample():
-    rng = np.random.default_rng(0)
-    logits = rng.standard_normal((40, 6, 5))
-    labels = np.where(rng.random((40, 6)) < 0.3, rng.integers(0, 5, (40, 6)), logits.argmax(-1))
-    measured = compare({"y": logits}, {"y": logits + rng.normal(0, 0.4, logits.shape)}, 40, labels=labels)["outputs"][
-        "y"
-    ]
-    low, high = measured["accuracy"]["interval"]
-    assert low < measured["accuracy"]["value"] < high
-    assert "bootstrap" in measured["accuracy_drop"]["method"]
-
-
-def test_labels_that_fit_nothing_or_too_much(logits):
-    labels = logits.argmax(1)
-    both = {"a": logits, "b": logits}
-    result = compare(both, both, 16, labels=labels)
-    assert result["problems"] == []
-    assert "fit 2 outputs" in result["notes"][0]["text"]
-    named = Comparison(label_output="b")
-    named.add(both, both, 16, labels)
-    assert checked(named)["outputs"]["b"]["accuracy"]["value"] == 1
-    wrong = Comparison(label_output="c")
-    wrong.add(both, both, 16, labels)
-    assert kinds(checked(wrong)) == {("labels", "c")}
-    assert kinds(compare(both, both, 16, labels=labels * 0.5)) == {("labels", None)}
-    beyond = compare({"a": logits}, {"a": logits}, 16, labels=labels + logits.shape[1])
-    assert "is none of its" in beyond["problems"][0]["text"]
-    assert "accuracy" not in beyond["outputs"]["a"], "no answer could have been right"
-    ignored = np.where(np.arange(16) < 4, labels, -100)
-    assert compare({"a": logits}, {"a": logits}, 16, labels=ignored)["outputs"]["a"]["accuracy"]["total"] == 4
-
-
-def test_negative_batch_is_refused():
-    with pytest.raises(ValueError, match="negative"):
-        Comparison().add({}, {}, -1)
-
-
-def test_result_can_be_read_while_adding(logits):
-    comparison = Comparison()
-    comparison.add({"y": logits}, {"y": logits}, 16)
-    assert comparison.result() == comparison.result()
-    comparison.add({"y": logits}, {"y": -logits}, 16)
-    assert comparison.result()["outputs"]["y"]["cosine"]["worst_sample"] == 16
-
-
-# Streaming
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
-def test_batch_splits_do_not_matter(sizes, seed):
-    rng = np.random.default_rng(seed)
-    total = sum(sizes)
-    reference = {"y": rng.normal(size=(total, 3, 7)), "n": rng.integers(0, 5, (total, 4))}
-    candidate = {"y": reference["y"] + rng.normal(size=(total, 3, 7)), "n": rng.integers(0, 5, (total, 4))}
-    labels = rng.integers(0, 7, (total, 3))
-    split, at = Comparison(), 0
-    for size in sizes:
-        part = slice(at, at + size)
-        pair = ({name: value[part] for name, value in side.items()} for side in (reference, candidate))
-        split.add(*pair, size, labels[part])
-        at += size
-    assert_close(checked(split), compare(reference, candidate, total, labels=labels))
-
-
-def test_chunks_do_not_matter(monkeypatch):
-    rng = np.random.default_rng(5)
-    reference = {"y": 50 + rng.normal(size=(5, 11, 13)), "n": rng.integers(0, 9, (5, 143))}
-    reference["flat"] = rng.normal(size=(5, 143))
-    candidate = {name: value[:, ::-1] for name, value in reference.items()}
-    candidate["y"] = candidate["y"].copy()
-    candidate["y"][3, 9, 4] = np.nan
-    whole = compare(reference, candidate, 5)
-    assert "[9, 4] of sample 3" in whole["problems"][0]["text"]
-    for chunk in (1, 30, 143, 300):
-        monkeypatch.setattr(metrics, "CHUNK_ELEMENTS", chunk)
-        assert_close(compare(reference, candidate, 5), whole)
-
-
-def assert_close(left: Any, right: Any) -> None:
-    if isinstance(left, dict):
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_close(left[key], right[key])
-    elif isinstance(left, float):
-        assert left == pytest.approx(right, rel=1e-9, abs=1e-12)
-    else:
-        assert left == right
-
-
-def test_memory_does_not_grow_with_samples():
-    tensor = np.random.default_rng(0).normal(size=(4, 50_000)).astype(np.float32)
-    comparison = Comparison()
-    comparison.add({"y": tensor}, {"y": tensor}, 4)
-    tracemalloc.start()
-    for _ in range(10):
-        comparison.add({"y": tensor}, {"y": tensor}, 4)
-    kept, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert kept < 100_000  # ten batches hold 8 MB of float32
-
-
-def test_large_samples_need_only_chunks(monkeypatch):
-    monkeypatch.setattr(metrics, "CHUNK_ELEMENTS", 1 << 14)  # 128 KB of float64
-    tensor = np.random.default_rng(0).normal(size=(1, 1 << 12, 256)).astype(np.float32)  # 8 MB of float64
-    comparison = Comparison()
-    tracemalloc.start()
-    comparison.add({"y": tensor}, {"y": tensor}, 1)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 2 * tensor.nbytes + 16 * (1 << 17)  # the two kept samples, and sixteen chunks
-
-
-# Properties
-
-VECTORS = hnp.arrays(np.float64, (3, 6), elements=st.floats(-1e3, 1e3).map(lambda x: round(x, 3)))
-
-
-@settings(max_examples=30, deadline=None)
-@given(VECTORS, VECTORS, st.sampled_from([1e-30, 0.125, 7.0, -3.0, 1e30]))
-def test_relative_metrics_do_not_depend_on_scale(r, c, scale):
-    if not (r**2).sum(1).all():
-        r = r + 1e4
-    plain, scaled = compare({"y": r}, {"y": c}, 3), compare({"y": r * scale}, {"y": c * scale}, 3)
-    for name in ("rel_l2", "cosine"):
-        assert worst(scaled, name, "y") == pytest.approx(worst(plain, name, "y"), rel=1e-6, abs=1e-9), name
-
-
-@settings(max_examples=30, deadline=None)
-@given(VECTORS, VECTORS)
-def test_cosine_is_symmetric(r, c):
-    for row, other in zip(r, c, strict=True):  # one sample a case: no RMS but its own
-        there, back = compare({"y": row}, {"y": other}), compare({"y": other}, {"y": row})
-        assert worst(there, "cosine", "y") == pytest.approx(worst(back, "cosine", "y"), abs=1e-12)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    hnp.arrays(np.float32, (3, 4), elements=st.floats(width=32)),
-    hnp.arrays(np.float32, (3, 4), elements=st.floats(width=32)),
-)
-def test_any_float32_whatever_gives_json(r, c):
-    result = compare({"y": r}, {"y": c}, 3)
-    different = (np.isfinite(r) != np.isfinite(c)).any()
-    assert not different or result["problems"]
-
-
-@settings(max_examples=30, deadline=None)
-@given(VECTORS, VECTORS)
-def test_ranges(r, c):
-    measured = compare({"y": r}, {"y": c}, 3)["outputs"]["y"]
-    for name, value in measured.items():
-        assert METRICS[name].low <= value.get("worst", value.get("value")) <= METRICS[name].high
-
-
-def test_errors_that_differ_in_the_last_digit_alone_are_one_bar() -> None:
-    high = np.nextafter(40.0, 41.0)
-    found = metrics._histogram(np.array([40.0, high, high, 100.0]), 100.0)
-    assert (found["perfect"], found["counts"]) == (1, [3])

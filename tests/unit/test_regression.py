@@ -142,6 +142,8 @@ def test_a_run_that_does_not_hold_is_no_baseline() -> None:
         make_baseline(wrong)
     with pytest.raises(UserError, match="delivered nothing"):
         make_baseline(run(deliver=[]))
+    with pytest.raises(UserError, match="it was interrupted"):  # after the first of its deliveries
+        make_baseline(run(exit_code=130))
 
 
 def test_a_delivery_that_is_gone_or_new_or_broken() -> None:

@@ -1,229 +1,25 @@
-"""The kit plugin authors and optkit's own tests use: what every pass and every runner must satisfy, as assertions."""
+"""What every runner must satisfy."""
 
 from __future__ import annotations
 
 import copy
 import gc
-import importlib.metadata
-import importlib.util
 import json
-import os
-import pickle
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import chdir, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from optkit import environments
-from optkit.artifact import Artifact, Signature, digest_files
+from optkit.artifact import Artifact, Signature
 from optkit.errors import OptkitError, UnavailableError
-from optkit.plugin import Context, Look, Options, Pass, Runner
+from optkit.plugin import Look, Runner
+from optkit.testing.passes import assert_tools
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from optkit.plugin import Tensors
-
-
-@dataclass(frozen=True)
-class ListSamples:
-    """A `Samples` over a short list of input name to array without the batch axis. labels: one per item, or None."""
-
-    items: Sequence[Tensors]
-    labels: Sequence[Any] | None = None
-
-    @property
-    def labelled(self) -> bool:
-        """Whether there are labels."""
-        return self.labels is not None
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __iter__(self) -> Iterator[Tensors]:
-        return iter(self.items)
-
-    def feeds(self, batch: int) -> Iterator[Tensors]:
-        """Up to `batch` equally shaped samples stacked along axis 0."""
-        for start in range(0, len(self.items), batch):
-            yield self.stack(self.items[start : start + batch])
-
-    def iter_labelled(self) -> Iterator[tuple[Tensors, Any]]:
-        """Each item with its label."""
-        return zip(self.items, self.labels or [None] * len(self.items), strict=True)
-
-    def stack(self, samples: Sequence[Tensors]) -> Tensors:
-        """Equally shaped items along axis 0."""
-        return _stacked(samples)
-
-    @property
-    def stacker(self) -> Callable[[Sequence[Tensors]], Tensors]:
-        """What `stack` does, as a function that can be pickled."""
-        return _stacked
-
-
-def _stacked(samples: Sequence[Tensors]) -> Tensors:
-    import numpy as np
-
-    return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
-
-
-def assert_pass_contract(
-    use: Pass,
-    artifact: Artifact,
-    options: Mapping[str, Any],
-    context: Mapping[str, Any],
-    tmp_path: Path,
-    *,
-    runner: Runner | None = None,
-    deterministic: bool = True,
-) -> Artifact:
-    """The artifact a pass makes of another, after it has shown that it keeps the contract of `optkit.plugin.Pass`.
-
-    artifact: a model of the pass's source format, with its signature. options: as a recipe writes them under `with:`.
-    context: fields of `Context` beside the model's own (`dims`, `data`, `seed`). runner: what opens the output; default
-    the registered one. deterministic: whether equal input gives equal bytes; say False only where a backend cannot.
-
-    Checks that the pass is described well; that an unknown option is refused; that it writes its target file, and into
-    `out_dir` alone; that its input, its options and the working directory stay as they were; that its notes are JSON
-    data; that it kept what `keeps` promises, and finds itself in order (`confirm`). A pass that wants an environment of
-    its own is tested there, in a child process, where `artifact` and `context` must be picklable. Raises
-    AssertionError.
-    """
-    from optkit.named import named_files
-    from optkit.signatures import promised
-    from optkit.tasks import reread
-    from optkit.trials import Trials
-
-    if use.environment is not None and environments.running() != use.environment:
-        assert runner is None, f"{use.name} runs in {use.environment}, which has the registered runners alone"
-        return _assert_there(
-            environments.require(use.environment), use.name, (artifact, options, context, tmp_path, deterministic)
-        )
-    _assert_described(use)
-    given = use.options.model_validate(dict(options))
-    _assert_options(use, given)
-    signature = artifact.signature
-    assert signature is not None, "give an artifact with its signature"
-    assert artifact.format == use.source, f"{use.name} takes {use.source}, not {artifact.format}"
-    if use.wants_data(given):
-        assert context.get("data") is not None, f"{use.name} needs data with these options: give it in `context`"
-    made: list[Artifact] = []
-    for turn in ("first", "second"):
-        out, scratch, elsewhere = (tmp_path / f"{turn}-{name}" for name in ("out", "scratch", "cwd"))
-        for folder in (out, scratch, elsewhere):
-            folder.mkdir(parents=True)
-        told: list[tuple[str, float | None]] = []
-        whole = Context(
-            **{
-                "inputs": signature.inputs,
-                "outputs": tuple(t.name for t in signature.outputs),
-                "dims": {},
-                "scratch": scratch,
-                "progress": _Teller(told),
-                "files": named_files(use, given, Path.cwd()),
-                **context,
-            }
-        )
-        if (tried := use.tries(given)) is not None and whole.trial is None:
-            whole = replace(whole, trial=Trials(use, artifact, tried, whole))
-        before = _tree(artifact.path.parent), given.model_copy(deep=True), dict(whole.dims)
-        with chdir(elsewhere):
-            notes = use.run(artifact, out, given, whole)
-            assert Path.cwd() == elsewhere, f"{use.name} changed the working directory"
-        assert list(elsewhere.iterdir()) == [], f"{use.name} wrote outside its folder: {list(elsewhere.iterdir())}"
-        assert _tree(artifact.path.parent) == before[0], f"{use.name} changed what lies beside its input"
-        assert (given, dict(whole.dims)) == before[1:], f"{use.name} changed its options or its dims"
-        assert isinstance(notes, Mapping), f"{use.name} returned {notes!r}, not notes"
-        json.dumps(notes, allow_nan=False)
-        for text, fraction in told:
-            assert isinstance(text, str), f"progress: {text!r} is no text"
-            assert fraction is None or 0 <= fraction <= 1, f"progress: {fraction!r} is no part done"
-        one = reread(use, artifact, out, whole, runner)
-        assert not (broken := promised(use, artifact, one)), f"{use.name}: {'; '.join(broken)}"
-        if use.confirm is not None:
-            complaints = list(use.confirm(artifact, one, given, whole))
-            assert not complaints, f"{use.name} does not confirm its own work: {'; '.join(complaints)}"
-        made.append(one)
-    assert set(made[0].files) == set(made[1].files)
-    if deterministic:
-        assert made[0].digest == made[1].digest, f"{use.name} gave other bytes the second time"
-    return made[0]
-
-
-_CHILD = """
-import pathlib, pickle, sys
-from optkit.registry import get_pass
-from optkit.testing import assert_pass_contract
-artifact, options, context, tmp_path, deterministic = pickle.loads(pathlib.Path(sys.argv[2]).read_bytes())
-made = assert_pass_contract(get_pass(sys.argv[1]), artifact, options, context, tmp_path, deterministic=deterministic)
-pathlib.Path(sys.argv[2]).write_bytes(pickle.dumps(made))
-"""
-
-
-def _assert_there(there: environments.Environment, name: str, given: Any) -> Artifact:
-    """`assert_pass_contract` in another environment."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "optkit").symlink_to(Path(__file__).parent, target_is_directory=True)
-        file = Path(folder) / "given"
-        file.write_bytes(pickle.dumps(given))
-        done = subprocess.run([there.python, "-P", "-c", _CHILD, name, file], capture_output=True, text=True,
-                              env={**os.environ, "PYTHONPATH": folder}, check=False)  # fmt: skip
-        assert done.returncode == 0, f"in the environment {there.name}: {done.stderr}"
-        made: Artifact = pickle.loads(file.read_bytes())
-        return made
-
-
-@dataclass(frozen=True)
-class _Teller:
-    """Keeps what a pass tells of its progress."""
-
-    told: list[tuple[str, float | None]]
-
-    def __call__(self, text: str, fraction: float | None) -> None:
-        self.told.append((text, fraction))
-
-
-def _assert_described(use: Pass) -> None:
-    assert use.version >= 1
-    assert use.summary, f"{use.name} has no summary"
-    assert use.summary == use.summary.strip().rstrip("."), "a summary is a phrase, without a full stop"
-    assert use.fidelity in ("exact", "rounding", "lossy")
-    assert use.timeout_seconds > 0
-    _assert_tools(use.name, use.tools, use.modules)
-
-
-def _assert_tools(name: str, tools: Sequence[str], modules: Sequence[str]) -> None:
-    """Tools are part of cache keys, so a misspelt one would go unnoticed for ever."""
-    for tool in tools:
-        importlib.metadata.version(tool)
-    for module in modules:
-        assert importlib.util.find_spec(module), f"{name}: there is no module {module!r} to load ahead"
-
-
-def _assert_options(use: Pass, given: Options) -> None:
-    for name, info in use.options.model_fields.items():
-        assert info.description, f"{use.name}: the option {name!r} has no description"
-    try:
-        use.options.model_validate({**given.model_dump(by_alias=True), "no_such_option": 1})
-    except ValidationError:
-        pass
-    else:
-        raise AssertionError(f"{use.name} takes options it does not know")
-    again = use.options.model_validate(json.loads(given.model_dump_json(by_alias=True)))
-    assert again == given, f"{use.name}: its options do not survive being written down"
-
-
-def _tree(folder: Path) -> dict[str, tuple[int, int, str]]:
-    """Every file under a folder: size, time of change, digest."""
-    files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
-    return {n: (p.stat().st_size, p.stat().st_mtime_ns, digest_files(folder, [n])) for n, p in files.items()}
 
 
 def assert_runner_contract(
@@ -242,7 +38,7 @@ def assert_runner_contract(
     assert runner.version >= 1
     known = artifact.path.name == runner.main or artifact.path.name.lower().endswith(runner.suffixes)
     assert known, f"{artifact.path.name} is neither {runner.main} nor one of {runner.suffixes}"
-    _assert_tools(runner.format, runner.tools, runner.modules)
+    assert_tools(runner.format, runner.tools, runner.modules)
     described = runner.describe(artifact.path, artifact.meta)
     assert described == runner.describe(artifact.path, artifact.meta)
     assert Signature.from_json(json.loads(json.dumps(described.to_json()))) == described
