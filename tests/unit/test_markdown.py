@@ -123,6 +123,12 @@ def test_a_problem_that_needs_no_bound_is_told() -> None:
     assert "| y | - | 1 NaN that the reference does not have | samples | - | **no** |" in text
 
 
+def test_a_budget_that_the_check_does_not_bear_out() -> None:
+    kept = {**FAILED, "notes": {"budget": {"bounds": ["cosine >= 0.99"], "trials": 1, "samples": 9, "ranking": [],
+                                           "reached": "y cosine 0.992"}}}  # fmt: skip
+    assert "Try: a budget that is tighter than the check: cosine &gt;= 0.99 holds on the data" in render(report(kept))
+
+
 def test_what_fails_nothing_is_still_told() -> None:
     found = measured(0.995, 30)
     found["notes"] = [{"kind": "labels", "output": "y", "sample": None, "text": "the label 9 is none (first of 4)"}]
