@@ -116,7 +116,9 @@ class Probe:
         every = max(1, len(data) // batch // max(1, wanted // batch))
         with reference as session:
             for number, (feed, labels) in enumerate(_feeds(data, batch, bool(self._metrics or self._plain))):
-                if number % every or sum(self._counts) >= wanted:
+                if sum(self._counts) >= wanted:
+                    break
+                if number % every:
                     continue
                 self._tape.write(0, len(self._counts), feed)
                 self._tape.write(1, len(self._counts), session.infer(feed))
