@@ -54,7 +54,7 @@ def judge_case(
     Stated bounds hold on real samples and over the dims' ranges. On edge values a lossy artifact promises no
     accuracy, as its ranges were fitted on real data: there it must be finite, of the right shape and not dead.
     """
-    case, hollow = _without_hollow(case)
+    case, hollow = _without_hollow(_without_labels(case, check))
     result = case["source"]
     stated = _stated(case, check, whole, [*derived(case, check.precision, noise, signature, result)])
     scores = case.get("scores")
@@ -79,6 +79,19 @@ def judge_case(
         for v in judged
     ]
     return {**case, "verdicts": verdicts, "held": ok}
+
+
+def _without_labels(case: Mapping[str, Any], check: Check) -> Mapping[str, Any]:
+    """A case whose labels are no class numbers of an output: a problem only for a check that asks for accuracy.
+
+    Labels may be for something else: for a metric that is declared later, or for another step's training.
+    """
+    problems = case["source"]["problems"]
+    apart = [problem for problem in problems if problem["kind"] == "labels"]
+    if not apart or any(b.declared is None and b.metric.startswith("accuracy") for b in check.bounds):
+        return case
+    kept = [problem for problem in problems if problem not in apart]
+    return {**case, "source": {**case["source"], "problems": kept, "notes": [*case["source"]["notes"], *apart]}}
 
 
 def _without_hollow(case: Mapping[str, Any]) -> tuple[Mapping[str, Any], set[str]]:

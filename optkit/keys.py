@@ -20,8 +20,9 @@ from optkit.cache import Cache
 from optkit.dataspec import ImageData, content_key, image_classes, image_files, resolve_path, tools
 from optkit.dataspec import files as data_files
 from optkit.errors import UnavailableError, UserError
-from optkit.metricspec import Metric
+from optkit.metricspec import Metric, bound_table
 from optkit.named import named_digest, named_files
+from optkit.parity.bounds import parse_bound
 from optkit.parity.cases import Case
 from optkit.planning import Plan, Step
 from optkit.plugin import EXTRAS, install_line
@@ -196,7 +197,23 @@ def reads_key(plan: Plan, step: Step, cache: Cache, *, known_only: bool = False)
         files = named_files(step.use, step.options, plan.recipe.base)
     except UserError as error:
         raise UserError(f"step {step.id}: {error.what}", hint=error.hint) from error
-    return named_digest(files, step.use.target, cache, known_only=known_only)
+    found = named_digest(files, step.use.target, cache, known_only=known_only)
+    judged = {m.name: (m, m.files(plan.recipe.base)) for m in budgeted(plan, step)}
+    if found is None or not judged:
+        return found
+    read = {name: cache.digest_all(paths, known_only=known_only) for name, (_, paths) in judged.items()}
+    if None in read.values():
+        return None
+    return digest_of([found, [[metric.to_json(), read[name]] for name, (metric, _) in judged.items()]])
+
+
+def budgeted(plan: Plan, step: Step) -> list[Metric]:
+    """The task metrics that a step's budget names: they decide its output."""
+    if not plan.recipe.metrics or not (texts := step.use.budget(step.options)):
+        return []
+    table = bound_table(plan.recipe.metrics)
+    named = {parse_bound(text, table).info.task for text in texts}
+    return [metric for metric in plan.recipe.metrics if metric.name in named]
 
 
 def step_key(
@@ -223,7 +240,7 @@ def step_key(
             recipe.seed,
             versions(tools, step.python),
             *([source.digest] if step.use.wants_source(step.options) else []),
-            *([reads] if step.use.reads(step.options) else []),
+            *([reads] if step.use.reads(step.options) or budgeted(plan, step) else []),
             *here,
             *([_tried(step, tried, recipe)] if (tried := step.use.tries(step.options)) else []),
             # A torch model's output names its code by path: another checkout's cannot stand for it.

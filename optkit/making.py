@@ -81,7 +81,8 @@ def start(run: RunState, hands: Dispatch, state: StepState) -> None:
             "data": step.data, "out": str(hands.stage(task)),
             "source": run.source.to_json() if run.source and step.use.wants_source(step.options) else None,
             "kept": str(run.cache.partial(state.key)) if step.use.resumes else None,
-            "metrics": [metric.to_json() for metric in run.recipe.metrics]
+            "metrics": [metric.to_json() for metric in keys.budgeted(run.plan, step)],
+            "scores": [metric.to_json() for metric in run.recipe.metrics]
             if step.use.resumes and step.use.wants_source(step.options) else [],
             "shared": {"root": str(run.cache.root), "key": keys.shared_key(run.plan, step, data)} if data else None,
         }, {*step.use.modules}, partial(_take, run, state), limit=step.timeout_seconds, python=step.python)  # fmt: skip

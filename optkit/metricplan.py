@@ -28,7 +28,7 @@ def check_metrics(recipe: Recipe, note: Note) -> None:
                     ("outputs",),
                 )
         if data is not None:
-            _labels(recipe, metric, label_names(data), note)
+            check_labels(metric, recipe.check_on, label_names(data), metric.at, note)
         if isinstance(metric.options, PerplexityOptions) and recipe.inputs:
             inputs = [spec.name for spec in recipe.inputs]
             fed = [metric.options.mask, None if metric.options.target else metric.options.tokens]
@@ -44,15 +44,16 @@ def check_metrics(recipe: Recipe, note: Note) -> None:
                 note(key, f"{title} {error}", "correct the path")
 
 
-def _labels(recipe: Recipe, metric: Metric, have: tuple[str, ...], note: Note) -> None:
-    about: Key = ("data", recipe.check_on)
-    title, place = f"metric {metric.name}:", f"data.{recipe.check_on}"
+def check_labels(metric: Metric, dataset: str, have: tuple[str, ...], key: Key, note: Note, title: str = "") -> None:
+    """Note at `key` which of its labels a metric lacks in a dataset that has these."""
+    about: Key = ("data", dataset)
+    title, place = f"{title}metric {metric.name}:", f"data.{dataset}"
     for wanted in metric.targets():
         if not have:
-            note(metric.at, f"{title} it needs labels, and {place} has none", f"add `label: NAME` to {place}", about)
+            note(key, f"{title} it needs labels, and {place} has none", f"add `label: NAME` to {place}", about)
             return
         if wanted is None and len(have) > 1:
-            note(metric.at, f"{title} {place} has {len(have)} labels", f"add target: one of {', '.join(have)}", about)
+            note(key, f"{title} {place} has {len(have)} labels", f"add target: one of {', '.join(have)}", about)
         elif wanted is not None and wanted not in have:
             hint = did_you_mean(wanted, have)
-            note(metric.at, f"{title} {place} has no label {wanted!r}", hint, about)
+            note(key, f"{title} {place} has no label {wanted!r}", hint, about)

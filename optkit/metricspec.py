@@ -29,7 +29,7 @@ class MetricOptions(BaseModel):
 
     output: str | None = Field(None, description="the model's output it reads; default: the only one")
     target: str | None = Field(None, description="the label it reads, where the dataset has several")
-    confidence: float = Field(0.95, ge=0.5, le=0.999, description="of its confidence intervals")
+    confidence: float = Field(0.95, ge=0.5, le=0.999, description="of its confidence intervals, such as 0.95")
     resamples: int = Field(1000, ge=100, le=100_000, strict=True, description="bootstrap resamples of the samples")
 
 

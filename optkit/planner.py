@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from optkit import environments
+from optkit.dataspec import label_names
 from optkit.errors import Problem, RecipeError, UserError, did_you_mean
 from optkit.gateplan import check_gates, read_gates
-from optkit.metricplan import check_metrics
+from optkit.metricplan import check_labels, check_metrics
 from optkit.metricspec import bound_table
 from optkit.named import named_files
 from optkit.parity.bounds import Bound, BoundError, parse_bound
@@ -150,6 +150,7 @@ class Planner:
         if use and options is not None:
             self.files(index, spec, use, options)
             self.tried(index, spec, use, options)
+            self.budget(index, spec, use, options)
         data = self.data_of(index, spec, use, options)
         stated = self.bounds(index, spec, use)
         table = bound_table(self.recipe.metrics)
@@ -330,30 +331,41 @@ class Planner:
             self.note(key, what, "give it a dataset of its own; check_on: must name other samples", code="OPK-231")
         return name
 
+    def budget(self, index: int, spec: StepSpec, use: Pass, options: Options) -> None:
+        """Note what is wrong with a budget's bounds; labels are those of the data that the step is fitted on."""
+        for position, text in enumerate(use.budget(options)):
+            key: Key = ("steps", index, "with", "budget", position)
+            title = f"step {spec.id} ({use.name}): budget: "
+            data = self.recipe.data.get(spec.data or "")
+            bound = self.bound(text, key, title, spec.data or "")
+            metric = next((m for m in self.recipe.metrics if bound and m.name == bound.info.task), None)
+            if metric is not None and data is not None:
+                check_labels(metric, spec.data or "", label_names(data), key, self.note, title)
+
+    def bound(self, text: str, key: Key, title: str, dataset: str) -> Bound | None:
+        """What a text bounds; None, with a mistake noted, where that is nothing. dataset: which has the labels."""
+        try:
+            bound = parse_bound(text, bound_table(self.recipe.metrics))
+        except BoundError as error:
+            self.note(key, f"{title}{error}", error.hint, ("metric",))
+            return None
+        data = self.recipe.data.get(dataset)
+        plain = bound.declared is None and bound.metric.startswith("accuracy")
+        if plain and data is not None and not label_names(data):
+            hint = f"add `label: NAME` to data.{dataset}"
+            self.note(key, f"{title}{bound.metric} needs labels, and data.{dataset} has none", hint)
+        if bound.output and self.recipe.outputs and bound.output not in self.recipe.outputs:
+            what = f"{title}{bound} names no output of the model"
+            self.note(key, what, did_you_mean(bound.output, self.recipe.outputs), ("outputs",))
+        return bound
+
     def bounds(self, index: int, spec: StepSpec, use: Pass | None) -> tuple[Bound, ...]:
         """The bounds a step states."""
-        stated: list[Bound] = []
-        labelled: Any = getattr(self.recipe.data.get(self.recipe.check_on), "label", None)
-        table = bound_table(self.recipe.metrics)
-        for position, text in enumerate(spec.check):
-            key: Key = ("steps", index, "check", position)
-            try:
-                bound = parse_bound(text, table)
-            except BoundError as error:
-                self.note(key, f"step {spec.id}: {error}", error.hint, ("metric",))
-                continue
-            stated.append(bound)
-            if (
-                bound.declared is None
-                and bound.metric.startswith("accuracy")
-                and not labelled
-                and self.recipe.check_on in self.recipe.data
-            ):
-                hint = f"add `label: NAME` to data.{self.recipe.check_on}"
-                self.note(key, f"step {spec.id}: {bound.metric} needs labels, and check_on has none", hint)
-            if bound.output and self.recipe.outputs and bound.output not in self.recipe.outputs:
-                what = f"step {spec.id}: {bound} names no output of the model"
-                self.note(key, what, did_you_mean(bound.output, self.recipe.outputs), ("outputs",))
+        stated = [
+            bound for position, text in enumerate(spec.check)
+            if (bound := self.bound(text, ("steps", index, "check", position), f"step {spec.id}: ",
+                                    self.recipe.check_on)) is not None
+        ]  # fmt: skip
         if spec.waive is not None and spec.check:
             self.note(("steps", index, "waive"), f"step {spec.id}: has both check: and waive:", "keep one")
         if use and use.fidelity == "lossy" and not spec.check and spec.waive is None:

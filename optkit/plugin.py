@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from optkit.metricspec import Metric as Metric
     from optkit.speed.ratio import Ratio as Ratio
 
     Tensors = dict[str, NDArray[np.generic]]
@@ -139,6 +140,7 @@ class Context:
     progress: tell the user a sentence, and how much is done (0 to 1) where that is known.
     shared: shared(what, make) gives the folder that make(folder) filled, once for all steps and runs on the same data
         that ask for the same; `what` is JSON data that says all else that decides it. None where nothing is kept.
+    metrics: the recipe's task metrics that the step's `budget` names. base: the folder that their files start from.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -156,6 +158,8 @@ class Context:
     trial: Trial | None = None
     score: Score | None = None
     shared: Callable[[Sequence[Any], Callable[[Path], None]], Path] | None = None
+    metrics: Sequence[Metric] = ()
+    base: Path = Path()
 
 
 Run = Callable[[Artifact, Path, Any, Context], Mapping[str, Any]]
@@ -184,6 +188,8 @@ class Pass:
         in the cache key, and the pass finds them in `context.files`.
     tries(options) -> the format on whose runtime the pass measures candidates, or None; `context.trial` does it. Their
         speed then decides the output, so that the hardware and the runtime's version count in the cache key.
+    budget(options) -> the bounds that its option `budget` states. Planning checks them as it does those of `check:`,
+        and the pass finds the task metrics that they name in `context.metrics`.
     resumes: the pass writes checkpoints to `context.kept` and goes on from them.
     modules: what an idle worker may import ahead of the pass, to save its time.
     timed: whether the output's speed on its own format's runtime says anything: not where it is made for another one.
@@ -208,6 +214,7 @@ class Pass:
     needs_source: bool | Callable[[Any], bool] = False
     reads: Callable[[Any], Sequence[str]] = lambda options: ()
     tries: Callable[[Any], str | None] = lambda options: None
+    budget: Callable[[Any], Sequence[str]] = lambda options: ()
     resumes: bool = False
     modules: tuple[str, ...] = ()
     timed: bool | Callable[[Any], bool] = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -249,7 +249,8 @@ def explain(
         what, hint = _words(item, place, section)
         shown = ".".join(str(part) for part in inner)
         prefix = f"{title}{shown}: " if shown else title if title.endswith(": ") else f"{title.rstrip('.')}: "
-        yield place, f"{prefix}{what}", hint or _about(section, place)
+        at_odds = kind in ("value_error", "assertion_error") and not place
+        yield place, f"{prefix}{what}", hint or ("change or drop what is named" if at_odds else _about(section, place))
 
 
 def _inside(value: Any, loc: Sequence[str | int]) -> Key:
@@ -280,8 +281,9 @@ def _words(item: Any, place: Key, section: type[BaseModel] | None) -> tuple[str,
         return f"{given!r:.80} is not one of {item['ctx']['expected']}", hint
     if kind == "string_pattern_mismatch":
         return f"{given!r:.80} has characters it may not have", ""
-    if kind in ("tuple_type", "list_type", "set_type"):
-        return f"should be a list, got {given!r:.80}", f"{place[-1]}: [{given}]" if isinstance(given, str) else ""
+    if kind in ("tuple_type", "list_type") and not isinstance(given, Mapping):
+        hint = f"put it in brackets: [{given!r}]" if isinstance(given, str) else ""
+        return f"should be a list, got {given!r:.80}", hint
     if kind in ("dict_type", "model_type", "model_attributes_type", "dataclass_type"):
         return f"should be a mapping, got {given!r:.80}", ""
     text = item["msg"].removeprefix("Input ")

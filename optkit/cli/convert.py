@@ -209,6 +209,7 @@ def summarise(report: Report, out: Path, quiet: bool) -> None:
         baseline_lines,
         baseline_wrong,
         benchmark_lines,
+        budget_notes,
         deliveries_table,
         gate_lines,
         metric_lines,
@@ -226,7 +227,7 @@ def summarise(report: Report, out: Path, quiet: bool) -> None:
     for text in filter(None, (*wrongs(report.data, sys.stderr), baseline_wrong(report.data, sys.stderr))):
         tell("\n" + text if not quiet else text)
     if not quiet:
-        for note in slower_notes(report.data):
+        for note in (*budget_notes(report.data), *slower_notes(report.data)):
             tell("\n" + note)
         if note := synthetic_note(report.data):
             tell("\n" + note)

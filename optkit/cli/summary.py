@@ -20,6 +20,7 @@ from optkit.reports.rows import (
     benchmark_parity,
     benchmark_text,
     broken,
+    cases,
     cost,
     deliveries,
     gates,
@@ -153,6 +154,19 @@ def slower_notes(report: Data) -> Iterator[str]:
             )
 
 
+def budget_notes(report: Data) -> Iterator[str]:
+    """A note for each step that kept operators in higher precision to hold its budget, and how many."""
+    for step in report.get("steps", []):
+        found = (step.get("notes") or {}).get("budget") or {}
+        ranking = found.get("ranking") or []
+        if kept := sum(row["kept"] for row in ranking):
+            yield (
+                f"note: {clean(step['id'])} keeps {kept} of {len(ranking)} groups in higher precision: "
+                f"{clean(' and '.join(found['bounds']))} held on {found['samples']} samples of "
+                f"{clean(step.get('data') or 'the fitting data')}"
+            )
+
+
 def wrongs(report: Data, stream: IO[str]) -> Iterator[str]:
     """A few lines for each step that failed, and one for those that wait for it."""
     steps = report.get("steps", [])
@@ -212,7 +226,8 @@ def failed_text(step: Data, report: Data, colour: bool) -> str:
     ]
     if len(reasons) > MOST_REASONS:
         lines.append(f"  and {len(reasons) - MOST_REASONS} more, in the report")
-    if lost := cost(step, report):
+    unlike = not said or any(not case.get("held") for case in cases(step))
+    if unlike and (lost := cost(step, report)):
         lines.append(f"  {clean(lost)}")
     lines += [f"  {clean(text)}" for text in (told(step), others(step)) if text]
     return "\n".join([*lines, f"  try: {clean(remedy(step))}", f"  {why('OPK-103' if said else 'OPK-101')}"])

@@ -55,10 +55,11 @@ def open_python(
                     "yield {'input_name': array}",
                 )
             sample = dict(item)
-            found = {key: sample.pop(key, None) for key in labels}
-            for key, label in found.items():
-                if label is None:
-                    raise fault(name, f"sample {index} has no label {key!r}", did_you_mean(key, sample))
+            for key in labels:
+                if sample.get(key) is None:
+                    hint = "-1 where a sample has no class" if key in sample else did_you_mean(key, sample)
+                    raise fault(name, f"sample {index} has no label {key!r}", hint)
+            found = {key: sample.pop(key) for key in labels}
             if index == 0 and all(isinstance(array, np.ndarray) for array in sample.values()):
                 digest = sample_hash(sample).hexdigest()
                 if first and first[0] != digest:

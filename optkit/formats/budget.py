@@ -10,19 +10,25 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optkit.errors import DataError, StepError
+from optkit.errors import DataError, StepError, UserError
+from optkit.metricspec import Metric, bound_table
 from optkit.parity.bounds import METRICS, Bound, BoundError, held, judge, parse_bound
-from optkit.parity.tape import Tape
+from optkit.parity.scores import part_of
+from optkit.parity.tape import LIMIT_BYTES, Tape
 
 if TYPE_CHECKING:
-    from optkit.plugin import Context, Session, Tensors
+    from optkit.plugin import Context, Samples, Session, Tensors
 
 SAMPLES = 64
 """Most samples that a trial is measured on, spread over the fitting data."""
+
+LABELLED = 512
+"""Most samples where a task metric is bounded: one answer of 64 would be 1.6 points."""
 
 MOST_GROUPS = 64
 """More groups than this are merged with their neighbours: each costs a trial."""
@@ -31,8 +37,8 @@ SPARED = 8
 """How many of the kept groups are tried without, once a bound holds."""
 
 DESCRIPTION = (
-    'bounds, such as ["cosine >= 0.99"], to be held on the fitting data against the model before: as few operators as '
-    "possible stay in higher precision, those that do most damage first"
+    'bounds, such as ["cosine >= 0.99"] or ["accuracy_drop <= 0.5%"], to be held on the fitting data against the model '
+    "before: as few operators as possible stay in higher precision, those that do most damage first"
 )
 
 _RECORD = "budget.json"
@@ -48,19 +54,16 @@ class Group:
     members: tuple[str, ...]
 
 
-def stated(texts: Sequence[str]) -> list[Bound]:
-    """The bounds of a `budget:` option. Raises ValueError for one that is none, or that needs labels."""
-    found = []
-    for text in texts:
-        try:
-            bound = parse_bound(text)
-        except BoundError as error:
-            raise ValueError(f"{error}; {error.hint}") from None
-        if bound.metric.startswith("accuracy"):
-            usable = ", ".join(name for name in METRICS if not name.startswith("accuracy"))
-            raise ValueError(f"{text!r}: a budget is kept on samples without labels; use one of {usable}")
-        found.append(bound)
-    return found
+def stated(texts: Sequence[str], metrics: Sequence[Metric] = ()) -> list[Bound]:
+    """The bounds of a `budget:` option, in a recipe that declares these metrics. Raises UserError for one that is none.
+
+    Planning has told a recipe's own mistakes before.
+    """
+    table = bound_table(metrics)
+    try:
+        return [parse_bound(text, table) for text in texts]
+    except BoundError as error:
+        raise UserError(f"budget: {error}", hint=error.hint, subject="with.budget") from error
 
 
 def grouped(operators: Sequence[tuple[str, bool, str]]) -> list[Group]:
@@ -87,50 +90,128 @@ def grouped(operators: Sequence[tuple[str, bool, str]]) -> list[Group]:
 
 
 class Probe:
-    """Samples of the fitting data with the answers of the model before it is lowered, kept on disk."""
+    """Samples of the fitting data with the answers of the model before it is lowered, kept on disk.
 
-    def __init__(self, context: Context, reference: AbstractContextManager[Session]) -> None:
+    bounds: what `texts` state. Raises DataError where there are no samples, or no labels and a bound needs them;
+    UserError where what a bound names is not measured of this model, or an output is in no bound.
+    """
+
+    def __init__(self, context: Context, texts: Sequence[str], reference: AbstractContextManager[Session]) -> None:
         data = context.data
         if data is None:
             raise DataError("a budget is kept by looking at data, and none was given", subject="data",
                             hint="give the step `data:`")  # fmt: skip
+        self.bounds = stated(texts, context.metrics)
+        named = {bound.info.task for bound in self.bounds}
+        self._context, self._metrics = context, [_quicker(m, texts) for m in context.metrics if m.name in named]
+        self._plain = any(b.declared is None and b.metric.startswith("accuracy") for b in self.bounds)
+        if self._plain and not data.labelled:
+            raise DataError("a budget on accuracy needs labels, and the data has none", subject="data",
+                            hint="add `label: NAME` to the dataset")  # fmt: skip
         self._tape = Tape(context.scratch / "probe")
         self._counts: list[int] = []
-        wanted = min(len(data), SAMPLES)
-        first = {spec.name: spec.shape[0] for spec in context.inputs if spec.shape}
-        fixed = [size for size in first.values() if isinstance(size, int)]
-        least = [context.dims[d].min for d in first.values() if isinstance(d, str) and d in context.dims]
-        batch = max([1, *fixed[:1], *least[:1]])
+        self._labels: list[Sequence[Any] | None] = []
+        wanted = min(len(data), LABELLED if self._metrics or self._plain else SAMPLES)
+        batch = _batch(context)
         every = max(1, len(data) // batch // max(1, wanted // batch))
         with reference as session:
-            for number, feed in enumerate(data.feeds(batch)):
-                if number % every or sum(self._counts) >= wanted:
+            for number, (feed, labels) in enumerate(_feeds(data, batch, bool(self._metrics or self._plain))):
+                if sum(self._counts) >= wanted:
+                    break
+                if number % every:
                     continue
                 self._tape.write(0, len(self._counts), feed)
                 self._tape.write(1, len(self._counts), session.infer(feed))
+                if self._tape.left_bytes < 0:
+                    break  # as many as the tape holds
                 self._counts.append(len(next(iter(feed.values()))))
+                self._labels.append(labels)
                 context.progress("the model before, on samples", None)
         self.samples = sum(self._counts)
+        if not self.samples and self._tape.left_bytes < 0:
+            raise StepError(f"one sample and the model's answer take over {LIMIT_BYTES >> 30} GiB",
+                            subject="with.budget", hint="a budget on smaller sizes: lower the dims' min")  # fmt: skip
         if not self.samples:
             raise DataError("the data has no samples", subject="data", hint="name a dataset with samples")
+        self._check()
 
-    def _feeds(self) -> Iterator[tuple[Tensors, Tensors, int]]:
-        for number, count in enumerate(self._counts):
-            feed, answer = self._tape.read(0, number), self._tape.read(1, number)
-            if feed is None or answer is None:
-                raise StepError("the samples to keep the budget by are too big for the disk's scratch folder",
-                                hint="a smaller fitting set")  # fmt: skip
-            yield feed, answer, count
+    def measure(self, opened: AbstractContextManager[Session], quick: bool = False) -> Data:
+        """The metrics of a lowered model against the one before it, with the `scores` of the task metrics.
 
-    def measure(self, opened: AbstractContextManager[Session]) -> Data:
-        """The metrics of a lowered model against the one before it."""
+        quick: on at most `SAMPLES` samples, and without those: enough to rank by.
+        """
+        every = -(-self.samples // SAMPLES) if quick else 1
+        with opened as session:
+            return self._compared(session.infer, range(0, len(self._counts), every), scored=not quick)
+
+    def _compared(self, answer: Callable[[Tensors], Tensors] | None, numbers: Sequence[int], scored: bool) -> Data:
+        """The same of any answers to some feeds; None: the model before, beside itself."""
+        from optkit.data.batch import stack_labels
         from optkit.parity.metrics import Comparison
+        from optkit.scoring.measure import Scoring
 
         compared = Comparison()
-        with opened as session:
-            for feed, answer, count in self._feeds():
-                compared.add(answer, session.infer(feed), count)
-        return compared.result()
+        scoring = Scoring(self._metrics if scored else (), self._context.base, self._context.seed)
+        for number in numbers:
+            feed, before = self._tape.read(0, number), self._tape.read(1, number)
+            if feed is None or before is None:
+                raise StepError("the samples to keep the budget by cannot be read back", hint="look for space on the "
+                                "disk of the scratch folder (TMPDIR)")  # fmt: skip
+            count, labels = self._counts[number], self._labels[number]
+            now = before if answer is None else answer(feed)
+            compared.add(before, now, count, stack_labels(labels) if self._plain else None)
+            if all(name in now for name in before):
+                scoring.add(feed, labels, before, now, count)
+        return {**compared.result(), "scores": scoring.result(self._context.progress)}
+
+    def _check(self) -> None:
+        """Whether each bound is about something, and each output in a bound: the search would never end well."""
+        try:
+            result = self._compared(None, range(len(self._counts)), scored=True)
+        except UserError as error:  # of the labels or the metric: planning has not seen the samples
+            raise UserError(f"the budget cannot be judged on the fitting data: {error.what}", hint=error.hint,
+                            subject="with.budget", details=error.details) from error  # fmt: skip
+        if result["problems"]:
+            raise UserError(f"the budget cannot be judged on the fitting data: {_reached(result, self.bounds)}",
+                            hint="mend the samples or their labels", subject="with.budget")  # fmt: skip
+        for verdict in judge(result, self.bounds, result["scores"]):
+            if verdict.measured is not None or (verdict.bound and verdict.bound.info.task):
+                continue
+            have = result["outputs"].get(verdict.output, {}) if verdict.output else {}
+            other = next(iter(have), None) if verdict.bound is None else None
+            measured = dict.fromkeys(key for found in result["outputs"].values() for key in found)
+            hint = f"bound one of: {', '.join(measured)}"
+            hint = f"bound it too: {verdict.output}.{_SUCH[other]}" if other in _SUCH else hint
+            raise UserError(f"the budget cannot be judged: {verdict.text}", hint=hint, subject="with.budget")
+
+
+_SUCH = {"rel_l2": "cosine >= 0.99", "mismatch": "mismatch <= 1%"}
+
+
+def _batch(context: Context) -> int:
+    """The least number of samples that the model takes at once."""
+    first = {spec.name: spec.shape[0] for spec in context.inputs if spec.shape}
+    fixed = [size for size in first.values() if isinstance(size, int)]
+    least = [context.dims[d].min for d in first.values() if isinstance(d, str) and d in context.dims]
+    return max([1, *fixed[:1], *least[:1]])
+
+
+def _feeds(data: Samples, batch: int, labelled: bool) -> Iterator[tuple[Tensors, Sequence[Any] | None]]:
+    """Feeds of `batch` samples, with their labels where these are wanted and there are any."""
+    if not labelled:
+        yield from ((feed, None) for feed in data.feeds(batch))
+        return
+    several = iter(data.iter_labelled())
+    while part := list(islice(several, batch)):
+        part = [part[i % len(part)] for i in range(batch)]  # a fixed batch is filled up, as `feeds` does it
+        yield data.stack([sample for sample, _ in part]), [label for _, label in part] if data.labelled else None
+
+
+def _quicker(metric: Metric, texts: Sequence[str]) -> Metric:
+    """A metric whose intervals take as little time as can be, where no bound is on them."""
+    if any("_lower" in text or "_upper" in text for text in texts):
+        return metric
+    return replace(metric, options=metric.options.model_copy(update={"resamples": 100}))
 
 
 def emptied(context: Context) -> Path:
@@ -180,7 +261,8 @@ def keep(
         return lower(chosen, quick)
 
     def holds(result: Data) -> bool:
-        return held(result, judge(result, bounds))
+        scores = result.get("scores")
+        return held(result, judge(result, bounds, scores), scores)
 
     result = tried(groups)
     ranked: list[tuple[float, Group]] = []
@@ -191,6 +273,7 @@ def keep(
             ranked.append((damage(tried([group], quick=True)), group))
         ranked.sort(key=lambda pair: -pair[0])
         order = [group for _, group in ranked]
+        spared = 0
         low, high, best = 0, len(order), None  # `low` kept is too few; all kept would lower nothing
         while high - low > 1:
             middle = (low + high) // 2
@@ -200,14 +283,17 @@ def keep(
                 high, result, best = middle, found, found
             else:
                 low = middle
-                result = found if best is None and damage(found) <= damage(result) else result
+                if best is None and damage(found) <= damage(result):
+                    result, spared = found, middle
         if best is None:
-            worst = f"{order[0].name!r} does most" if order else "there is nothing to keep"
+            worst = f"{order[0].name!r} does most of the damage" if order else "there is nothing to keep"
+            finest = _finest(result, bounds)
             raise StepError(
                 f"the budget cannot be held: {' and '.join(map(str, bounds))}; "
-                f"best reached, with {len(order) - 1} of {len(order)} groups kept: {_reached(result)}",
+                f"best reached, with {spared} of {len(order)} groups kept, on {result['samples']} samples: "
+                f"{_reached(result, bounds)}",
                 subject="with.budget", details=_drawn(ranked, set()),
-                hint=f"a looser budget, or another method ({worst} of the damage)",
+                hint=f"{finest}a looser budget, or another method ({worst})",
             )  # fmt: skip
         kept = order[:high]
         for group in list(reversed(kept))[:SPARED]:
@@ -217,7 +303,7 @@ def keep(
                 kept, result = without, found
     record = {
         "bounds": [str(bound) for bound in bounds], "trials": trials, "samples": result["samples"],
-        "reached": _reached(result), "groups": len(groups), "kept": list(members(kept)),
+        "reached": _reached(result, bounds), "groups": len(groups), "kept": list(members(kept)),
         "ranking": [{"group": g.name, "operators": len(g.members), "error": d if d < 1e30 else None, "kept": g in kept}
                     for d, g in ranked],
     }  # fmt: skip
@@ -231,16 +317,39 @@ def found(context: Context) -> dict[str, Any] | None:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
-def _reached(result: Data) -> str:
-    """The worst sample of a trial in words: "logits cosine 0.9871, 16.1 dB"."""
+def _reached(result: Data, bounds: Sequence[Bound]) -> str:
+    """A trial in words, what is bounded first: "logits cosine 0.9871, sqnr_db 16.1", of the worst sample."""
     if result["problems"]:
         return str(result["problems"][0]["text"])
     texts = []
+    for bound in bounds:
+        if not bound.info.task:
+            continue
+        score = result["scores"].get(bound.info.task, {})
+        value = part_of(score, bound.info.part) if "problem" not in score else None
+        texts.append(f"{bound.metric} {'has no value' if value is None else _figure(value, bound.info.unit)}")
     for name, metrics in result["outputs"].items():
-        parts = [f"{key} {metrics[key]['worst']:.5g}" for key in ("cosine", "sqnr_db", "mismatch") if key in metrics]
-        parts += [f"{key} {metrics[key]['value']:.2%}" for key in ("top1_agreement",) if key in metrics]
+        own = [b.metric for b in bounds if not b.info.task and b.output in (None, name)]
+        shown = [key for key in dict.fromkeys([*own, "cosine", "sqnr_db", "mismatch", "top1_agreement"])
+                 if key in metrics]  # fmt: skip
+        parts = [f"{key} {_figure(metrics[key].get('worst', metrics[key].get('value')), METRICS[key].unit)}"
+                 for key in shown]  # fmt: skip
         texts.append(f"{name} {', '.join(parts)}")
     return "; ".join(texts)
+
+
+def _finest(result: Data, bounds: Sequence[Bound]) -> str:
+    """What to say first where the data has too few samples to tell a bound from nothing at all; "" where it has not."""
+    share = 1 / max(result["samples"], 1)
+    for bound in bounds:
+        counted = bound.info.unit == "fraction" and bound.op == "<=" and (bound.info.task or bound.metric != "mismatch")
+        if counted and 0 < bound.value < share:
+            return f"more samples (of {result['samples']}, one is {share:.2%}, beyond {bound.value:.2%}), "
+    return ""
+
+
+def _figure(value: float, unit: str) -> str:
+    return f"{value:.2%}" if unit == "fraction" else f"{value:.5g}"
 
 
 def _drawn(ranked: Sequence[tuple[float, Group]], kept: set[Group]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -41,11 +42,16 @@ def balanced(artifact: Artifact, options: QuantizeOptions, context: Context) -> 
 
 def _equalised(artifact: Artifact, job: Job, options: QuantizeOptions, context: Context) -> dict[str, Any]:
     context.progress("equalising", None)
-    pairs, left = onnx_equalise.equalise(job.rewrite, job.targets)
+    clips = onnx_equalise.clipped(job.rewrite, job.targets) if context.data is not None else {}
+    peaks: Mapping[str, Any] = {}
+    if clips:
+        request = onnx_statistics.Request({}, channels=clips)
+        peaks = onnx_statistics.gather(artifact, job.rewrite.model, request, context).peaks
+    pairs, below, left = onnx_equalise.equalise(job.rewrite, job.targets, peaks)
     if not pairs:
         why = "; ".join(f"{n} {text}" for text, n in left.most_common(3)) or "the model has no layer for it"
         raise StepError(f"there is nothing to equalise: {why}", subject="with.equalise", hint="leave equalise out")
-    return {"equalised": pairs, "not_equalised": dict(left)}
+    return {"equalised": pairs, "not_equalised": dict(left), "equalised_below_clips": below}
 
 
 def _smoothed(artifact: Artifact, job: Job, options: QuantizeOptions, context: Context) -> dict[str, Any]:

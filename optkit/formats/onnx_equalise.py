@@ -1,12 +1,16 @@
 """Cross-layer equalisation of an ONNX graph: the same function, with channels of like range on either side of a ReLU.
 
 M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (ICCV 2019), section 4.1.
+
+The limit of a Clip, such as ReLU6, is one number for all channels, and one for each would be an operator that no int8
+kernel takes in. So it stays, and data says what may move below it: a channel that reaches the limit stays as it is, any
+other takes at most `ROOM` of it. On the data that is the same function; beyond it a value may be clipped that was not.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +26,10 @@ THROUGH = ("AveragePool", "Dropout", "Flatten", "GlobalAveragePool", "GlobalMaxP
            "MaxPool", "PRelu", "Relu")  # fmt: skip
 """Operators that a channel's scale passes through."""
 
+ROOM = 0.5
+"""Up to which share of a Clip's limit the largest value of a channel may be moved: data does not hold all there is."""
+
+_REACHED = 0.999  # of the limit: the rest is rounding
 _SWEEPS, _SETTLED = 40, 1e-3
 _SPREAD = 1e3  # channels narrower than this share of the widest count as that wide, or a bias would grow without end
 
@@ -69,31 +77,78 @@ class _Layer:
         return wide.astype(values.dtype)
 
 
-def equalise(rewrite: onnx_integer.Rewrite, targets: Sequence[Any]) -> tuple[int, Counter[str]]:
-    """Multiply channels between pairs of `targets`; how many pairs, and why others were left with how many each.
+@dataclass
+class _Clip:
+    """A Clip between two layers: its output, the axis of its channels with its rank, and its upper limit."""
 
-    The graph stays as it is; new values of weights and biases go to `rewrite.payloads`. One number for each input and
-    output channel of every weight is held.
+    output: str
+    channels: tuple[int, int]
+    limit: float
+
+
+@dataclass
+class _Pair:
+    """Two layers whose channels can be balanced, each by a factor from `least` to `most`, `(channels,)`."""
+
+    first: _Layer
+    second: _Layer
+    clip: _Clip | None = None
+    least: Array | float = 0.0
+    most: Array | float = float("inf")
+
+    def hold(self, peaks: Array) -> None:
+        """Keep below the Clip, where each channel reaches up to `peaks` on data."""
+        import numpy as np
+
+        assert self.clip is not None
+        free = peaks < _REACHED * self.clip.limit
+        self.least = np.where(free, 0.0, 1.0)
+        self.most = np.where(free, np.maximum(1.0, ROOM * self.clip.limit / np.maximum(peaks, 1e-30)), 1.0)
+
+
+def clipped(rewrite: onnx_integer.Rewrite, targets: Sequence[Any]) -> dict[str, tuple[int, int]]:
+    """The outputs of Clips between layers, whose channels' peaks `equalise` takes: by name, as a `Request` has them."""
+    layers = {node.name: made for node in targets if (made := _layer(rewrite, node))}
+    return {pair.clip.output: pair.clip.channels for pair in _pairs(rewrite, layers)[0] if pair.clip}
+
+
+def equalise(
+    rewrite: onnx_integer.Rewrite, targets: Sequence[Any], peaks: Mapping[str, Array]
+) -> tuple[int, int, Counter[str]]:
+    """Multiply channels between pairs of `targets`; how many pairs, how many of them below a Clip, and why others were
+    left with how many each.
+
+    peaks: of the channels of what `clipped` names, on data. The graph stays as it is; new values of weights and biases
+    go to `rewrite.payloads`. One number for each input and output channel of every weight is held.
     """
     import numpy as np
 
     layers = {node.name: made for node in targets if (made := _layer(rewrite, node))}
     pairs, left = _pairs(rewrite, layers)
+    for pair in list(pairs):
+        if pair.clip is None:
+            continue
+        if pair.clip.output in peaks:
+            pair.hold(peaks[pair.clip.output])
+        if pair.clip.output not in peaks or np.all(pair.least):
+            pairs.remove(pair)
+            left["followed by Clip" + (", at whose limit every channel is" if pair.clip.output in peaks else "")] += 1
     for _ in range(_SWEEPS):
         most = 0.0
-        for first, second in pairs:
-            above, below = _floored(first.rows()), _floored(second.columns())
-            scale = np.sqrt(above / below)
-            first.outputs /= scale
-            second.inputs *= scale
+        for pair in pairs:
+            above, below = _floored(pair.first.rows()), _floored(pair.second.columns())
+            outputs = np.clip(pair.first.outputs / np.sqrt(above / below), pair.least, pair.most)
+            scale = pair.first.outputs / outputs
+            pair.first.outputs = outputs
+            pair.second.inputs *= scale
             most = max(most, float(np.abs(np.log(scale)).max()))
         if most < _SETTLED:
             break
-    for layer in {id(layer): layer for pair in pairs for layer in pair}.values():
+    for layer in {id(layer): layer for pair in pairs for layer in (pair.first, pair.second)}.values():
         rewrite.payloads[layer.tensor.name] = _payload(rewrite, layer.tensor, layer.scaled)
         if layer.bias is not None:
             rewrite.payloads[layer.bias.name] = _payload(rewrite, layer.bias, _bias_scaled(layer.outputs))
-    return len(pairs), left
+    return len(pairs), sum(pair.clip is not None for pair in pairs), left
 
 
 def _payload(rewrite: onnx_integer.Rewrite, tensor: Any, change: Any) -> Any:
@@ -109,6 +164,19 @@ def _floored(ranges: Array) -> Array:
     import numpy as np
 
     return np.maximum(ranges, max(float(ranges.max()) / _SPREAD, 1e-30))
+
+
+def _limit(rewrite: onnx_integer.Rewrite, clip: Any) -> float | None:
+    """The upper limit of a Clip from 0, infinity where it has none; None of any other."""
+    import numpy as np
+
+    ends = [rewrite.initializers.get(name) for name in clip.input[1:] if name]
+    if None in ends or not 2 <= len(clip.input) <= 3 or not clip.input[1]:
+        return None
+    low, *high = (float(np.max(onnx_weights.read(tensor, rewrite.folder))) for tensor in ends)
+    if low != 0 or (high and high[0] <= 0):
+        return None
+    return high[0] if high and high[0] < 1e30 else float("inf")
 
 
 def _input_axis(node: Any) -> int:
@@ -141,18 +209,17 @@ def _layer(rewrite: onnx_integer.Rewrite, node: Any) -> _Layer | None:
     return _Layer(node, tensor, matrix, depthwise, np.ones(outputs), np.ones(inputs))
 
 
-def _pairs(
-    rewrite: onnx_integer.Rewrite, layers: dict[str, _Layer]
-) -> tuple[list[tuple[_Layer, _Layer]], Counter[str]]:
+def _pairs(rewrite: onnx_integer.Rewrite, layers: dict[str, _Layer]) -> tuple[list[_Pair], Counter[str]]:
     graph = rewrite.model.graph
     uses: dict[str, list[Any]] = {}
     for node in graph.node:
         for name in node.input:
             uses.setdefault(name, []).append(node)
     inner = onnx_integer.inner_names(graph)
-    found, left = [], Counter[str]()
+    found, left = list[_Pair](), Counter[str]()
     for layer in layers.values():
         at, constants, why = layer.node, [], ""
+        clip, flat = None, False
         if layer.node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(at.input) > 2 and at.input[2]:
             constants.append(at.input[2])
         while True:
@@ -164,6 +231,12 @@ def _pairs(
             added = [name for name in at.input if name in rewrite.initializers]
             if at.op_type == "Add" and layer.node.op_type == "MatMul" and len(added) == 1:
                 constants += added
+            elif at.op_type == "Clip" and not (flat or clip) and (limit := _limit(rewrite, at)) is not None:
+                rank = len(layer.tensor.dims)
+                axis = (1, rank) if layer.node.op_type in ("Conv", "ConvTranspose") else (-1, 0)
+                clip = _Clip(at.output[0], axis, limit) if limit < float("inf") else None
+            elif at.op_type == "Flatten":
+                flat = True
             elif at.op_type not in THROUGH or at.input[0] != source:
                 break
         second = layers.get(at.name)
@@ -179,5 +252,5 @@ def _pairs(
             left["with a bias that is shared or not constant"] += 1
             continue
         layer.bias = biases[0] if biases else None
-        found.append((layer, second))
+        found.append(_Pair(layer, second, clip))
     return found, left

@@ -42,7 +42,8 @@ class QuantizeOptions(Options):
     )
     equalise: bool = Field(False, description=(
         "first give the channels on either side of a ReLU weights of like range (cross-layer equalisation), which "
-        "per_channel: false needs, and activations that differ much in range; exact"))  # fmt: skip
+        "per_channel: false needs, and activations that differ much in range; exact, but at a Clip such as ReLU6 only "
+        "below its limit and on the data"))  # fmt: skip
     smooth_quant: float | None = Field(None, ge=0, le=1, description=(
         "first move this share of the outliers in what goes into MatMul and Gemm to their weights, by data; try "
         "0.5 to 0.9, the best of them differs much from the rest; exact"))  # fmt: skip
@@ -84,7 +85,6 @@ class QuantizeOptions(Options):
         ) if holds]  # fmt: skip
         if wrong:
             raise ValueError("; ".join(wrong))
-        budget.stated(self.budget)
         return self
 
     @property

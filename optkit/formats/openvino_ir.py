@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from optkit.errors import SourceError
+from optkit.errors import SourceError, StepError
 
 # Element types as an IR spells them; types numpy and the recipe do not have stay as they are (nf4, f8e4m3).
 DTYPES = {
@@ -116,6 +116,15 @@ def _use(
         elif kind == "Subtract" and port == "1":
             return "zero_point", kind
     return stored, ""
+
+
+def require_float(path: Path) -> None:
+    """Raise StepError for an IR whose activations or weights are integers already: rounding twice loses twice."""
+    root = parse(path)
+    low = {c.dtype for c in constants(root) if c.stored == "compressed"} & {"int8", "uint8", "int4", "uint4"}
+    if operators(root)["FakeQuantize"] or low:
+        raise StepError("the model is quantised already", subject="from",
+                        hint="take the float model this one was made from")  # fmt: skip
 
 
 def operators(root: ElementTree.Element) -> Counter[str]:

@@ -72,6 +72,9 @@ METRICS: dict[str, MetricInfo] = {
 }
 """Every metric by name; c is the candidate's output, r the reference's."""
 
+TASKS = ("accuracy", "top_k", "f1", "iou", "map", "wer", "perplexity", "retrieval", "similarity")
+"""What a recipe may declare under `metric:` by that name (`optkit.metricspec`)."""
+
 # For "did you mean" only, where spelling is too far for difflib.
 _ALIASES = {"cos": "cosine", "snr": "sqnr_db", "psnr": "sqnr_db", "l2": "rel_l2", "rtol": "rel_l2"}
 _ALIASES |= {"atol": "max_abs", "top1": "top1_agreement", "top5": "top5_agreement", "acc": "accuracy"}
@@ -163,7 +166,9 @@ def parse_bound(text: str, table: Mapping[str, MetricInfo] = METRICS) -> Bound:
         # Decimal, because 99.9 / 100 is above 0.999 in binary and would refuse 999 of 1000.
         value = float(Decimal(number.removesuffix("%").strip()) / (100 if percent else 1))
     except (ArithmeticError, ValueError):
-        raise BoundError(f"{text!r}: {number!r} is not a number", f"write {left} {op} and a number") from None
+        points = re.fullmatch(r"([\d.]+)\s*(points?|pp|pt|percent)", number)
+        hint = f"write {left} {op} {points[1]}%" if points else f"write {left} {op} and a number"
+        raise BoundError(f"{text!r}: {number!r} is not a number", hint) from None
     if percent and info.unit not in ("fraction", "ratio"):
         raise BoundError(f"{text!r}: {metric} takes no %", f"write {left} {op} {value:g}")
     if info.task and prefix:
@@ -332,6 +337,10 @@ def _metric(name: str, table: Mapping[str, MetricInfo] = METRICS) -> MetricInfo:
     if name in METRICS:
         raise BoundError(f"{name!r} is not declared under metric:", "add accuracy to metric:, or bound what is there")
     lowered = name.lower()
+    task = re.fullmatch(rf"(top\d+|{'|'.join(TASKS)})(_drop|_rise)?(_lower|_upper)?", lowered)
+    if task and lowered not in _ALIASES and not any(info.task == task[1] for info in table.values()):
+        kind = task[1] if task[1] in TASKS else f"{{top_k: {task[1][3:]}}}"
+        raise BoundError(f"{name!r} is of a metric that the recipe does not declare", f"add `metric: {kind}`")
     alias = _ALIASES.get(lowered) or (lowered.replace("_drop", "_rise") if "_drop" in lowered else
                                       lowered.replace("_rise", "_drop"))  # fmt: skip
     near = [alias] if alias in table else difflib.get_close_matches(lowered, table, 1, 0.5)

@@ -162,6 +162,10 @@ class Comparison:
             self._find("unlabelled", None, None, text)
         elif name not in fits:
             self._find("labels", name, None, f"labels {labels.shape} do not fit this output")
+        elif labels.max(initial=-1) >= (classes := np.shape(r[name])[-1]):
+            self._find(
+                "labels", name, None, f"the label {labels.max()} is none of its {classes} classes, 0 to {classes - 1}"
+            )
         else:
             self._labelled += count
             known = labels >= 0

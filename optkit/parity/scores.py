@@ -53,7 +53,7 @@ def change_text(score: Score) -> str:
     word, points = ("drop" if score["better"] == "higher" else "rise"), score["unit"] == "fraction"
 
     def figure(value: float) -> str:
-        return f"{100 * value:.2f}" if points else f"{value:.4g}"
+        return f"{100 * value + 0.0:.2f}" if points else f"{value + 0.0:.4g}"  # 0, never -0
 
     text = f"{word} {figure(score['change'])}{' points' if points else ''}"
     if interval := score.get("change_interval"):

@@ -14,6 +14,7 @@ from optkit.artifact import Artifact
 from optkit.errors import DataError, StepError, did_you_mean
 from optkit.formats import onnx_blocks, onnx_feeds, onnx_hessian, onnx_integer, onnx_model, onnx_nbits, onnx_types
 from optkit.formats import onnx_weights as weights
+from optkit.formats.onnx_quantize_job import INSERTED
 from optkit.plugin import Context, Options, Pass, need
 
 if TYPE_CHECKING:
@@ -96,12 +97,17 @@ def run(artifact: Artifact, out_dir: Path, options: CompressWeightsOptions, cont
                         hint="export it at opset 21 or newer, or set form: onnxruntime")  # fmt: skip
     rewrite = onnx_integer.Rewrite(model, artifact.path.parent, onnx_integer.Scheme())
     targets, left, excluded = _targets(rewrite, options)
+    if not targets and any(onnx_model.count_operators(model)[name] for name in INSERTED):
+        raise StepError("the model is quantised already", subject="from",
+                        hint="compress the float model this one was made from")  # fmt: skip
     if not targets:
         kinds = " or ".join(options.op_types)
         why = "".join(f"; {n} {text}" for text, n in left.items())
+        halved = any(text.endswith("not float32") for text in left)
         raise StepError(f"nothing was compressed: the model has no {kinds} whose weight fits"
                         + (" outside of with.exclude" if excluded else "") + why, subject="with.op_types",
-                        hint=f"the model has {onnx_integer.shown(model)}")  # fmt: skip
+                        hint="compress the float32 model, then onnx.fp16" if halved else
+                        f"the model has {onnx_integer.shown(model)}")  # fmt: skip
     folder = context.scratch / "compressed"
     folder.mkdir()
     samples, hessians = 0, dict[str, Path]()

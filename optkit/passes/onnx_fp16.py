@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from optkit.artifact import Artifact
 from optkit.errors import SourceError, StepError, did_you_mean
@@ -23,12 +23,6 @@ class Fp16Options(Options):
     protect: bool = Field(True, description="also compute in float32 where float16 is known to overflow or lose "
                                             "digits: " + ", ".join(sorted(onnx_half.FRAGILE)))  # fmt: skip
     budget: tuple[str, ...] = Field((), description=budget.DESCRIPTION)
-
-    @field_validator("budget")
-    @classmethod
-    def _stated(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        budget.stated(value)
-        return value
 
 
 def run(artifact: Artifact, out_dir: Path, options: Fp16Options, context: Context) -> dict[str, Any]:
@@ -53,14 +47,14 @@ def _within_budget(artifact: Artifact, out_dir: Path, options: Fp16Options, cont
     stay = {*options.block, *(onnx_half.FRAGILE if options.protect else ())}
     free = [n for n in nodes if n.name and n.op_type not in stay and n.name not in options.block_nodes]
     groups = budget.grouped([(n.name, n.op_type in onnx_half.HEAVY, n.name) for n in free if onnx_half.computes(n)])
-    probe = budget.Probe(context, onnx_session.opened(artifact.path, context.threads))
+    probe = budget.Probe(context, options.budget, onnx_session.opened(artifact.path, context.threads))
 
     def lower(chosen: Sequence[budget.Group], quick: bool) -> Mapping[str, Any]:
         trial = budget.emptied(context)
         _halved(artifact, trial, _sparing(options, budget.others(groups, chosen)), context)
-        return probe.measure(onnx_session.opened(trial / onnx_model.MAIN, context.threads))
+        return probe.measure(onnx_session.opened(trial / onnx_model.MAIN, context.threads), quick)
 
-    kept = budget.keep(groups, budget.stated(options.budget), lower, context)
+    kept = budget.keep(groups, probe.bounds, lower, context)
     return {
         **_halved(artifact, out_dir, _sparing(options, budget.members(kept)), context),
         "budget": budget.found(context),
@@ -185,4 +179,5 @@ PASS = Pass(
     tools=("onnx", "onnxruntime"),
     modules=("optkit.formats.warm_onnxruntime",),
     needs_data=lambda options: bool(options.budget),
+    budget=lambda options: options.budget,
 )

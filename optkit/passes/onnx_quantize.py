@@ -53,14 +53,14 @@ def _within_budget(artifact: Artifact, out_dir: Path, options: QuantizeOptions, 
     learned = learn(artifact, job, options, context)
     heavy = (*DYNAMIC, *STATIC)
     groups = budget.grouped([(n.name, n.op_type in heavy, n.input[0]) for n in job.targets])
-    probe = budget.Probe(context, onnx_session.opened(artifact.path, context.threads))
+    probe = budget.Probe(context, options.budget, onnx_session.opened(artifact.path, context.threads))
 
     def lower(chosen: Sequence[budget.Group], quick: bool) -> Mapping[str, Any]:
         trial = budget.emptied(context)
         _quantised(artifact, trial, _sparing(options, budget.others(groups, chosen)), context, learned)
-        return probe.measure(onnx_session.opened(trial / onnx_model.MAIN, context.threads))
+        return probe.measure(onnx_session.opened(trial / onnx_model.MAIN, context.threads), quick)
 
-    kept = budget.keep(groups, budget.stated(options.budget), lower, context)
+    kept = budget.keep(groups, probe.bounds, lower, context)
     return {
         **_quantised(artifact, out_dir, _sparing(options, budget.members(kept)), context, learned),
         "budget": budget.found(context),
@@ -167,7 +167,7 @@ def _wrong_integers(model: Any, kinds: Mapping[str, str], options: QuantizeOptio
 
 PASS = Pass(
     name="onnx.quantize",
-    version=2,
+    version=3,
     source="onnx",
     target="onnx",
     summary="8-bit integers, with ranges from data or found at run time",
@@ -178,5 +178,6 @@ PASS = Pass(
     tools=("onnx", "onnxruntime"),
     modules=("optkit.formats.warm_onnxruntime", "optkit.formats.warm_quantization"),
     needs_data=lambda options: bool(options.learns or options.budget),
+    budget=lambda options: options.budget,
     timed=lambda options: bool(options.target == "onnxruntime"),
 )

@@ -79,6 +79,7 @@ def run(artifact: Artifact, out_dir: Path, options: OpenVinoCompressWeights, con
             subject="data",
             hint=f"leave data out, or set one of {', '.join(ON_DATA)}",
         )
+    before = _made(artifact.path)
     model = openvino_model.read(artifact.path)
     with nncf_session(context, stages=4 if options.fits else 1) as session:
         nncf = session.nncf
@@ -108,6 +109,9 @@ def run(artifact: Artifact, out_dir: Path, options: OpenVinoCompressWeights, con
         outputs=artifact.signature.outputs if artifact.signature else (),
     )
     made = _made(out_dir / openvino_model.MAIN)
+    if before and sum(made.values()) <= sum(before.values()):
+        raise StepError("no weight was compressed: all that NNCF takes are integers already", subject="from",
+                        hint="compress the float model this one was made from")  # fmt: skip
     if problem := _missing(made, options):
         raise StepError(
             problem,

@@ -65,8 +65,7 @@ class OpenVinoQuantize(Options):
     budget: tuple[str, ...] = Field((), description=budget.DESCRIPTION)
 
     def model_post_init(self, context: Any, /) -> None:
-        """Raises ValueError for SmoothQuant where NNCF would not apply it, and for a budget that is none."""
-        budget.stated(self.budget)
+        """Raises ValueError for SmoothQuant where NNCF would not apply it."""
         asked = self.smooth_quant or self.smooth_quant_alpha is not None
         if asked and self.model_type != "transformer":
             raise ValueError("smooth_quant needs model_type: transformer")
@@ -82,8 +81,10 @@ def run(artifact: Artifact, out_dir: Path, options: OpenVinoQuantize, context: C
     """Samples are streamed once per phase (twice with SmoothQuant), each at batch 1 and its natural length.
 
     Raises DataError for too few or wrongly named samples; StepError for an ignored entry that matches nothing, for a
-    model in which nothing was quantised, a budget that cannot be held, and for whatever NNCF refuses.
+    model that is quantised already or in which nothing was quantised, for a budget that cannot be held, and for
+    whatever NNCF refuses.
     """
+    openvino_ir.require_float(artifact.path)
     if options.budget:
         return _within_budget(artifact, out_dir, options, context)
     return _quantised(artifact, out_dir, options, context)
@@ -99,23 +100,22 @@ def _within_budget(artifact: Artifact, out_dir: Path, options: OpenVinoQuantize,
          if op.get_input_size() else "")
         for op in operators if op.get_type_name() not in FREE
     ])  # fmt: skip
-    probe = budget.Probe(context, openvino_trial.opened(artifact.path, context.threads))
+    probe = budget.Probe(context, options.budget, openvino_trial.opened(artifact.path, context.threads))
 
     def lower(chosen: Sequence[budget.Group], quick: bool) -> Mapping[str, Any]:
         trial = budget.emptied(context)
         spared = _sparing(options, budget.others(groups, chosen))
-        if quick:
-            few = min(QUICK, options.subset_size or QUICK, len(context.data or ()))
-            spared = spared.model_copy(update={"subset_size": few})
+        most = min(QUICK, options.subset_size or QUICK) if quick else CAP
+        spared = spared.model_copy(update={"subset_size": None}) if quick else spared
         try:
-            _quantised(artifact, trial, spared, context)
+            _quantised(artifact, trial, spared, context, most)
         except StepError as error:
             if quick and error.what.startswith(NOTHING):  # a group of operators that NNCF leaves float anyway
-                return probe.measure(openvino_trial.opened(artifact.path, context.threads))
+                return probe.measure(openvino_trial.opened(artifact.path, context.threads), quick)
             raise
-        return probe.measure(openvino_trial.opened(trial / openvino_model.MAIN, context.threads))
+        return probe.measure(openvino_trial.opened(trial / openvino_model.MAIN, context.threads), quick)
 
-    kept = budget.keep(groups, budget.stated(options.budget), lower, context)
+    kept = budget.keep(groups, probe.bounds, lower, context)
     return {
         **_quantised(artifact, out_dir, _sparing(options, budget.members(kept)), context),
         "budget": budget.found(context),
@@ -128,12 +128,15 @@ def _sparing(options: OpenVinoQuantize, names: Sequence[str]) -> OpenVinoQuantiz
     return options.model_copy(update={"ignored": ignored})
 
 
-def _quantised(artifact: Artifact, out_dir: Path, options: OpenVinoQuantize, context: Context) -> dict[str, Any]:
+def _quantised(
+    artifact: Artifact, out_dir: Path, options: OpenVinoQuantize, context: Context, cap: int = CAP
+) -> dict[str, Any]:
+    """The quantised model in `out_dir`, fitted on at most `cap` samples where the options do not say on how many."""
     model = openvino_model.read(artifact.path)
     with nncf_session(context, stages=4 if options.smooths else 2) as session:
         nncf = session.nncf
         ignored = options.ignored.scope(nncf, model)
-        dataset, size = session.feeds(model, options.subset_size, CAP)
+        dataset, size = session.feeds(model, options.subset_size, cap)
         context.progress("fit", 0.0)
         quantised = nncf.quantize(
             model,
@@ -207,5 +210,6 @@ PASS = Pass(
     tools=("openvino", "nncf"),
     modules=("optkit.formats.warm_openvino", "optkit.formats.warm_nncf"),
     needs_data=True,
+    budget=lambda options: options.budget,
     timeout_seconds=7200.0,
 )

@@ -90,7 +90,6 @@ class TfliteQuantize(Options):
                 wrong.append(f"{pattern!r} is no regular expression: {error}")
         if wrong:
             raise ValueError("; ".join(wrong))
-        budget.stated(self.budget)
         return self
 
     @property
@@ -117,7 +116,7 @@ def run(artifact: Artifact, out_dir: Path, options: TfliteQuantize, context: Con
         return _quantised(artifact, out_dir, job, options, context)
     wanted = {SCHEMA_NAMES.get(n, n) for n in (options.op_types or HEAVY)}
     groups = tflite_groups.groups(job.model, wanted.__contains__, options.excludes)
-    probe = budget.Probe(context, tflite_session.open_session(job.path, job.agreed, context.threads))
+    probe = budget.Probe(context, options.budget, tflite_session.open_session(job.path, job.agreed, context.threads))
 
     def lower(chosen: Sequence[budget.Group], quick: bool) -> Mapping[str, Any]:
         trial = budget.emptied(context)
@@ -125,11 +124,12 @@ def run(artifact: Artifact, out_dir: Path, options: TfliteQuantize, context: Con
             _quantised(artifact, trial, job, _sparing(options, budget.others(groups, chosen)), context)
         except StepError as error:
             if error.what.startswith(NOTHING):  # a group of operators that the mode leaves float anyway
-                return probe.measure(tflite_session.open_session(job.path, job.agreed, context.threads))
+                return probe.measure(tflite_session.open_session(job.path, job.agreed, context.threads), quick)
             raise
-        return probe.measure(tflite_session.open_session(trial / tflite_model.MAIN, job.agreed, context.threads))
+        made = tflite_session.open_session(trial / tflite_model.MAIN, job.agreed, context.threads)
+        return probe.measure(made, quick)
 
-    kept = budget.keep(groups, budget.stated(options.budget), lower, context)
+    kept = budget.keep(groups, probe.bounds, lower, context)
     return {
         **_quantised(artifact, out_dir, job, _sparing(options, budget.members(kept)), context),
         "budget": budget.found(context),
@@ -368,5 +368,6 @@ PASS = Pass(
     tools=("ai-edge-quantizer", "ai-edge-litert"),
     modules=("optkit.formats.warm_tflite", "optkit.formats.warm_ai_edge_quantizer"),
     needs_data=lambda options: options.learns or bool(options.budget),
+    budget=lambda options: options.budget,
     timeout_seconds=7200.0,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -156,6 +157,17 @@ def bound_rows(step: Data) -> list[BoundRow]:
 def problems(step: Data) -> list[tuple[str, Data]]:
     """What no bound is needed for, such as a NaN or a missing output: the case's name and the problem."""
     return [(case["name"], p) for case in cases(step) for p in (case.get("source") or {}).get("problems", [])]
+
+
+def noted(step: Data) -> list[str]:
+    """What the check noticed and nothing fails for, such as labels that fit no output, with where: each once."""
+    found: dict[str, list[str]] = {}
+    for case in cases(step):
+        for note in (case.get("source") or {}).get("notes", []):
+            text = re.sub(r" \(first of \d+\)$", "", note["text"])
+            found.setdefault(f"{note['output']}: {text}" if note.get("output") else text, []).append(case["name"])
+    return [f"{text} ({names[0]}{f', and {len(names) - 1} more' if len(names) > 1 else ''})"
+            for text, names in found.items()]  # fmt: skip
 
 
 def unbounded(step: Data) -> list[Data]:

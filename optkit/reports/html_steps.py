@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from optkit.reports.bounds import bound_rows, problems, unbounded
+from optkit.reports.bounds import bound_rows, noted, problems, unbounded
 from optkit.reports.html_kit import anchor, bar, command, facts, folded, link, status, table
 from optkit.reports.html_layers import layers
 from optkit.reports.layers import told as told_layer
@@ -42,7 +42,8 @@ def section(step: Data, report: Data) -> Safe:
             ("digest", artifact.get("digest")), ("delivered to", _folder(step, report)),
             ("checked", _checked(check)), ("lost", _first_upper(cost(step, report))),
         ]),
-        wrong(step, report, bare=True), layers(step), _bounds(step), _outputs(step), budget(step), _pruned(step),
+        wrong(step, report, bare=True), layers(step), _bounds(step), _noted(step), _outputs(step), budget(step),
+        _pruned(step),
         tag("p", "Trained: ", learned) if (learned := trained(step)) else None,
     ]  # fmt: skip
     if step.get("options"):
@@ -179,6 +180,12 @@ def _pruned(step: Data) -> Safe | None:
     if left:
         parts.append(folded(f"{len(left)} layer{'s' * (len(left) != 1)} not pruned", table(LEFT_HEAD, left)))
     return join(parts)
+
+
+def _noted(step: Data) -> Safe | None:
+    """What the check noticed beside its bounds."""
+    found = noted(step)
+    return tag("p", "Noted, and no failure: ", "; ".join(found), class_="dim") if found else None
 
 
 def budget(step: Data) -> Safe | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from optkit.parity.scores import change_text, source_text, spell, value_text
-from optkit.reports.bounds import Judged, bound_rows, margin, nearest, problems, unbounded
+from optkit.reports.bounds import Judged, bound_rows, margin, nearest, noted, problems, unbounded
 from optkit.reports.layers import drawn, remarks, told
 from optkit.reports.pruning import HEAD, LEFT_HEAD, pruned
 from optkit.reports.remedies import remedy
@@ -319,7 +319,7 @@ def _check(step: Data, report: Data) -> str:
     every = f"<details><summary>Every case</summary>\n\n{_measures(cases(step))}\n\n</details>"
     return "\n\n".join([
         f"### {escape(step['id'])}: {escape(step['status'])}", escape("; ".join(f for f in facts if f)) + ".",
-        table(head, _verdicts(step)), every,
+        table(head, _verdicts(step)), *(f"Noted, and no failure: {escape(text)}" for text in noted(step)), every,
     ])  # fmt: skip
 
 

@@ -32,6 +32,11 @@ def remedy(step: Data) -> str:
         return unclear
     if lossy and (left_out := _left_out(step)):
         return f"leave that layer in float, {left_out}; or other options (optkit passes {step.get('pass')})"
+    if found := (step.get("notes") or {}).get("budget"):
+        return (
+            f"a budget that is tighter than the check: {' and '.join(found['bounds'])} holds on the data that the step "
+            f"is fitted on; or more of that data, like what judges"
+        )
     if lossy:
         return f"other options (optkit passes {step.get('pass')}), more or better data to fit on, or a looser bound"
     return (
@@ -54,19 +59,20 @@ def _left_out(step: Data) -> str:
 
 def _unclear(step: Data) -> str:
     """What to try where all that is broken are bounds on changes that the samples cannot tell from one within them."""
-    found, table = [], table_of(step)
+    certain, alone, table = [], [], table_of(step)
     for one in (j for j in judged(step) if not j.held):
         bound, score = (
             bound_of(one.bound, table),
             scores(step).get(table[one.metric].task if one.metric in table else ""),
         )
-        if bound is None or not score or bound.info.part != "change" or not score.get("change_interval"):
+        if bound is None or not score or not score.get("change_interval"):
             return ""
-        if score["change_interval"][0] > bound.value:
+        if bound.info.part == "change" and score["change_interval"][0] <= bound.value:
+            certain.append(f"{one.metric}_lower {bound.op} {bound.value:g}")
+        elif bound.info.part == "change_upper" and score["change"] <= bound.value:
+            alone.append(f"{one.metric.removesuffix('_upper')} {bound.op} {bound.value:g}")
+        else:
             return ""
-        found.append(f"{one.metric}_lower {bound.op} {bound.value:g}")
-    return (
-        f"more samples, which tell the change better; or bound what is certain of it: {', '.join(found)}"
-        if found
-        else ""
-    )
+    ways = [f"bound what is certain of it: {', '.join(certain)}"] if certain else []
+    ways += [f"bound the change itself: {', '.join(alone)}"] if alone else []
+    return "; or ".join(["more samples, which tell the change better", *ways]) if ways else ""

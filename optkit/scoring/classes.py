@@ -70,10 +70,11 @@ def decided(batch: Batch, outputs: Mapping[str, Array], options: AccuracyOptions
     elif found.shape == labels.shape:
         raise Unfit(
             f"output {name!r} has one {found.dtype} per label, neither class ids nor an axis of classes",
-            "threshold: 0 for a binary logit, threshold: 0.5 for a probability",
+            "threshold: 0 for a binary logit, 0.5 for a probability; one-hot labels as numbers: labels.argmax(-1)",
         )
     else:
         name, scores, labels = scores_and_labels(batch, outputs, options)
+        _known_class(options, scores.shape[-1], name)
         # NaN is no decision: argmax alone would take the first one for the largest.
         predicted = np.where(np.isnan(scores).any(-1), -1, scores.argmax(-1)).astype(np.int64)
     counts = labels >= 0
@@ -81,6 +82,16 @@ def decided(batch: Batch, outputs: Mapping[str, Array], options: AccuracyOptions
         counts &= labels != options.ignore
     flat = (batch.count, -1)
     return predicted.reshape(flat), labels.reshape(flat), counts.reshape(flat)
+
+
+def _known_class(options: AccuracyOptions, classes: int, name: str) -> None:
+    """Raises Unfit where the metric is of one class, and the output has no such class."""
+    alone = options.class_ if isinstance(options, IouOptions) else None
+    if isinstance(options, F1Options) and options.average == "binary":
+        alone = options.positive
+    if alone is not None and alone >= classes:
+        word = "class" if isinstance(options, IouOptions) else "positive"
+        raise Unfit(f"output {name!r} has {classes} classes, and no class {alone}", f"{word}: 0 to {classes - 1}")
 
 
 CHUNK_ELEMENTS = 1 << 20  # of entries times resamples held at a time: 8 MB

@@ -118,6 +118,11 @@ class Scoring:
         was = self._of_source(metric, lambda: float(source.values(once)[0]))
         if not np.isfinite(was):
             raise _recipe_fault(metric, f"it has no value for the source model ({was:g})", _UNDEFINED)
+        if isinstance(options, PythonOptions):
+            again = self._of_source(metric, lambda: float(source.values(once)[0]))
+            if abs(again - was) > 1e-9 * max(abs(was), 1.0):
+                what = f"it gives {was:.6g} and then {again:.6g} for the same predictions"
+                raise _recipe_fault(metric, what, "seed its random generator, or keep nothing between calls")
         both = source.outcomes(), artifact.outcomes()
         if both[0] is not None and both[1] is not None:
             return proportions(both[0][0], both[1][0], both[0][1], options.confidence)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from optkit.artifact import Artifact, TensorSpec
 from optkit.errors import DataError, SourceError, UnavailableError
-from optkit.parity.cases import Case, feeds
+from optkit.parity.cases import Case, batch_dim, feeds
 from optkit.parity.tape import Tape
 from optkit.registry import get_runner
 from optkit.signatures import merge
@@ -70,6 +70,7 @@ def record(step: Data, say: Say) -> Data:
     dataset = dataset_of(step, step["check_on"])
     cases = [Case.from_json(c) for c in step["cases"]]
     noise: dict[str, dict[str, float]] = {}
+    fixed = batch_dim(artifact.signature.inputs) is None
     with ExitStack() as stack:
         session = stack.enter_context(session_of(step, artifact))
         exact = None
@@ -84,10 +85,11 @@ def record(step: Data, say: Say) -> Data:
                 outputs = session.infer(tensors)
                 tape.write(number, batch, outputs)
                 if exact and case.kind != "dims" and done < NOISE_SAMPLES:
-                    part = first_rows(tensors, NOISE_SAMPLES - done, count)
                     rows = min(NOISE_SAMPLES - done, count)
+                    part = tensors if fixed else first_rows(tensors, rows, count)  # a fixed batch is fed whole
                     try:
-                        comparison.add(_plain(exact.infer(part)), _plain(first_rows(outputs, rows, count)), rows)
+                        found = first_rows(exact.infer(part), rows, count)
+                        comparison.add(_plain(found), _plain(first_rows(outputs, rows, count)), rows)
                     except (SourceError, UnavailableError):  # it just ran on these inputs: it has no float64
                         exact = None
                         noise.clear()

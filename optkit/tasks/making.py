@@ -67,11 +67,11 @@ def run(step: Data, say: Say) -> Data:
 
 def _score(step: Data) -> Score | None:
     """What measures the recipe's metrics for a pass that trains."""
-    if not step.get("metrics"):
+    if not step.get("scores"):
         return None
     from optkit.scoring.held import HeldOut
 
-    return HeldOut([metric_of(entry) for entry in step["metrics"]], Path(step["base"]))
+    return HeldOut([metric_of(entry) for entry in step["scores"]], Path(step["base"]))
 
 
 @contextmanager
@@ -121,5 +121,6 @@ def _context(step: Data, scratch: Path, say: Say) -> Context:
     dims = {k: Dim(**d) for k, d in step["dims"].items()}
     samples = dataset_of(step, step["data"]) if step.get("data") else None
     return Context(
-        inputs, tuple(step["outputs"]), dims, scratch, samples, step["seed"], step["threads"], step["device"], say
-    )
+        inputs, tuple(step["outputs"]), dims, scratch, samples, step["seed"], step["threads"], step["device"], say,
+        metrics=tuple(metric_of(entry) for entry in step.get("metrics", ())), base=Path(step["base"]),
+    )  # fmt: skip

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
-from onnx_models import FLOAT, context, model, node, saved, value, weight
+from onnx_models import FLOAT, INT64, context, model, node, saved, value, weight
 
+import optkit
 from optkit.artifact import Artifact
-from optkit.errors import DataError, StepError
-from optkit.formats import openvino_trial
+from optkit.errors import DataError, StepError, UserError
+from optkit.formats import budget, openvino_trial
+from optkit.metricspec import metric_of
+from optkit.parity.tape import Tape
 from optkit.passes import onnx_fp16, onnx_quantize, onnx_to_openvino, openvino_quantize
 from optkit.plugin import Context, Pass
 from optkit.runners.onnx_runner import RUNNER as ONNX
@@ -116,7 +120,7 @@ def test_what_cannot_be_held_fails_with_the_best_there_was(tmp_path: Path) -> No
     with pytest.raises(StepError) as error:
         lowered(onnx_quantize.PASS, source, tmp_path / "kept", {"budget": ["sqnr_db >= 200"]})
     assert "the budget cannot be held: sqnr_db >= 200" in error.value.what
-    assert "best reached, with 2 of 3 groups kept: y cosine" in error.value.what
+    assert "best reached, with 2 of 3 groups kept, on 40 samples: y sqnr_db 30" in error.value.what
     assert BAD in error.value.hint
     assert not list((tmp_path / "kept/out").iterdir()), "nothing half-written is left"
 
@@ -128,3 +132,174 @@ def test_a_budget_needs_samples(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match="a budget is kept by looking at data"):
         onnx_quantize.PASS.run(source, tmp_path / "out", options, context(tmp_path))
+
+
+def labelled(count: int = 40) -> ListSamples:
+    """Samples with the class that the float model answers."""
+    made = samples(count)
+    session = onnxruntime.InferenceSession(outlier(300).SerializeToString(), providers=["CPUExecutionProvider"])
+    return ListSamples(made.items, [int(session.run(None, {"x": s["x"][None]})[0].argmax()) for s in made.items])
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_budget_on_a_task_metric(declared: bool, tmp_path: Path) -> None:
+    source = saved(outlier(300), tmp_path / "in")
+    metrics = [metric_of({"accuracy": {}}), metric_of({"f1": {}})] if declared else []
+    ctx = context(tmp_path, labelled(), metrics=metrics)
+    (tmp_path / "out").mkdir()
+    asked = onnx_quantize.PASS.options(budget=["accuracy_drop <= 0", *(["f1 >= 0.999"] if declared else [])])
+    notes = onnx_quantize.PASS.run(source, tmp_path / "out", asked, ctx)
+    assert notes["budget"]["samples"] == 40
+    assert notes["budget"]["kept"] == [BAD]
+    assert "accuracy_drop 0.00%" in notes["budget"]["reached"]
+    assert ("f1 100.00%" in notes["budget"]["reached"]) == declared
+
+
+@pytest.mark.parametrize(
+    ("bounds", "labels", "what", "hint"),
+    [
+        (["mismatch <= 1%"], True, "no output has mismatch", "bound one of: rel_l2"),
+        (["accuracy_drop <= 1%"], False, "needs labels, and the data has none", "label: NAME"),
+        (["cosin >= 1"], True, "unknown metric 'cosin'", "cosine"),
+    ],
+)
+def test_a_budget_on_what_is_not_measured(
+    bounds: list[str], labels: bool, what: str, hint: str, tmp_path: Path
+) -> None:
+    source = saved(outlier(300), tmp_path / "in")
+    ctx = context(tmp_path, labelled() if labels else samples())
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError) as error:
+        onnx_quantize.PASS.run(source, tmp_path / "out", onnx_quantize.PASS.options(budget=bounds), ctx)
+    assert what in error.value.what
+    assert hint in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("declared", "labels", "what"),
+    [(True, ["a"] * 40, "metric accuracy: sample 0: its label is no number"), (False, ["a"] * 40, "labels are <U1"),
+     (False, [9] * 40, "the label 9 is none of its 6 classes")],
+)  # fmt: skip
+def test_labels_that_no_budget_can_be_kept_by(declared: bool, labels: list[Any], what: str, tmp_path: Path) -> None:
+    source = saved(outlier(300), tmp_path / "in")
+    metrics = [metric_of({"accuracy": {}})] if declared else []
+    surroundings = context(tmp_path, ListSamples(samples().items, labels), metrics=metrics)
+    options = onnx_quantize.PASS.options(budget=["accuracy_drop <= 1%"])
+    with pytest.raises(UserError, match="cannot be judged on the fitting data") as error:
+        onnx_quantize.PASS.run(source, tmp_path, options, surroundings)
+    assert what in error.value.what
+    assert error.value.subject == "with.budget"
+
+
+def test_each_output_has_to_be_in_a_bound(tmp_path: Path) -> None:
+    made = outlier(300)
+    made.graph.node.append(node("ArgMax", "y", "best", axis=-1, keepdims=0))
+    made.graph.output.append(value("best", INT64, ["batch"]))
+    source = saved(made, tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    options = onnx_quantize.PASS.options(budget=["cosine >= 0.9"])
+    with pytest.raises(UserError, match="output 'best': no bound covers it") as error:
+        onnx_quantize.PASS.run(source, tmp_path / "out", options, context(tmp_path, samples()))
+    assert error.value.hint == "bound it too: best.mismatch <= 1%"
+
+
+def test_too_few_samples_for_a_bound_are_told(tmp_path: Path) -> None:
+    source = saved(outlier(300), tmp_path / "in")
+    wrong = ListSamples(labelled().items, [0] * 40)
+    (tmp_path / "out").mkdir()
+    options = onnx_quantize.PASS.options(budget=["sqnr_db >= 200", "accuracy_drop <= 0.5%"])
+    with pytest.raises(StepError) as error:
+        onnx_quantize.PASS.run(source, tmp_path / "out", options, context(tmp_path, wrong))
+    assert "accuracy_drop" in error.value.what
+    assert error.value.hint.startswith("more samples (of 40, one is 2.50%, beyond 0.50%), a looser budget")
+
+
+def test_as_many_samples_are_kept_as_the_disk_may_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = saved(outlier(1), tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    options = onnx_quantize.PASS.options(budget=["sqnr_db >= 15"])
+    monkeypatch.setattr(budget, "Tape", lambda folder: Tape(folder, limit_bytes=10 * 4 * (8 + 6)))
+    notes = onnx_quantize.PASS.run(source, tmp_path / "out", options, context(tmp_path, samples()))
+    assert notes["budget"]["samples"] == 10
+    monkeypatch.setattr(budget, "Tape", lambda folder: Tape(folder, limit_bytes=10))
+    (tmp_path / "small").mkdir()
+    with pytest.raises(StepError, match="one sample and the model's answer take over"):
+        onnx_quantize.PASS.run(source, tmp_path / "out", options, context(tmp_path / "small", samples()))
+
+
+RECIPE = """version: 1
+name: net
+model: {onnx: in/model.onnx}
+dims: {batch: {min: 1, opt: 4, max: 8}}
+data: {fit: {npz: fit.npz, label: label}, judge: {npz: judge.npz, label: label}}
+check_on: judge
+metric: {name: hits, python: 'mine.py:hits'}
+steps:
+  - {id: low, use: onnx.quantize, data: fit, with: {budget: ["hits_drop <= 0"]}, check: ["hits_drop <= 20%"]}
+"""
+MINE = """def hits(predictions, targets):
+    return sum(int(p.argmax() == t) for p, t in zip(predictions, targets)) / len(targets)
+"""
+
+
+def test_a_run_keeps_a_budget_on_a_metric_of_its_own(tmp_path: Path) -> None:
+    """The metric's file is found from the recipe, and is part of the key: an edited one means another search."""
+    saved(outlier(300), tmp_path / "in")
+    for number, name in enumerate(("fit", "judge")):
+        made = labelled(60)
+        part = slice(number * 30, number * 30 + 30)
+        xs = np.stack([sample["x"] for sample in made.items[part]])
+        np.savez(tmp_path / f"{name}.npz", x=xs, label=np.array(made.labels or [])[part])
+    (tmp_path / "net.yaml").write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
+
+    def run() -> tuple[Any, bool]:
+        report = optkit.convert(tmp_path / "net.yaml", out=tmp_path / "out", cache=tmp_path / "cache")
+        return report.step("low")["notes"]["budget"], report.step("low")["cached"]["run"]
+
+    found, cached = run()
+    assert not cached
+    assert found["kept"] == [BAD]
+    assert found["reached"].startswith("hits_drop 0;")
+    assert run() == (found, True)
+    (tmp_path / "mine.py").write_text(f"{MINE}# other\n", encoding="utf-8")
+    assert run() == (found, False)
+
+
+FIXED = """version: 1
+name: net
+model: {torch: net.py:build}
+inputs: {x: {shape: [7, 8], dtype: float32}}
+data: {fit: {npz: fit.npz, label: label}, judge: {npz: judge.npz, label: label}}
+check_on: judge
+metric: accuracy
+speed: false
+steps:
+  - {id: onnx, to: onnx}
+  - {id: low, from: onnx, use: onnx.quantize, data: fit, with: {budget: ["accuracy_drop <= 50%", "sqnr_db >= 1"]},
+     check: ["cosine >= 0.1"]}
+  - {id: ov, from: onnx, to: openvino}
+  - {id: ov8, from: ov, use: openvino.quantize, data: fit, with: {budget: ["sqnr_db >= 35"]}, check: ["cosine >= 0.1"]}
+"""
+NET = """import torch
+
+def build():
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)]
+    return torch.nn.Sequential(*layers).eval()
+"""
+
+
+def test_a_fixed_batch_that_does_not_divide_the_samples(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, count in (("fit", 10), ("judge", 25)):
+        xs = rng.standard_normal((count, 8)).astype(np.float32)
+        np.savez(tmp_path / f"{name}.npz", x=xs, label=rng.integers(0, 4, count))
+    (tmp_path / "net.py").write_text(NET, encoding="utf-8")
+    (tmp_path / "net.yaml").write_text(FIXED, encoding="utf-8")
+    report = optkit.convert(
+        tmp_path / "net.yaml", out=tmp_path / "out", cache=tmp_path / "cache", raise_on_failure=False
+    )
+    assert {s["id"]: s["status"] for s in report.data["steps"]} == dict.fromkeys(("onnx", "low", "ov", "ov8"), "passed")
+    assert report.step("low")["notes"]["budget"]["samples"] == 14, "two feeds, the second filled up"
+    assert report.step("ov8")["notes"]["budget"]["ranking"], "made on one feed of seven"

@@ -37,6 +37,8 @@ from optkit.errors import DataError, StepError
 from optkit.formats import onnx_blocks, onnx_model
 from optkit.formats.onnx_blocks import Scheme
 from optkit.passes.onnx_compress_weights import PASS
+from optkit.passes.onnx_fp16 import PASS as FP16
+from optkit.passes.onnx_quantize import PASS as QUANTIZE
 from optkit.passes.onnx_to_openvino import PASS as TO_OPENVINO
 from optkit.testing import ListSamples
 
@@ -328,6 +330,10 @@ def test_other_refusals(text: Artifact, language: Artifact, tmp_path: Path) -> N
     for form in ("onnxruntime", "standard"):
         result, _ = compressed(language, tmp_path, form=form)
         assert refusal(PASS, result, tmp_path).what == "the model's weights are compressed already"
+    integers, _, _ = made(QUANTIZE, text, tmp_path, method="dynamic")
+    assert refusal(PASS, integers, tmp_path).what == "the model is quantised already"
+    halved = refusal(PASS, made(FP16, text, tmp_path)[0], tmp_path)
+    assert halved.hint == "compress the float32 model, then onnx.fp16"
 
     def broken(proto: onnx.ModelProto) -> None:
         array = weight(64, 512)

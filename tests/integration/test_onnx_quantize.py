@@ -372,6 +372,35 @@ def test_entropy_cuts_off_outliers_and_keeps_what_matters() -> None:
     assert (empty.entropy(), empty.percentile(99.9)) == ((0.0, 0.0), (0.0, 0.0))
 
 
+@pytest.mark.parametrize("shape", ["normal", "relu", "heavy", "few", "narrow", "far"])
+def test_entropy_is_the_divergence_bin_by_bin(shape: str) -> None:
+    """Running sums give what the definition does: each threshold's two distributions, written out."""
+    rng = np.random.default_rng(3)
+    values = {
+        "normal": rng.standard_normal(20_000), "relu": np.maximum(rng.standard_normal(20_000), 0),
+        "heavy": rng.standard_t(2, 20_000), "few": rng.random(5), "narrow": np.full(50, 0.01),
+        "far": np.append(rng.standard_normal(5_000), 1e5),
+    }[shape]  # fmt: skip
+    seen = onnx_ranges.Histogram("t")
+    seen.add(np.append(values, 0 if shape == "few" else -1).astype(np.float32))
+    bins = seen.counts[2048:] + seen.counts[:2048][::-1]
+    bins[0] = bins[1]
+    best, threshold = np.inf, 2048
+    for end in range(128, 2049, 8):
+        clipped, levels = bins[:end].astype(float), np.zeros(end)
+        clipped[-1] += bins[end:].sum()
+        for part in np.split(np.arange(end), np.arange(1, 128) * end // 128):
+            there = part[bins[part] > 0]
+            levels[there] = bins[there].mean() if there.size else 0
+        if levels.any():
+            p, q = clipped / clipped.sum(), np.maximum(levels / levels.sum(), 1 / bins.sum())
+            divergence = float(np.sum(p[p > 0] * np.log(p[p > 0] / q[p > 0])))
+            if divergence < best - 1e-12:
+                best, threshold = divergence, end
+    limit = seen.reach * threshold / 2048
+    assert seen.entropy() == (max(seen.low, -limit), min(seen.high, limit))
+
+
 # failures
 
 

@@ -48,8 +48,11 @@ if TYPE_CHECKING:
     Draw = Callable[..., list[Tensors]]
 
 
-def mobile() -> onnx.ModelProto:
-    """A convolution, a depthwise and a pointwise one, whose channels differ in range by up to 1000: `(batch, 10)`."""
+def mobile(limit: float | None = None) -> onnx.ModelProto:
+    """A convolution, a depthwise and a pointwise one, whose channels differ in range by up to 1000: `(batch, 10)`.
+
+    limit: that of a Clip in place of each ReLU.
+    """
     rng = np.random.default_rng(0)
     first, second = (10.0 ** rng.uniform(-1.5, 1.5, 16) for _ in range(2))
     nodes = [
@@ -65,6 +68,10 @@ def mobile() -> onnx.ModelProto:
     }  # fmt: skip
     inputs = [value("image", FLOAT, ["batch", 3, 16, 16])]
     floats = {name: array.astype(np.float32) for name, array in constants.items()}
+    if limit is not None:
+        floats |= {"zero": np.float32(0), "limit": np.float32(limit)}
+        for i in (1, 3):
+            nodes[i] = node("Clip", f"{nodes[i].input[0]} zero limit", nodes[i].output[0])
     return model(nodes, inputs, [value("logits", FLOAT, ["batch", 10])], floats)
 
 
@@ -124,6 +131,24 @@ def test_equalisation(gained: Any, options: dict[str, Any]) -> None:
     assert (notes["equalised"], notes["not_equalised"]) == (3, {"used more than once": 1})
 
 
+def test_equalisation_below_a_clip(gained: Any, tmp_path: Path) -> None:
+    """Channels that reach the limit on data stay, the others move; the Clip is there as it was."""
+    proto = mobile(limit=20.0)
+    without, with_it, notes, _ = gained(proto, images, {"equalise": True}, per_channel=False)
+    assert without < 12
+    assert with_it > without + 10
+    assert (notes["equalised"], notes["equalised_below_clips"]) == (3, 2)
+    (tmp_path / "equal").mkdir()
+    source, equal, _ = balanced(proto, tmp_path / "equal", images, equalise=True)
+    assert operators(equal) == operators(source)
+    feeds = [feed_of(sample) for sample in images(16)]
+    assert min(sqnr_db(infer(source, feed)[0], infer(equal, feed)[0]) for feed in feeds) > 100, "the same on the data"
+    one, other = ({t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(a.path).graph.initializer}
+                  for a in (source, equal))  # fmt: skip
+    still = [bool((one["b0"][c] == other["b0"][c]).all()) for c in range(16)]
+    assert 1 <= sum(still) < 16
+
+
 def balanced(proto: onnx.ModelProto, folder: Path, draw: Draw, **options: Any) -> tuple[Artifact, Artifact, Any]:
     """A model, what is made of it before anything is quantised, and the notes."""
     source = saved(proto, folder / "source")
@@ -163,8 +188,10 @@ def test_layers_that_cannot_be_equalised(tmp_path: Path) -> None:
     constants = {"w0": weight(4, 3, 3, 3), "low": 0.0, "high": 6.0, "w1": weight(4, 4, 3, 3), "w2": weight(4, 4, 1, 1)}
     proto = model(nodes, [value("x", FLOAT, ["batch", 3, 8, 8])], [value("y", FLOAT, None)], constants)
     source = saved(proto, tmp_path / "source")
-    with pytest.raises(StepError, match=r"nothing to equalise: .*1 followed by Clip; 1 followed by Sigmoid") as caught:
-        PASS.run(source, tmp_path, PASS.options(equalise=True), context(tmp_path, ListSamples([])))
+    data = ListSamples([{"x": np.full((3, 8, 8), sign * 1e4, np.float32)} for sign in (-1, 1)])
+    said = r"nothing to equalise: .*1 followed by Sigmoid; 1 followed by Clip, at whose limit every channel is"
+    with pytest.raises(StepError, match=said) as caught:
+        PASS.run(source, tmp_path, PASS.options(equalise=True), context(tmp_path, data))
     assert caught.value.subject == "with.equalise"
 
 

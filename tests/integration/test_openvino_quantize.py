@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from openvino_models import (
 from optkit.artifact import Artifact, Dim, TensorSpec
 from optkit.errors import DataError, OptkitError, StepError
 from optkit.formats import openvino_model, openvino_nncf
+from optkit.passes.openvino_compress_weights import PASS as COMPRESS
 from optkit.passes.openvino_quantize import PASS
 
 if TYPE_CHECKING:
@@ -68,6 +70,17 @@ def test_quantises_every_layer_and_keeps_the_signature(pictures: tuple[Artifact,
     assert found["weight_bytes"]["int8"] == 8 * 27 + 16 * 72 + 160
     assert (notes["samples"], notes["smoothed"], notes["warnings"]) == (24, 0, [])
     assert made.signature == source.signature
+
+
+def test_what_is_quantised_already_is_not_rounded_again(pictures: tuple[Artifact, Context], tmp_path: Path) -> None:
+    source, ctx = pictures
+    made, _ = converted(PASS, source, tmp_path / "once", ctx)
+    packed, _ = converted(COMPRESS, source, tmp_path / "packed", replace(ctx, data=None))
+    for one in (made, packed):
+        error = refused((one, ctx), tmp_path)
+        assert (error.what, error.subject) == ("the model is quantised already", "from")
+    with pytest.raises(StepError, match="all that NNCF takes are integers already"):
+        converted(COMPRESS, packed, tmp_path / "twice", replace(ctx, data=None))
 
 
 def test_stays_near_the_float_model_on_images_it_has_not_seen(

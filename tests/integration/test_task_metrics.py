@@ -116,6 +116,9 @@ def test_a_drop_that_is_not_shown_asks_for_more_samples(base: Path) -> None:
     assert statuses(report)["round"] == "failed"
     (text,) = wrongs(report.data, io.StringIO())
     assert "more samples, which tell the change better; or bound what is certain of it: f1_drop_lower <= 0.0001" in text
+    strict = run(base, "{f1: macro}", '"f1_drop_upper <= 1%"')
+    said = "more samples, which tell the change better; or bound the change itself: f1_drop <= 0.01"
+    assert said in "\n".join(wrongs(strict.data, io.StringIO()))
 
 
 def test_a_real_loss_is_called_one(base: Path) -> None:

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from planning_kit import fill, plan_of, problems_of
 
-from optkit.errors import StepError
+from optkit import keys
+from optkit.cache import Cache
+from optkit.errors import StepError, UserError
 from optkit.formats import budget
 from optkit.formats.budget import Group
 from optkit.plugin import Context
@@ -103,8 +106,63 @@ def test_many_groups_are_merged_with_their_neighbours() -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("cosine", "no >= or <="), ("cosign >= 0.9", "did you mean cosine"), ("accuracy >= 90%", "without labels")],
+    [("cosine", "no >= or <="), ("cosign >= 0.9", "unknown metric"), ("wer_rise <= 1%", "does not declare")],
 )  # fmt: skip
 def test_what_is_no_budget(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(UserError, match=said):
         budget.stated([text])
+
+
+RECIPE = """version: 1
+model: {torch: net.py:build}
+inputs: {image: {shape: [batch, 1, 8, 8], dtype: float32}}
+outputs: [logits, boxes]
+dims: {batch: {min: 1, opt: 2, max: 4}}
+data:
+  fit: {random: 8, seed: 1}
+  some: {npz: fit.npz, label: kind}
+  judge: {npz: judge.npz, label: [kind, text]}
+check_on: judge
+metric: [{accuracy: {output: logits, target: kind}}, {wer: {output: boxes, target: text}}]
+steps:
+  - {id: onnx, to: onnx}
+  - {id: low, from: onnx, use: onnx.quantize, data: DATA, check: ["cosine >= 0.9"],
+     with: {budget: [BUDGET]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("data", "bound", "what", "hint"),
+    [
+        ("some", '"accuracy_drop <= 0.5%"', "", ""),
+        ("some", '"cosine >= 0.9", "cosign >= 0.9"', "unknown metric 'cosign'", "did you mean cosine?"),
+        ("some", '"logit.cosine >= 0.9"', "names no output of the model", "did you mean 'logits'?"),
+        ("some", '"f1_drop <= 1%"', "'f1_drop' is of a metric that the recipe does not declare", "`metric: f1`"),
+        ("some", '"wer_rise <= 1%"', "metric wer: data.some has no label 'text'", "one of: kind"),
+        ("fit", '"accuracy_drop <= 0.5%"', "metric accuracy: it needs labels, and data.fit has none", "`label: NAME`"),
+    ],
+)
+def test_a_budget_is_planned_with_the_rest(data: str, bound: str, what: str, hint: str, tmp_path: Path) -> None:
+    fill(tmp_path)
+    text = RECIPE.replace("DATA", data).replace("BUDGET", bound)
+    if not what:
+        assert plan_of(text, tmp_path)
+        return
+    ((line, said, told),) = problems_of(text, tmp_path)
+    assert line == 15
+    assert what in said
+    assert hint in told
+
+
+def test_what_a_budget_measures_decides_the_cached_result(tmp_path: Path) -> None:
+    fill(tmp_path)
+    cache = Cache(tmp_path / "cache")
+
+    def key(bound: str, target: str) -> str | None:
+        text = RECIPE.replace("DATA", "some").replace("BUDGET", f'"{bound}"').replace("target: kind", target)
+        plan = plan_of(text, tmp_path)
+        return keys.reads_key(plan, plan.step("low"), cache)
+
+    changed = "target: kind, ignore: 3"
+    assert key("accuracy_drop <= 0.5%", "target: kind") != key("accuracy_drop <= 0.5%", changed)
+    assert key("cosine >= 0.9", "target: kind") == key("cosine >= 0.9", changed), "no budget names the metric"

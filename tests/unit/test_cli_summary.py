@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_markdown import BLOCKED, DEFERRED, ERROR, FAILED, GOOD, WAIVED, report
 
-from optkit.cli.summary import deliveries_table, synthetic_note, verdict_line, wrongs
+from optkit.cli.summary import budget_notes, deliveries_table, synthetic_note, verdict_line, wrongs
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,24 @@ def test_a_failed_check_an_error_and_what_they_block() -> None:
         "  again, alone: optkit replay build/net/logs/run-ov/step.json",
     ]
     assert blocked == "blocked: trt, because int8 did not succeed"
+
+
+def test_a_must_that_is_missed_by_a_model_that_is_right_is_no_matter_of_its_parity() -> None:
+    missed = {**GOOD, "status": "failed", "must": [{"must": "faster", "held": False, "text": "no faster: 0.9 times"}]}
+    (text,) = wrongs(report(missed), io.StringIO())
+    assert text.startswith("onnx is not what it must be")
+    assert "this step" not in text
+
+
+def test_what_a_budget_kept_is_told() -> None:
+    ranking = [{"group": "up", "operators": 2, "error": 0.4, "kept": True},
+               {"group": "down", "operators": 1, "error": 0.01, "kept": False}]  # fmt: skip
+    found = {"bounds": ["cosine >= 0.99"], "samples": 64, "trials": 5, "ranking": ranking}
+    kept = {**GOOD, "data": "fit", "notes": {"budget": found}}
+    assert list(budget_notes(report(kept))) == [
+        "note: onnx keeps 1 of 2 groups in higher precision: cosine >= 0.99 held on 64 samples of fit"
+    ]
+    assert list(budget_notes(report({**GOOD, "notes": {"budget": {**found, "ranking": []}}}))) == []
 
 
 def test_a_check_put_off_without_having_been_meant_to_is_told() -> None:

@@ -104,6 +104,9 @@ def test_a_label_that_is_missing_is_told(tmp_path: Path) -> None:
     error = complaint(lambda: list(opened(PythonData(python=place, label="label"), tmp_path)))
     assert "sample 0 has no label 'label'" in error.what
     assert error.hint == "did you mean 'labl'?"
+    place = script(tmp_path, "def make():\n    return [{'image': IMAGE, 'label': None}]\n")
+    error = complaint(lambda: list(opened(PythonData(python=place, label="label"), tmp_path)))
+    assert error.hint == "-1 where a sample has no class"
 
 
 def test_passes_must_give_the_same_samples(tmp_path: Path) -> None:

@@ -100,10 +100,10 @@ def files_in(*folders: str) -> list[Path]:
 
 # Modules whose whole purpose is that importing them loads a backend: an idle worker does it ahead of time.
 PLUGINS = [path for path in files_in("passes", "runners", "formats") if not path.name.startswith("warm_")]
-# parity: a pass that works towards a bound measures as its check does.
+# parity, scoring: a pass that works towards a bound measures as its check does.
 ALLOWED = (
     "pydantic.Field", "optkit.plugin", "optkit.errors", "optkit.artifact", "optkit.formats", "optkit.parity",
-    "optkit.protobuf",
+    "optkit.scoring", "optkit.metricspec", "optkit.data.batch", "optkit.protobuf",
 )  # fmt: skip
 LATE = ("torch_pruning",)
 """Files that are imported inside functions alone; numpy, which the base install has, may be on top of them."""

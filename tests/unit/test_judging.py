@@ -215,6 +215,17 @@ def test_accuracy_is_asked_of_labelled_samples_alone() -> None:
     assert not judge_cases([case(y=Y)], stated, None, FLOATS)[0]["held"], "without labels there is no accuracy"
 
 
+def test_labels_that_are_no_classes_matter_where_accuracy_is_asked_for() -> None:
+    compared = case(y=off(8, 1e-6))
+    compared["source"]["problems"] = [{"kind": "labels", "output": None, "sample": None, "text": "labels are <U3"}]
+    (plain,) = judge_cases([compared], check("rel_l2 <= 0.1"), None, None)
+    assert plain["held"]
+    assert plain["source"]["notes"][-1]["text"] == "labels are <U3"
+    (asked,) = judge_cases([compared], check("rel_l2 <= 0.1", "accuracy >= 0.5"), None, None)
+    assert not asked["held"]
+    assert asked["source"]["problems"] == compared["source"]["problems"]
+
+
 def test_a_bound_on_one_output_leaves_the_other_to_the_rest() -> None:
     two = Signature((), (TensorSpec("y", "float32", ("batch", 4)), TensorSpec("z", "float32", ("batch", 4))))
     stated = check("y.cosine >= 0.9", "z.top1_agreement >= 90%", lossy=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optkit.reports import bounds, rows, spelling
+from optkit.reports import bounds, html, rows, spelling
 from optkit.reports.markdown import escape, fenced, render, table
 
 
@@ -121,6 +121,21 @@ def test_a_problem_that_needs_no_bound_is_told() -> None:
     text = render(report(bad))
     assert "- samples: y: 1 NaN that the reference does not have" in text
     assert "| y | - | 1 NaN that the reference does not have | samples | - | **no** |" in text
+
+
+def test_a_budget_that_the_check_does_not_bear_out() -> None:
+    kept = {**FAILED, "notes": {"budget": {"bounds": ["cosine >= 0.99"], "trials": 1, "samples": 9, "ranking": [],
+                                           "reached": "y cosine 0.992"}}}  # fmt: skip
+    assert "Try: a budget that is tighter than the check: cosine &gt;= 0.99 holds on the data" in render(report(kept))
+
+
+def test_what_fails_nothing_is_still_told() -> None:
+    found = measured(0.995, 30)
+    found["notes"] = [{"kind": "labels", "output": "y", "sample": None, "text": "the label 9 is none (first of 4)"}]
+    good = step("onnx", "source", "passed", [case(name, "samples", True, found) for name in ("samples", "batch=1")])
+    said = "Noted, and no failure: y: the label 9 is none (samples, and 1 more)"
+    assert said in render(report(good))
+    assert said in html.render(report(good))
 
 
 def test_an_error_has_its_remedy_its_details_and_how_to_repeat_it() -> None:

@@ -94,5 +94,8 @@ def test_labels_that_fit_nothing_or_too_much(logits):
     wrong.add(both, both, 16, labels)
     assert kinds(checked(wrong)) == {("labels", "c")}
     assert kinds(compare(both, both, 16, labels=labels * 0.5)) == {("labels", None)}
+    beyond = compare({"a": logits}, {"a": logits}, 16, labels=labels + logits.shape[1])
+    assert "is none of its" in beyond["problems"][0]["text"]
+    assert "accuracy" not in beyond["outputs"]["a"], "no answer could have been right"
     ignored = np.where(np.arange(16) < 4, labels, -100)
     assert compare({"a": logits}, {"a": logits}, 16, labels=ignored)["outputs"]["a"]["accuracy"]["total"] == 4

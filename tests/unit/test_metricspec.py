@@ -140,7 +140,9 @@ def test_bounds_on_declared_metrics(base: Path) -> None:
     [
         ("acuracy >= 9%", "unknown metric 'acuracy'", "did you mean accuracy?"),
         ("e_drop <= 1%", "unknown metric 'e_drop'", "did you mean e_rise?"),
-        ("f1 >= 90%", "unknown metric 'f1'", "use one of"),
+        ("f1 >= 90%", "'f1' is of a metric that the recipe does not declare", "add `metric: f1`"),
+        ("top5_drop <= 1%", "that the recipe does not declare", "add `metric: {top_k: 5}`"),
+        ("accuracy_drop <= 0.5 points", "'0.5 points' is not a number", "write accuracy_drop <= 0.5%"),
         ("e >= 10%", "e is better when lower, so it is bounded with <=", "write e <= 0.1"),
         ("accuracy <= 10%", "accuracy is better when higher", "write accuracy >= 0.1"),
         ("accuracy_drop <= 5", "every model meets this", "did you mean 5%?"),

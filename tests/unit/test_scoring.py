@@ -273,6 +273,8 @@ def test_the_interval_of_f1_covers() -> None:
         ({"accuracy": {}}, np.zeros((7, 3)), [0, 1, 1, 0], "axis 0 does not count the 4 samples"),
         ({"accuracy": {}}, np.zeros((4, 3)), [-1] * 4, "it has no value for the source model"),
         ({"f1": {"average": "binary", "positive": 2}}, np.zeros((4, 3)), [0, 1, 1, 0], "it has no value for"),
+        ({"f1": {"average": "binary", "positive": 3}}, np.zeros((4, 3)), [0, 1, 1, 0], "has 3 classes, and no class 3"),
+        ({"iou": {"class": 7}}, np.zeros((4, 3)), [0, 1, 1, 0], "has 3 classes, and no class 7"),
         ({"top_k": 3}, np.zeros((4, 3)), [0, 1, 1, 0], "every label is among the 3 best of 3 classes"),
         ({"map": "y"}, np.zeros((4, 3)), [0] * 4, "not (batch, detections, 6)"),
         ({"wer": "ids"}, np.zeros((4, 3, 2, 1)), [[1]] * 4, "neither token ids (tokens,) nor scores"),

@@ -30,6 +30,12 @@ class Share:
     def compute(self):
         return self.scale * self.right / self.seen
 
+CALLS = []
+
+def fickle(predictions, targets):
+    CALLS.append(1)
+    return len(CALLS)
+
 def none(predictions, targets):
     return None
 
@@ -77,6 +83,7 @@ def test_a_class_of_torchs_gets_tensors(tmp_path: Path) -> None:
     [
         ("mine.py:fails", "mine.py:fails: calling it raised KeyError: 'no such thing', at "),
         ("mine.py:none", "mine.py:none returned None, not a number"),
+        ("mine.py:fickle", "it gives 1 and then 2 for the same predictions"),
         ("mine.py:shar", "mine.py has no 'shar'"),
         ("mine.py:text", "mine.py:text is no callable but a str"),
         ("gone.py:share", "gone.py does not exist"),
