@@ -99,7 +99,7 @@ class TfliteQuantize(Options):
 
     @property
     def excludes(self) -> Callable[[str], bool]:
-        """Whether `exclude` matches an operator, by its scope."""
+        """Whether `exclude` matches an operator, by its scope. Compiled here: take it once for many."""
         patterns = [re.compile(pattern) for pattern in self.exclude]
         return lambda scope: any(pattern.search(scope) for pattern in patterns)
 
@@ -181,9 +181,8 @@ def _job(artifact: Artifact, options: TfliteQuantize, context: Context) -> tuple
 def _smoothed(job: _Job, alpha: float, options: TfliteQuantize, context: Context) -> _Job:
     """The job with its outliers moved into the weights, as a file in the scratch folder."""
     wanted = not options.op_types or "FULLY_CONNECTED" in options.op_types
-    groups = tflite_smooth.groups(
-        job.model, lambda op, graph: wanted and not options.excludes(tflite_look.scope(op, graph))
-    )
+    apart = options.excludes
+    groups = tflite_smooth.groups(job.model, lambda op, graph: wanted and not apart(tflite_look.scope(op, graph)))
     done = seen = 0
     if groups:
         total = min(len(context.data or ()), options.max_samples or len(context.data or ()))
@@ -328,13 +327,14 @@ def confirm(parent: Artifact, artifact: Artifact, options: TfliteQuantize, conte
     wanted = {SCHEMA_NAMES.get(n, n) for n in (options.op_types or HEAVY)}
     held = {"fp16": "float16"}.get(options.mode, "int8")
     activations = {"static": "int8", "selective": "int8", "int16x8": "int16"}.get(options.mode)
+    is_apart = options.excludes
     for name, op, graph in tflite_look.operations(model):
         label = f"{name} {tflite_look.scope(op, graph).rstrip(';') or '?'}"
         asked = name in wanted and name in {SCHEMA_NAMES.get(n, n) for n in HEAVY}
         weight = tflite_look.weight(model, op, graph) if asked else None
         if weight is None:
             continue
-        apart = options.excludes(tflite_look.scope(op, graph))
+        apart = is_apart(tflite_look.scope(op, graph))
         dtype = tflite_model.kind_of(weight)
         must = held if not apart else "int8" if options.excluded == "weight_only" else "float32"
         if dtype != must:
