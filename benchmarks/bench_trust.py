@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from optkit.benching import bench
+from optkit.speed.benching import bench
 
 WIDTH, LAYERS, MORE = 512, 20, 22
 TRUE_RATIO = LAYERS / MORE

@@ -21,9 +21,9 @@ from pathlib import Path
 import optkit
 from optkit.artifact import Artifact, Dim
 from optkit.data import open_dataset
-from optkit.dataspec import parse_data
 from optkit.plugin import Context
 from optkit.registry import get_pass, get_runner
+from optkit.spec.dataspec import parse_data
 
 NET = '''
 import torch

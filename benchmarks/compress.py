@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from optkit.benching import bench
 from optkit.cache import Cache
 from optkit.execute import execute
 from optkit.planning import make_plan
 from optkit.recipe import load_recipe
 from optkit.report import Report
 from optkit.reports.rows import score_text, scores
+from optkit.speed.benching import bench
 
 ROOT = Path(__file__).resolve().parents[1]
 Data = dict[str, Any]

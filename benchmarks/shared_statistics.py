@@ -17,11 +17,11 @@ from pathlib import Path
 from calibration_memory import IMAGES, parents
 
 from optkit.artifact import Artifact, Dim
+from optkit.caching.sharing import Shared
 from optkit.data import open_dataset
-from optkit.dataspec import parse_data
 from optkit.plugin import Context
 from optkit.registry import get_pass, get_runner
-from optkit.sharing import Shared
+from optkit.spec.dataspec import parse_data
 
 TARGETS: tuple[dict[str, object], ...] = ({}, {"for": "tensorrt"}, {"symmetric": True, "activation_type": "int8"})
 

@@ -11,14 +11,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from optkit.api import Model, compare, convert, open_artifact, plan, verify
-    from optkit.benching import bench
     from optkit.errors import CheckError, OptkitError
-    from optkit.linting import lint
+    from optkit.lints.linting import lint
     from optkit.recipe import load_recipe
     from optkit.report import Report
+    from optkit.speed.benching import bench
 
 _HOMES = {
-    "Model": "api", "bench": "benching", "compare": "api", "convert": "api", "lint": "linting",
+    "Model": "api", "bench": "speed.benching", "compare": "api", "convert": "api", "lint": "lints.linting",
     "open_artifact": "api", "plan": "api", "verify": "api",
     "CheckError": "errors", "OptkitError": "errors", "load_recipe": "recipe", "Report": "report",
 }  # fmt: skip

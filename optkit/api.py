@@ -9,22 +9,22 @@ from typing import Any
 
 from optkit.artifact import Dim
 from optkit.cache import Cache, open_cache
-from optkit.capture import capture
+from optkit.caching.keys import dims_json
+from optkit.delivery.proving import compare, verify
+from optkit.drafting.shorthand import LABELS, is_recipe, model_name, model_section, of_delivery, safe_name
 from optkit.errors import CheckError, OptkitError, UserError
 from optkit.events import Listener, ignore
 from optkit.execute import execute
-from optkit.keys import dims_json
-from optkit.livedata import Data, array_of, dataset_entry
-from optkit.liverecipe import recipe_with
-from optkit.opened import Model, Ranges, described, open_artifact, ranges_of, specs_of
+from optkit.live.capture import capture
+from optkit.live.livedata import Data, array_of, dataset_entry
+from optkit.live.liverecipe import recipe_with
+from optkit.models.opened import Model, Ranges, described, open_artifact, ranges_of, specs_of
 from optkit.planning import Plan, make_plan
-from optkit.proving import compare, verify
 from optkit.recipe import Recipe, load_recipe, recipe_of
 from optkit.report import Report
 from optkit.reports.files import write_reports
 from optkit.reports.rows import against_baseline, broken
-from optkit.shorthand import LABELS, is_recipe, model_name, model_section, of_delivery, safe_name
-from optkit.yamlread import plain_document, set_value
+from optkit.spec.yamlread import plain_document, set_value
 
 __all__ = ["Model", "compare", "convert", "failure", "open_artifact", "plan", "verify"]
 

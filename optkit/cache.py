@@ -11,9 +11,9 @@ container it runs.
 
 A folder's mtime says when it was last used: that of an entry and of a `partial` folder is set at each use, and
 the number in a staging folder's name is the same clock when its process began. Both are set under a shared lock on
-`entries`, so that `optkit.cache_trim`, which holds that lock alone, never takes away what a living process has used.
+`entries`, so that `optkit.caching.trim`, which holds that lock alone, never takes what a living process has used.
 
-Behind the folder there may be an `optkit.cache_remote`: what is not here is looked for there and put here, and what is
+Behind the folder there may be an `optkit.caching.remote`: what is not here is fetched from there and put here, what is
 made here is put there. An empty file `at-XXXX` in an entry's folder says that the remote XXXX is known to have it.
 """
 
@@ -33,12 +33,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.artifact import digest_file, digest_of
-from optkit.cache_archive import is_key
-from optkit.cache_place import default_root, place_of
+from optkit.caching.archive import is_key
+from optkit.caching.place import default_root, place_of
 from optkit.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from optkit.cache_remote import Remote
+    from optkit.caching.remote import Remote
 
 # A file written within this time of being read may change again without its mtime telling (coarse clocks).
 _RACY_NS = 2_000_000_000
@@ -109,7 +109,7 @@ class Cache:
 
     def _fetch(self, key: str, remote: Remote) -> Entry | None:
         """The entry that the remote cache has, put here; None where it has none that is whole."""
-        from optkit.cache_archive import DamagedError, unpack
+        from optkit.caching.archive import DamagedError, unpack
 
         with self.scratch() as folder:
             archive = folder / "archive"
@@ -127,7 +127,7 @@ class Cache:
 
     def _offer(self, key: str, remote: Remote) -> None:
         """Give an entry to the remote cache, in the background, unless it is known to be there."""
-        from optkit.cache_remote import Upload
+        from optkit.caching.remote import Upload
 
         if not self._at(key, remote).exists():
             remote.offer(Upload(key, self._folder(key), self.scratch, lambda: self._mark(key, remote)))
@@ -299,14 +299,14 @@ class Cache:
 
 
 def open_cache(given: str | Path | None = None) -> Cache:
-    """The cache of a `--cache`, a folder or a URL, completed by the environment as `optkit.cache_place` says.
+    """The cache of a `--cache`, a folder or a URL, completed by the environment as `optkit.caching.place` says.
 
     Raises UserError, and UnavailableError for a folder or a URL that cannot be used.
     """
     place = place_of(given)
     remote = None
     if place.remote is not None:
-        from optkit.cache_remote import Remote
+        from optkit.caching.remote import Remote
 
         remote = Remote(place.remote, place.modes).open()
     return Cache(place.root, remote)

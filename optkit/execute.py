@@ -13,23 +13,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from optkit import checking, groundwork, keys, making, timing
 from optkit.cache import Cache, open_cache
-from optkit.deliver import output_folder
+from optkit.caching import keys
+from optkit.delivery.deliver import output_folder
 from optkit.disk import disk_error, temporary_files
-from optkit.dispatch import Dispatch
 from optkit.errors import OptkitError, UnavailableError
 from optkit.events import Listener, Notice, RunFinished, RunStarted, ignore
-from optkit.limits import judge_limits
 from optkit.planning import Plan
-from optkit.pool import Pool
 from optkit.recipe import SOURCE
 from optkit.registry import get_runner
 from optkit.report import Report
-from optkit.report_making import finished_report, interrupted_report
 from optkit.reports import junit
-from optkit.runstate import RunState, at_start
-from optkit.stepstate import StepState
+from optkit.running import checking, groundwork, making, timing
+from optkit.running.dispatch import Dispatch
+from optkit.running.limits import judge_limits
+from optkit.running.pool import Pool
+from optkit.running.report_making import finished_report, interrupted_report
+from optkit.running.runstate import RunState, at_start
+from optkit.running.stepstate import StepState
 
 
 def execute(

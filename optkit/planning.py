@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from optkit.errors import Location, UserError, did_you_mean
-from optkit.gates import Gate
 from optkit.parity.bounds import Bound
 from optkit.plugin import Options, Pass
 from optkit.recipe import SOURCE, Recipe
+from optkit.spec.gates import Gate
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,6 @@ class Plan:
 
 def make_plan(recipe: Recipe) -> Plan:
     """The plan of a recipe. Raises RecipeError with every mistake found, each with its place and a remedy."""
-    from optkit.planner import Planner
+    from optkit.plans.planner import Planner
 
     return Planner(recipe).plan()

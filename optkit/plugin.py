@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from optkit.metricspec import Metric as Metric
+    from optkit.spec.metricspec import Metric as Metric
     from optkit.speed.ratio import Ratio as Ratio
 
     Tensors = dict[str, NDArray[np.generic]]

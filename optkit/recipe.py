@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from optkit.artifact import Dim, TensorSpec
-from optkit.dataspec import DataSpec, resolve_path
 from optkit.errors import Location, OptkitError, Problem, RecipeError, UserError
-from optkit.metricread import read_metrics
-from optkit.metricspec import Metric
-from optkit.reading import Reader
-from optkit.sections import (
+from optkit.spec.dataspec import DataSpec, resolve_path
+from optkit.spec.metricread import read_metrics
+from optkit.spec.metricspec import Metric
+from optkit.spec.reading import Reader
+from optkit.spec.sections import (
     MODEL_KINDS,
     SOURCE,
     BaselineSpec,
@@ -35,7 +35,7 @@ from optkit.sections import (
     TorchScriptSource,
     TorchSource,
 )
-from optkit.yamlread import Document, Key, parse_yaml, plain_document, read_yaml, set_value
+from optkit.spec.yamlread import Document, Key, parse_yaml, plain_document, read_yaml, set_value
 
 __all__ = [
     "MODEL_KINDS", "SOURCE", "BaselineSpec", "BenchmarkSpec", "DimSpec", "ExportedSource", "FileSource",

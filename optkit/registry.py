@@ -15,7 +15,7 @@ from typing import TypeVar, get_args
 
 from pydantic import ValidationError
 
-from optkit import environments
+from optkit.envs import environments
 from optkit.errors import UnavailableError, UserError, did_you_mean
 from optkit.plugin import Fidelity, Options, Pass, Runner
 

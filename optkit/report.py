@@ -82,7 +82,7 @@ class Report:
 
     Keys: schema, optkit, name, recipe, started, seconds, environment, source, data, steps, deliver, baseline (a
     `BaselineResult`, None where the recipe names none), benchmark (None where it names none; else against, rows as
-    `optkit.benching.bench` gives them, notes, error), exit_code.
+    `optkit.speed.benching.bench` gives them, notes, error), exit_code.
     A step has: id, pass, options, parent, implied, fidelity, target, status, seconds {run, check}, cached {run, check},
     artifact, notes, error, blocked_by, check, blame, speed, source_speed, must, gates (`GateRow`s), made_seconds (of
     its pass, when that ran), deferred, replay. A check has: against, data, precision, lossy, bounds, stated_by, metrics
@@ -138,7 +138,7 @@ class Report:
     @staticmethod
     def read(path: Path) -> Report:
         """The report in a file. Raises UserError when there is none, or it is damaged or of another schema."""
-        from optkit.reportdoc import faults
+        from optkit.reports.document import faults
 
         hint = "optkit convert writes it again"
         try:

@@ -198,7 +198,7 @@ def replay(step_json: Path, out: Path) -> dict[str, Any]:
 
     Raises UserError for a file that is no recorded task; the task's own failure is in the result.
     """
-    from optkit.pool import run_alone
+    from optkit.running.pool import run_alone
 
     try:
         step = json.loads(step_json.read_text(encoding="utf-8"))

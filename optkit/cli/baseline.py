@@ -38,7 +38,7 @@ def command() -> None:
 @quiet_option
 def save(run: Path, to: Path, as_json: bool, quiet: bool) -> None:
     """Write the figures of RUN, its output folder or report.json, into a baseline; one that is there is replaced."""
-    from optkit.baseline import make_baseline, read_run, write_baseline
+    from optkit.comparing.baseline import make_baseline, read_run, write_baseline
 
     record = make_baseline(read_run(run).data)
     write_baseline(record, to)
@@ -53,7 +53,7 @@ def save(run: Path, to: Path, as_json: bool, quiet: bool) -> None:
 @json_option
 def show(file: Path, as_json: bool) -> None:
     """Print what a baseline holds: the figures, and what they were measured with."""
-    from optkit.baseline import read_baseline
+    from optkit.comparing.baseline import read_baseline
 
     record = read_baseline(file)
     if as_json:
@@ -100,10 +100,10 @@ def _figures(record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 @quiet_option
 def diff(run: Path, file: Path, allowed: tuple[str, ...], as_json: bool, quiet: bool) -> None:
     """Hold RUN against a baseline: exit code 1 where a figure is worse by more than tolerance and noise."""
-    from optkit.baseline import read_baseline, read_run, require_measured
     from optkit.cli.summary import baseline_lines, baseline_wrong
     from optkit.cli.text import has_colour, paint
-    from optkit.regression import compare
+    from optkit.comparing.baseline import read_baseline, read_run, require_measured
+    from optkit.comparing.regression import compare
     from optkit.reports.rows import against_baseline
 
     before, report = read_baseline(file), read_run(run).data
@@ -129,7 +129,7 @@ def tolerances(texts: tuple[str, ...]) -> tuple[Any, frozenset[str]]:
     from pydantic import ValidationError
 
     from optkit.errors import UserError, did_you_mean
-    from optkit.sections import Tolerance
+    from optkit.spec.sections import Tolerance
 
     stated: dict[str, Any] = {}
     for text in texts:

@@ -69,13 +69,13 @@ def command(artifacts: tuple[str, ...], data: str | None, batch: str | None, thr
     """
     import json
 
-    from optkit.benching import bench
     from optkit.cli.console import waiting
     from optkit.cli.flags import example_flags
+    from optkit.drafting.shorthand import model_section, parse_dim, parse_input
     from optkit.errors import UserError
-    from optkit.racing import SECONDS
-    from optkit.runtimes import parse_settings
-    from optkit.shorthand import model_section, parse_dim, parse_input
+    from optkit.running.racing import SECONDS
+    from optkit.spec.runtimes import parse_settings
+    from optkit.speed.benching import bench
 
     sizes, counts = numbers("--batch", batch), numbers("--threads", threads)
     ranges = {name: (r["min"], r.get("opt", r["min"]), r["max"]) for name, r in map(parse_dim, dims)}

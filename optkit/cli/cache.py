@@ -11,7 +11,7 @@ from optkit.cli.common import cache_option, json_option, quiet_option
 from optkit.cli.text import clean, count, table, tell
 
 if TYPE_CHECKING:
-    from optkit.cache_place import Place
+    from optkit.caching.place import Place
     from optkit.errors import OptkitError
 
 
@@ -39,8 +39,8 @@ def info(cache: str | None, as_json: bool) -> None:
     import json
     import time
 
-    from optkit.cache_place import place_of
-    from optkit.cache_trim import usage
+    from optkit.caching.place import place_of
+    from optkit.caching.trim import usage
     from optkit.reports.spelling import duration, size
 
     place = place_of(cache)
@@ -76,8 +76,8 @@ def behind(place: Place) -> tuple[dict[str, Any] | None, OptkitError | None]:
     """What is known of the cache behind the folder, as JSON data, and why it cannot be used."""
     if place.remote is None:
         return None, None
-    from optkit.cache_place import OPTIONAL, READ_ONLY, shown
-    from optkit.cache_remote import Remote
+    from optkit.caching.place import OPTIONAL, READ_ONLY, shown
+    from optkit.caching.remote import Remote
     from optkit.errors import OptkitError
 
     found: dict[str, Any] = {"url": shown(place.remote), "modes": sorted(place.modes), "results": None,
@@ -104,9 +104,9 @@ def trim(to: str, cache: str | None, as_json: bool, quiet: bool) -> None:
     import json
     from dataclasses import asdict
 
-    from optkit.cache_place import place_of, shown
-    from optkit.cache_trim import parse_size
-    from optkit.cache_trim import trim as remove
+    from optkit.caching.place import place_of, shown
+    from optkit.caching.trim import parse_size
+    from optkit.caching.trim import trim as remove
     from optkit.errors import UnavailableError
     from optkit.reports.spelling import size
 

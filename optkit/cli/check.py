@@ -64,9 +64,9 @@ def command(a: str, b: str, data: str | None, bounds: tuple[str, ...], inputs: t
     from optkit.cli.console import waiting
     from optkit.cli.failure import lines
     from optkit.cli.flags import example_flags
+    from optkit.drafting.shorthand import model_section, parse_dim, parse_input
     from optkit.errors import UserError
     from optkit.parity.bounds import BoundError, parse_bound
-    from optkit.shorthand import model_section, parse_dim, parse_input
 
     for text in bounds:
         try:

@@ -85,11 +85,11 @@ def read_plan(path: str, sets: Sequence[str], only: Sequence[str]) -> Plan:
 
 
 def frozen_plan(plan: Plan, recipe: str, frozen: bool, lock: Path | None) -> Plan:
-    """The plan, held to its lock if `frozen`. Raises UserError and UnavailableError as `optkit.lock.require_lock`."""
+    """The plan, held to its lock if `frozen`. Raises as `optkit.comparing.lock.require_lock` does."""
     from optkit.errors import UserError
 
     if frozen:
-        from optkit.lock import require_lock
+        from optkit.comparing.lock import require_lock
 
         require_lock(plan, recipe, lock)
     elif lock is not None:

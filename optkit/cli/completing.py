@@ -48,7 +48,7 @@ def step_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
     """The steps of the recipe that stands on the command line already."""
     from pathlib import Path
 
-    from optkit.yamlread import read_yaml
+    from optkit.spec.yamlread import read_yaml
 
     named = [ctx.params.get("model"), ctx.params.get("recipe"), *ctx.args]  # args: what an unfinished line left over
     with contextlib.suppress(Exception):  # no recipe yet, or one with mistakes
@@ -59,7 +59,7 @@ def step_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 
 def environments(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The environments that `optkit env` makes."""
-    from optkit.environments import known
+    from optkit.envs.environments import known
 
     return _starting(known(), incomplete)
 

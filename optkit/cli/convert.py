@@ -144,8 +144,8 @@ def _checkout() -> Path | None:
 
 def held(plan: Plan, model: str, frozen: bool, lock: Path | None) -> Plan:
     """The plan, held to its lock if `frozen`. Raises UserError without a recipe: there is nothing to lock."""
+    from optkit.drafting.shorthand import is_recipe
     from optkit.errors import UserError
-    from optkit.shorthand import is_recipe
 
     if frozen and not is_recipe(model):
         raise UserError("--frozen holds a recipe to its lock, and this is a model", hint=f"optkit init {model}")
@@ -156,11 +156,11 @@ def make(model: str, flags: Mapping[str, Any], sets: tuple[str, ...], only: tupl
     """The plan of a recipe file, or of a model and the flags that stand for one. Raises UserError."""
     from optkit.cli.common import read_plan
     from optkit.cli.flags import example_flags
+    from optkit.drafting.shorthand import is_recipe, model_section, recipe_data
     from optkit.errors import UserError
     from optkit.planning import make_plan
     from optkit.recipe import recipe_of
-    from optkit.shorthand import is_recipe, model_section, recipe_data
-    from optkit.yamlread import Document, set_value
+    from optkit.spec.yamlread import Document, set_value
 
     if is_recipe(model):
         if given := [

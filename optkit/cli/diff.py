@@ -30,7 +30,7 @@ def command(old: str, new: str, as_json: bool, quiet: bool) -> None:
 
     Exits 0 where nothing differs, 1 where something does, 2 where the two cannot be compared.
     """
-    from optkit.diffing import diff
+    from optkit.comparing.diffing import diff
 
     found = diff(old, new)
     if as_json:

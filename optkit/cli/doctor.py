@@ -34,7 +34,7 @@ def command(required: tuple[str, ...], as_json: bool) -> None:
     """
     import json
 
-    from optkit.doctor import examine, unmet
+    from optkit.envs.doctor import examine, unmet
 
     live = is_terminal(sys.stderr)
 
@@ -55,7 +55,7 @@ def command(required: tuple[str, ...], as_json: bool) -> None:
 
 
 def draw(report: Mapping[str, Any]) -> str:
-    """The report of `optkit.doctor.examine` as text."""
+    """The report of `optkit.envs.doctor.examine` as text."""
     python, machine, cache = report["python"], report["machine"], report["cache"]
     facts = [
         ("optkit", report["optkit"]),

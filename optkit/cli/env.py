@@ -36,7 +36,7 @@ def create(name: str, again: bool, as_json: bool, quiet: bool) -> None:
 
     Takes over from the running environment what that has at the pinned version, and installs the rest with pip.
     """
-    from optkit.environment_making import create as make
+    from optkit.envs.making import create as make
 
     live = is_terminal(sys.stderr) and not quiet
 
@@ -60,7 +60,7 @@ def create(name: str, again: bool, as_json: bool, quiet: bool) -> None:
 @json_option
 def show(as_json: bool) -> None:
     """List the environments optkit knows, and which are there."""
-    from optkit.environment_making import listing
+    from optkit.envs.making import listing
 
     rows = listing()
     click.echo(json.dumps(rows, indent=1) if as_json else draw(rows))
@@ -83,7 +83,7 @@ def draw(rows: list[dict[str, object]]) -> str:
 @quiet_option
 def remove(name: str, as_json: bool, quiet: bool) -> None:
     """Remove an environment, those of its name that other versions of optkit or Python made too."""
-    from optkit.environment_making import remove as delete
+    from optkit.envs.making import remove as delete
 
     gone = delete(name)
     if as_json:
@@ -97,7 +97,7 @@ def remove(name: str, as_json: bool, quiet: bool) -> None:
 @json_option
 def path(name: str, as_json: bool) -> None:
     """Print the path of an environment's interpreter, for scripts. Exits 4 where it is not usable."""
-    from optkit.environments import require
+    from optkit.envs.environments import require
 
     python = str(require(name).python)
     click.echo(json.dumps({"python": python}, indent=1) if as_json else python)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from optkit.artifact import TensorSpec
-from optkit.dataspec import resolve_path
+from optkit.drafting.init import CHECK, Input, Looked
 from optkit.errors import OptkitError, SourceError
-from optkit.init import CHECK, Input, Looked
+from optkit.spec.dataspec import resolve_path
 
 _SIDES = (224, 32, 28, 64, 96, 128, 256, 299, 384, 512)  # what vision models usually take, the commonest first
 _TRIED = "the model ran with it, but may be meant for another size"
@@ -19,7 +19,7 @@ _UNTRIED = CHECK + "no shape that was tried runs"
 
 def of_factory(section: dict[str, Any]) -> Looked:
     """What building the model and trying a few shapes shows. Runs the user's code. Raises SourceError when it fails."""
-    from optkit.formats.torch_sources import open_source
+    from optkit.formats.torch.sources import open_source
 
     looked = Looked(dict(section))
     where, _, name = str(section["torch"]).rpartition(":")
@@ -46,7 +46,7 @@ def of_factory(section: dict[str, Any]) -> Looked:
 
 def of_script(section: dict[str, Any]) -> Looked:
     """What trying a few shapes on a TorchScript module shows. Raises SourceError when it cannot be read."""
-    from optkit.formats.torch_sources import open_source
+    from optkit.formats.torch.sources import open_source
 
     path = str(resolve_path(section["torchscript"], Path()).absolute())
     looked = Looked(dict(section))
@@ -57,8 +57,8 @@ def of_script(section: dict[str, Any]) -> Looked:
 
 def of_graph(section: dict[str, Any]) -> dict[str, Any]:
     """A frozen graph's `model:` section with what its inputs and outputs might be. Raises SourceError."""
-    from optkit.formats.tf_graph import candidates
-    from optkit.formats.tf_proto import read_graph
+    from optkit.formats.tensorflow.graph import candidates
+    from optkit.formats.tensorflow.proto import read_graph
 
     inputs, outputs = candidates(read_graph(resolve_path(section["tf_graph"], Path())))
     return {**section, "inputs": inputs, "outputs": outputs}

@@ -49,8 +49,8 @@ def command(
     FILE.py:NAME, which is imported and built.
     """
     from optkit.cli.console import waiting
+    from optkit.drafting.init import CHECK, write
     from optkit.errors import UserError
-    from optkit.init import CHECK, write
     from optkit.report import write_atomically
 
     to_stdout = str(output) == "-"

@@ -11,7 +11,7 @@ import click
 
 from optkit.cli.common import json_option
 from optkit.cli.text import clean, table
-from optkit.looking import look
+from optkit.models.looking import look
 from optkit.reports.spelling import size
 
 MOST_OPERATORS = 12

@@ -38,12 +38,12 @@ def command(model: Path, targets: tuple[str, ...], sarif: Path | None, as_json: 
     """
     import json
 
-    from optkit.linting import lint
+    from optkit.lints.linting import lint
 
     results = [lint(model, target) for target in dict.fromkeys(targets)]
     if sarif:
         from optkit import __version__
-        from optkit.linting import model_file
+        from optkit.lints.linting import model_file
         from optkit.reports.sarif import render
 
         write_file(sarif, render([(model_file(model, r["target"]), r) for r in results], __version__))

@@ -32,7 +32,7 @@ def command(recipe: str, sets: tuple[str, ...], to: Path | None, as_json: bool, 
     The lock holds the version of every tool of every step, of environments that steps run in, of Python and optkit, the
     platform, and a digest of what the recipe means. Files that the recipe names are no part of it.
     """
-    from optkit.lock import lock_path, write_lock
+    from optkit.comparing.lock import lock_path, write_lock
 
     path = to or lock_path(recipe)
     lock = write_lock(read_plan(recipe, sets, ()), path)

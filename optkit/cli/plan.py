@@ -38,7 +38,7 @@ def command(
     """
     import json
 
-    from optkit.keys import require_environments
+    from optkit.caching.keys import require_environments
 
     plans = [
         frozen_plan(plan, recipe, frozen, lock) for plan, recipe in zip(read(recipes, sets, only), recipes, strict=True)
@@ -47,7 +47,7 @@ def command(
         found = [as_data(plan, cached(plan, cache)) for plan in plans]
         click.echo(json.dumps(found if len(found) > 1 else found[0], indent=1, ensure_ascii=False))
     else:
-        from optkit.cache_place import place_of
+        from optkit.caching.place import place_of
 
         remote = place_of(cache).remote
         click.echo("\n\n".join(draw(plan, cached(plan, cache), remote) for plan in plans))
@@ -77,19 +77,19 @@ def cached(plan: Plan, given: str | None) -> Mapping[str, bool | None]:
     A remote cache is not asked: a plan needs no network.
     """
     from optkit.cache import Cache
-    from optkit.cache_place import place_of
+    from optkit.caching.place import place_of
 
     root = place_of(given).root
     if not (root / "entries").is_dir():
         return {step.id: False for step in plan.steps}
-    from optkit.making import cached_steps
+    from optkit.running.making import cached_steps
 
     return cached_steps(plan, Cache(root))
 
 
 def draw(plan: Plan, known: Mapping[str, bool | None], remote: str | None = None) -> str:
     """The plan as a tree with its source at the root. remote: the URL behind the cache, which may have more."""
-    from optkit.cache_place import shown
+    from optkit.caching.place import shown
 
     recipe = plan.recipe
     marks = _LINES if can_draw(sys.stdout, "".join(_LINES)) else _ASCII

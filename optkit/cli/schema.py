@@ -18,7 +18,7 @@ def command(report: bool) -> None:
     import json
 
     if report:
-        from optkit.reportdoc import report_schema as schema
+        from optkit.reports.document import report_schema as schema
     else:
-        from optkit.schema import recipe_schema as schema
+        from optkit.spec.schema import recipe_schema as schema
     click.echo(json.dumps(schema(), indent=2, ensure_ascii=False))

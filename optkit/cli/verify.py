@@ -60,7 +60,7 @@ def deliveries_in(folder: str) -> list[str]:
     """The folder itself, or, where that is a run's output folder, every delivery in it."""
     from pathlib import Path
 
-    from optkit.deliver import RECORD
+    from optkit.delivery.deliver import RECORD
 
     if not (Path(folder) / RECORD).is_file():
         inner = sorted(

@@ -17,8 +17,8 @@ from optkit.artifact import Dim, TensorSpec
 from optkit.data.batch import batch_limits, stack
 from optkit.data.check import Checker, check_inputs, check_names
 from optkit.data.source import Pad, Sample, Source, fault, sample_hash
-from optkit.dataspec import AnyData, ImageData, NpzData, PythonData, TextData
 from optkit.errors import UserError
+from optkit.spec.dataspec import AnyData, ImageData, NpzData, PythonData, TextData
 
 Batch = tuple[Sample, int, list[Any] | None]
 """Feeds, the number of real samples in them (they come first), and those samples' labels as their source has them."""

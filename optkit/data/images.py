@@ -12,9 +12,9 @@ import numpy as np
 from optkit.artifact import Dim, TensorSpec
 from optkit.data.preprocess import Preprocess
 from optkit.data.source import Array, Row, Source, fault
-from optkit.dataspec import ImageData, image_classes, image_files, resolve_path
 from optkit.errors import DataError, did_you_mean
 from optkit.plugin import need
+from optkit.spec.dataspec import ImageData, image_classes, image_files, resolve_path
 
 
 def open_images(

@@ -17,8 +17,8 @@ from numpy.lib import format as npy
 from optkit.artifact import Dim, TensorSpec
 from optkit.data.check import check_names
 from optkit.data.source import Array, Row, Source, fault, label_of
-from optkit.dataspec import NpzData, existing, label_names, resolve_path
 from optkit.errors import did_you_mean
+from optkit.spec.dataspec import NpzData, existing, label_names, resolve_path
 
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError)
 

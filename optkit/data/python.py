@@ -13,8 +13,8 @@ import numpy as np
 from optkit.artifact import Dim, TensorSpec
 from optkit.data.source import Row, Source, fault, label_of, sample_hash
 from optkit.data.usercode import UserCode
-from optkit.dataspec import PythonData, label_names, python_files, split_callable
 from optkit.errors import did_you_mean
+from optkit.spec.dataspec import PythonData, label_names, python_files, split_callable
 
 _END = object()
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from optkit.artifact import Dim, TensorSpec
 from optkit.data.source import Array, Row, Source, fault
-from optkit.dataspec import RandomData
+from optkit.spec.dataspec import RandomData
 
 
 def open_random(

@@ -12,9 +12,9 @@ import numpy as np
 from optkit.artifact import Dim, TensorSpec, digest_file
 from optkit.data.check import check_names
 from optkit.data.source import Pad, Row, Sample, Source, fault, label_of, pad_to
-from optkit.dataspec import TextData, existing, label_names, resolve_path, tokenizer_file
 from optkit.errors import did_you_mean
 from optkit.plugin import need
+from optkit.spec.dataspec import TextData, existing, label_names, resolve_path, tokenizer_file
 
 PAD_TOKENS = ("[PAD]", "<pad>", "<|pad|>", "<PAD>")
 """Looked for, in this order, in a tokenizer that does not state its padding."""

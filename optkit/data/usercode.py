@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from optkit.dataspec import is_file, split_callable
 from optkit.errors import OptkitError, did_you_mean
+from optkit.spec.dataspec import is_file, split_callable
 
 
 @dataclass

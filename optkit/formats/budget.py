@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.errors import DataError, StepError, UserError
-from optkit.metricspec import Metric, bound_table
 from optkit.parity.bounds import METRICS, Bound, BoundError, held, judge, parse_bound
 from optkit.parity.scores import part_of
 from optkit.parity.tape import LIMIT_BYTES, Tape
+from optkit.spec.metricspec import Metric, bound_table
 
 if TYPE_CHECKING:
     from optkit.plugin import Context, Samples, Session, Tensors

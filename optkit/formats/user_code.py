@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from optkit.errors import OptkitError, SourceError, did_you_mean
-from optkit.formats.torch_files import existing, place, user_frame
+from optkit.formats.torch.files import existing, place, user_frame
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optkit import keys
 from optkit.api import convert, failure, first_of, planned
 from optkit.cache import Cache, open_cache
+from optkit.caching import keys
 from optkit.errors import CheckError, OptkitError, StepError, UserError, did_you_mean, from_json
 from optkit.integrations import ranks
 from optkit.integrations.tracking import Tracker, active, put

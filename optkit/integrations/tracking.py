@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from optkit.comparing.figures import figures_of
 from optkit.errors import UserError
-from optkit.figures import figures_of
 from optkit.plugin import need
 from optkit.report import Report
 from optkit.reports.rows import cases, verdict, worst

@@ -127,7 +127,7 @@ def _when(folder: Path) -> dict[str, Any]:
 
 def _load(model: Any, folder: Path) -> None:
     """Put a checkpoint's weights into a model. Raises UserError for one that holds no whole model."""
-    from optkit.formats.torch_files import fit_weights, read_weights
+    from optkit.formats.torch.files import fit_weights, read_weights
 
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     index = folder / "model.safetensors.index.json"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from optkit.formats import edgetpu_rules, tflite_model
-from optkit.formats.onnx_refusal import Refusal
+from optkit.formats.edgetpu import rules as edgetpu_rules
+from optkit.formats.onnx.refusal import Refusal
+from optkit.formats.tflite import model as tflite_model
 
 READS = (".tflite",)
 MAKE = (

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from optkit.errors import OptkitError, SourceError, StepError
-from optkit.formats import onnx_model, onnx_session, onnx_types
-from optkit.formats.onnx_refusal import Refusal, refused
+from optkit.formats.onnx import model as onnx_model
+from optkit.formats.onnx import session as onnx_session
+from optkit.formats.onnx import value_types as onnx_types
+from optkit.formats.onnx.refusal import Refusal, refused
 from optkit.plugin import need
 
 _UNKNOWN = "there is no such operator"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from optkit.formats import onnx_model, openvino_core
-from optkit.formats.onnx_refusal import Refusal, refused
+from optkit.formats.onnx import model as onnx_model
+from optkit.formats.onnx.refusal import Refusal, refused
+from optkit.formats.openvino import core as openvino_core
 
 _HINT = "replace the operator in the model, or deliver ONNX for onnxruntime"
 

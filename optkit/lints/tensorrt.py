@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from optkit.errors import UnavailableError
-from optkit.formats import tensorrt_engine, tensorrt_rules
-from optkit.formats.onnx_refusal import Refusal, refused
+from optkit.formats.onnx.refusal import Refusal, refused
+from optkit.formats.tensorrt import engine as tensorrt_engine
+from optkit.formats.tensorrt import rules as tensorrt_rules
 
 
 def look(path: Path, model: Any) -> tuple[list[Refusal], list[str]]:

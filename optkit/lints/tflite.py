@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from optkit.errors import OptkitError
-from optkit.formats import onnx_model, onnx_types, tflite_look, tflite_model, tflite_session
-from optkit.formats.onnx_refusal import Refusal, refused
+from optkit.formats.onnx import model as onnx_model
+from optkit.formats.onnx import value_types as onnx_types
+from optkit.formats.onnx.refusal import Refusal, refused
+from optkit.formats.tflite import look as tflite_look
+from optkit.formats.tflite import model as tflite_model
+from optkit.formats.tflite import session as tflite_session
 
 READS = (".onnx", ".tflite")
 MAKE = "make one of these first: optkit convert MODEL --to onnx"

@@ -73,7 +73,7 @@ METRICS: dict[str, MetricInfo] = {
 """Every metric by name; c is the candidate's output, r the reference's."""
 
 TASKS = ("accuracy", "top_k", "f1", "iou", "map", "wer", "perplexity", "retrieval", "similarity")
-"""What a recipe may declare under `metric:` by that name (`optkit.metricspec`)."""
+"""What a recipe may declare under `metric:` by that name (`optkit.spec.metricspec`)."""
 
 # For "did you mean" only, where spelling is too far for difflib.
 _ALIASES = {"cos": "cosine", "snr": "sqnr_db", "psnr": "sqnr_db", "l2": "rel_l2", "rtol": "rel_l2"}

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from optkit.artifact import Artifact
-from optkit.formats import keras_model, keras_saved, tf_openvino
-from optkit.formats.tf_openvino import ToOpenVino, confirm
-from optkit.formats.tf_signature import asked
+from optkit.formats.tensorflow import keras_model, keras_saved
+from optkit.formats.tensorflow import openvino as tf_openvino
+from optkit.formats.tensorflow.openvino import ToOpenVino, confirm
+from optkit.formats.tensorflow.signature import asked
 from optkit.plugin import Context, Pass
 
 
@@ -32,5 +33,5 @@ PASS = Pass(
     options=ToOpenVino,
     fidelity="rounding",
     tools=("tensorflow-cpu", "keras", "openvino"),
-    modules=("optkit.formats.warm_keras", "optkit.formats.warm_openvino"),
+    modules=("optkit.formats.warm.keras", "optkit.formats.warm.openvino"),
 )

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from optkit.artifact import Artifact
-from optkit.formats import keras_model, keras_saved, savedmodel
-from optkit.formats.tf_signature import asked
+from optkit.formats.tensorflow import keras_model, keras_saved, savedmodel
+from optkit.formats.tensorflow.signature import asked
 from optkit.plugin import Context, Options, Pass
 
 
@@ -44,5 +44,5 @@ PASS = Pass(
     confirm=confirm,
     fidelity="rounding",
     tools=("tensorflow-cpu", "keras"),
-    modules=("optkit.formats.warm_keras",),
+    modules=("optkit.formats.warm.keras",),
 )

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from optkit.artifact import Artifact
-from optkit.formats import keras_model, tflite_tf
-from optkit.formats.tf_signature import asked
-from optkit.formats.tflite_tf import Origin, TfToTflite, confirm
+from optkit.formats.tensorflow import keras_model
+from optkit.formats.tensorflow.signature import asked
+from optkit.formats.tflite import tf as tflite_tf
+from optkit.formats.tflite.tf import Origin, TfToTflite, confirm
 from optkit.plugin import Context, Pass
 
 
@@ -34,5 +35,5 @@ PASS = Pass(
     options=TfToTflite,
     fidelity="rounding",
     tools=("tensorflow-cpu", "keras", "ai-edge-litert"),
-    modules=("optkit.formats.warm_keras", "optkit.formats.warm_tflite"),
+    modules=("optkit.formats.warm.keras", "optkit.formats.warm.tflite"),
 )

@@ -12,9 +12,15 @@ from pydantic import Field, model_validator
 
 from optkit.artifact import Artifact
 from optkit.errors import DataError, StepError, did_you_mean
-from optkit.formats import onnx_blocks, onnx_feeds, onnx_hessian, onnx_integer, onnx_model, onnx_nbits, onnx_types
-from optkit.formats import onnx_weights as weights
-from optkit.formats.onnx_quantize_job import INSERTED
+from optkit.formats.onnx import blocks as onnx_blocks
+from optkit.formats.onnx import feeds as onnx_feeds
+from optkit.formats.onnx import hessian as onnx_hessian
+from optkit.formats.onnx import integer as onnx_integer
+from optkit.formats.onnx import model as onnx_model
+from optkit.formats.onnx import nbits as onnx_nbits
+from optkit.formats.onnx import value_types as onnx_types
+from optkit.formats.onnx import weights
+from optkit.formats.onnx.quantize_job import INSERTED
 from optkit.plugin import Context, Options, Pass, need
 
 if TYPE_CHECKING:
@@ -252,6 +258,6 @@ PASS = Pass(
     options=CompressWeightsOptions,
     fidelity="lossy",
     tools=("onnx", "onnxruntime", "numpy"),
-    modules=("optkit.formats.warm_onnxruntime",),
+    modules=("optkit.formats.warm.onnxruntime",),
     needs_data=lambda options: bool(options.algorithm == "gptq"),
 )

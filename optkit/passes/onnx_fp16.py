@@ -10,7 +10,11 @@ from pydantic import Field
 
 from optkit.artifact import Artifact
 from optkit.errors import SourceError, StepError, did_you_mean
-from optkit.formats import budget, onnx_half, onnx_model, onnx_session, onnx_weights
+from optkit.formats import budget
+from optkit.formats.onnx import half as onnx_half
+from optkit.formats.onnx import model as onnx_model
+from optkit.formats.onnx import session as onnx_session
+from optkit.formats.onnx import weights as onnx_weights
 from optkit.plugin import Context, Options, Pass, need
 
 
@@ -177,7 +181,7 @@ PASS = Pass(
     precision="float16",
     keeps=frozenset({"names", "dims"}),
     tools=("onnx", "onnxruntime"),
-    modules=("optkit.formats.warm_onnxruntime",),
+    modules=("optkit.formats.warm.onnxruntime",),
     needs_data=lambda options: bool(options.budget),
     budget=lambda options: options.budget,
 )

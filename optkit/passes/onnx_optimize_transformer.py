@@ -15,7 +15,8 @@ from pydantic import Field, model_validator
 
 from optkit.artifact import Artifact
 from optkit.errors import StepError
-from optkit.formats import onnx_model, onnx_session
+from optkit.formats.onnx import model as onnx_model
+from optkit.formats.onnx import session as onnx_session
 from optkit.plugin import Context, Options, Pass, need
 
 ModelType = Literal["bart", "bert", "bert_keras", "bert_tf", "clip", "conformer", "gpt2", "gpt2_tf", "gpt_neox",
@@ -190,5 +191,5 @@ PASS = Pass(
     options=TransformerOptions,
     fidelity="rounding",
     tools=("onnxruntime", "onnx"),
-    modules=("optkit.formats.warm_onnxruntime",),
+    modules=("optkit.formats.warm.onnxruntime",),
 )

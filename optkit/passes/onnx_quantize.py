@@ -9,18 +9,16 @@ from typing import Any
 
 from optkit.artifact import Artifact
 from optkit.errors import DataError, StepError
-from optkit.formats import (
-    budget,
-    onnx_balance,
-    onnx_integer,
-    onnx_learning,
-    onnx_model,
-    onnx_session,
-    onnx_weights,
-)
-from optkit.formats.onnx_learning import Learned, learn
-from optkit.formats.onnx_quantize_job import INSERTED, job_of, op_types_of
-from optkit.formats.onnx_quantize_options import DYNAMIC, STATIC, QuantizeOptions
+from optkit.formats import budget
+from optkit.formats.onnx import balance as onnx_balance
+from optkit.formats.onnx import integer as onnx_integer
+from optkit.formats.onnx import learning as onnx_learning
+from optkit.formats.onnx import model as onnx_model
+from optkit.formats.onnx import session as onnx_session
+from optkit.formats.onnx import weights as onnx_weights
+from optkit.formats.onnx.learning import Learned, learn
+from optkit.formats.onnx.quantize_job import INSERTED, job_of, op_types_of
+from optkit.formats.onnx.quantize_options import DYNAMIC, STATIC, QuantizeOptions
 from optkit.plugin import Context, Pass, need
 
 
@@ -176,7 +174,7 @@ PASS = Pass(
     options=QuantizeOptions,
     fidelity="lossy",
     tools=("onnx", "onnxruntime"),
-    modules=("optkit.formats.warm_onnxruntime", "optkit.formats.warm_quantization"),
+    modules=("optkit.formats.warm.onnxruntime", "optkit.formats.warm.quantization"),
     needs_data=lambda options: bool(options.learns or options.budget),
     budget=lambda options: options.budget,
     timed=lambda options: bool(options.target == "onnxruntime"),

@@ -19,7 +19,8 @@ from pydantic import Field
 
 from optkit.artifact import Artifact
 from optkit.errors import StepCrashed, StepError, StepTimeout
-from optkit.formats import onnx_model, onnx_simplify_child
+from optkit.formats.onnx import model as onnx_model
+from optkit.formats.onnx import simplify_child as onnx_simplify_child
 from optkit.plugin import Context, Options, Pass, need
 
 # Makes of MatMul and Add a Gemm between reshapes: more nodes, in no pattern that transformer fusions know.

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from optkit.artifact import Artifact, TensorSpec
 from optkit.errors import StepError, did_you_mean
-from optkit.formats import openvino_model
-from optkit.formats.onnx_refusal import module_of
+from optkit.formats.onnx.refusal import module_of
+from optkit.formats.openvino import model as openvino_model
 from optkit.plugin import Context, Options, Pass
 
 
@@ -138,5 +138,5 @@ PASS = Pass(
     options=OnnxToOpenVino,
     fidelity="rounding",
     tools=("openvino",),
-    modules=("optkit.formats.warm_openvino",),
+    modules=("optkit.formats.warm.openvino",),
 )

@@ -8,7 +8,10 @@ from typing import Any
 
 from optkit.artifact import Artifact, Signature
 from optkit.errors import StepError, did_you_mean
-from optkit.formats import onnx_model, onnx_tf_all, savedmodel, savedmodel_write, tf_core
+from optkit.formats.onnx import model as onnx_model
+from optkit.formats.onnx_tf import all_operators as onnx_tf_all
+from optkit.formats.tensorflow import core as tf_core
+from optkit.formats.tensorflow import savedmodel, savedmodel_write
 from optkit.plugin import Context, Options, Pass
 
 
@@ -79,5 +82,5 @@ PASS = Pass(
     confirm=confirm,
     fidelity="rounding",
     tools=("tensorflow-cpu", "onnx"),
-    modules=("optkit.formats.warm_tensorflow",),
+    modules=("optkit.formats.warm.tensorflow",),
 )

@@ -17,8 +17,10 @@ from pydantic import Field, field_validator, model_validator
 
 from optkit.artifact import Artifact, Dim, Signature, TensorSpec, digest_file
 from optkit.errors import SourceError, StepError
-from optkit.formats import onnx_model, tensorrt_engine, tensorrt_rules
-from optkit.formats.onnx_refusal import Refusal, module_of, refused
+from optkit.formats.onnx import model as onnx_model
+from optkit.formats.onnx.refusal import Refusal, module_of, refused
+from optkit.formats.tensorrt import engine as tensorrt_engine
+from optkit.formats.tensorrt import rules as tensorrt_rules
 from optkit.plugin import Context, Options, Pass
 
 _PRODUCT_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
@@ -348,7 +350,7 @@ def _inspected(folder: Path, built: dict[str, Any], machine: tensorrt_engine.Mac
     """The engine's own layers and what they give, where this machine can load it; else whence the precisions come."""
     if tensorrt_engine.refusal(built, machine):
         return {"precisions_from": "the network before the build: this machine cannot load the engine"}
-    from optkit.formats import cuda_driver
+    from optkit.formats.tensorrt import cuda_driver
 
     trt = tensorrt_engine.load(built["builder"])
     with cuda_driver.gpu(next(g.index for g in machine.gpus if tensorrt_engine.fits(built, g.capability))):

@@ -9,10 +9,14 @@ from typing import Any
 
 from optkit.artifact import Artifact
 from optkit.errors import StepError
-from optkit.formats import onnx_model, onnx_session, tflite_look, tflite_model, tflite_sizes
-from optkit.formats.tflite_onnx import REFUSED, Conversion
-from optkit.formats.tflite_sizes import TfliteOptions
-from optkit.formats.torch_feeds import dynamic_dims
+from optkit.formats.onnx import model as onnx_model
+from optkit.formats.onnx import session as onnx_session
+from optkit.formats.tflite import look as tflite_look
+from optkit.formats.tflite import model as tflite_model
+from optkit.formats.tflite import sizes as tflite_sizes
+from optkit.formats.tflite.onnx import REFUSED, Conversion
+from optkit.formats.tflite.sizes import TfliteOptions
+from optkit.formats.torch.feeds import dynamic_dims
 from optkit.plugin import Context, Pass, need
 
 CONTROL_FLOW = ("If", "Loop", "Scan")

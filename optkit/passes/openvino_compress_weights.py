@@ -11,8 +11,9 @@ from pydantic import Field
 
 from optkit.artifact import Artifact
 from optkit.errors import StepError
-from optkit.formats import openvino_ir, openvino_model
-from optkit.formats.openvino_nncf import Ignored, nncf_session
+from optkit.formats.openvino import ir as openvino_ir
+from optkit.formats.openvino import model as openvino_model
+from optkit.formats.openvino.nncf import Ignored, nncf_session
 from optkit.plugin import Context, Options, Pass
 
 CAP = 128  # NNCF's own default for weight compression
@@ -177,7 +178,7 @@ PASS = Pass(
     options=OpenVinoCompressWeights,
     fidelity="lossy",
     tools=("openvino", "nncf"),
-    modules=("optkit.formats.warm_openvino", "optkit.formats.warm_nncf"),
+    modules=("optkit.formats.warm.openvino", "optkit.formats.warm.nncf"),
     needs_data=lambda options: options.fits,
     timeout_seconds=7200.0,
 )

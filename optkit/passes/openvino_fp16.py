@@ -7,7 +7,8 @@ from typing import Any
 
 from optkit.artifact import Artifact
 from optkit.errors import StepError
-from optkit.formats import openvino_ir, openvino_model
+from optkit.formats.openvino import ir as openvino_ir
+from optkit.formats.openvino import model as openvino_model
 from optkit.plugin import Context, Options, Pass
 
 LARGEST = 65504.0
@@ -96,5 +97,5 @@ PASS = Pass(
     fidelity="rounding",
     precision="float16",
     tools=("openvino",),
-    modules=("optkit.formats.warm_openvino",),
+    modules=("optkit.formats.warm.openvino",),
 )

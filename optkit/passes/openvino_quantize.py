@@ -10,8 +10,11 @@ from pydantic import Field
 
 from optkit.artifact import Artifact
 from optkit.errors import StepError
-from optkit.formats import budget, openvino_ir, openvino_model, openvino_trial
-from optkit.formats.openvino_nncf import HELD, Ignored, Session, counts, nncf_session
+from optkit.formats import budget
+from optkit.formats.openvino import ir as openvino_ir
+from optkit.formats.openvino import model as openvino_model
+from optkit.formats.openvino import trial as openvino_trial
+from optkit.formats.openvino.nncf import HELD, Ignored, Session, counts, nncf_session
 from optkit.plugin import Context, Options, Pass
 
 HEAVY = ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData", "LSTMSequence",
@@ -208,7 +211,7 @@ PASS = Pass(
     options=OpenVinoQuantize,
     fidelity="lossy",
     tools=("openvino", "nncf"),
-    modules=("optkit.formats.warm_openvino", "optkit.formats.warm_nncf"),
+    modules=("optkit.formats.warm.openvino", "optkit.formats.warm.nncf"),
     needs_data=True,
     budget=lambda options: options.budget,
     timeout_seconds=7200.0,

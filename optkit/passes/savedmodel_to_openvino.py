@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from optkit.artifact import Artifact
-from optkit.formats import savedmodel, savedmodel_load, savedmodel_write, tf_openvino
-from optkit.formats.tf_openvino import ToOpenVino, confirm
-from optkit.formats.tf_signature import asked
+from optkit.formats.tensorflow import openvino as tf_openvino
+from optkit.formats.tensorflow import savedmodel, savedmodel_load, savedmodel_write
+from optkit.formats.tensorflow.openvino import ToOpenVino, confirm
+from optkit.formats.tensorflow.signature import asked
 from optkit.plugin import Context, Pass
 
 
@@ -34,5 +35,5 @@ PASS = Pass(
     options=ToOpenVino,
     fidelity="rounding",
     tools=("openvino",),
-    modules=("optkit.formats.warm_openvino",),
+    modules=("optkit.formats.warm.openvino",),
 )

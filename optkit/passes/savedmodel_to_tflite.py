@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from optkit.artifact import Artifact
-from optkit.formats import savedmodel, savedmodel_load, tflite_tf
-from optkit.formats.tf_signature import asked
-from optkit.formats.tflite_tf import Origin, TfToTflite, confirm
+from optkit.formats.tensorflow import savedmodel, savedmodel_load
+from optkit.formats.tensorflow.signature import asked
+from optkit.formats.tflite import tf as tflite_tf
+from optkit.formats.tflite.tf import Origin, TfToTflite, confirm
 from optkit.plugin import Context, Pass
 
 
@@ -32,5 +33,5 @@ PASS = Pass(
     options=TfToTflite,
     fidelity="rounding",
     tools=("tensorflow-cpu", "ai-edge-litert"),
-    modules=("optkit.formats.warm_tensorflow", "optkit.formats.warm_tflite"),
+    modules=("optkit.formats.warm.tensorflow", "optkit.formats.warm.tflite"),
 )

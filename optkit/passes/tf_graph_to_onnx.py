@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from optkit.artifact import Artifact
-from optkit.formats import tf_graph, tf_onnx
-from optkit.formats.tf_onnx import ToOnnx, confirm
-from optkit.formats.tf_signature import asked
+from optkit.formats.tensorflow import graph as tf_graph
+from optkit.formats.tensorflow import onnx as tf_onnx
+from optkit.formats.tensorflow.onnx import ToOnnx, confirm
+from optkit.formats.tensorflow.signature import asked
 from optkit.plugin import Context, Pass
 
 
@@ -29,5 +30,5 @@ PASS = Pass(
     options=ToOnnx,
     fidelity="rounding",
     tools=("tensorflow-cpu", "tf2onnx", "onnx", "onnx-ir"),
-    modules=("optkit.formats.warm_tf2onnx",),
+    modules=("optkit.formats.warm.tf2onnx",),
 )

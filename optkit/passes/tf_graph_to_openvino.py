@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from optkit.artifact import Artifact
-from optkit.formats import savedmodel_write, tf_graph, tf_openvino
-from optkit.formats.tf_openvino import ToOpenVino, confirm
-from optkit.formats.tf_signature import asked
+from optkit.formats.tensorflow import graph as tf_graph
+from optkit.formats.tensorflow import openvino as tf_openvino
+from optkit.formats.tensorflow import savedmodel_write
+from optkit.formats.tensorflow.openvino import ToOpenVino, confirm
+from optkit.formats.tensorflow.signature import asked
 from optkit.plugin import Context, Pass
 
 
@@ -31,5 +33,5 @@ PASS = Pass(
     options=ToOpenVino,
     fidelity="rounding",
     tools=("tensorflow-cpu", "openvino"),
-    modules=("optkit.formats.warm_tensorflow", "optkit.formats.warm_openvino"),
+    modules=("optkit.formats.warm.tensorflow", "optkit.formats.warm.openvino"),
 )

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from optkit.artifact import Artifact
-from optkit.formats import savedmodel, savedmodel_write, tf_graph
-from optkit.formats.tf_signature import asked
+from optkit.formats.tensorflow import graph as tf_graph
+from optkit.formats.tensorflow import savedmodel, savedmodel_write
+from optkit.formats.tensorflow.signature import asked
 from optkit.plugin import Context, Options, Pass
 
 
@@ -35,5 +36,5 @@ PASS = Pass(
     confirm=confirm,
     fidelity="exact",
     tools=("tensorflow-cpu",),
-    modules=("optkit.formats.warm_tensorflow",),
+    modules=("optkit.formats.warm.tensorflow",),
 )

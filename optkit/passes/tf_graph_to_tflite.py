@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from optkit.artifact import Artifact
-from optkit.formats import tf_graph, tf_proto, tflite_tf
-from optkit.formats.tf_signature import asked
-from optkit.formats.tflite_tf import Origin, TfToTflite, confirm
+from optkit.formats.tensorflow import graph as tf_graph
+from optkit.formats.tensorflow import proto as tf_proto
+from optkit.formats.tensorflow.signature import asked
+from optkit.formats.tflite import tf as tflite_tf
+from optkit.formats.tflite.tf import Origin, TfToTflite, confirm
 from optkit.plugin import Context, Pass
 
 
@@ -32,5 +34,5 @@ PASS = Pass(
     options=TfToTflite,
     fidelity="rounding",
     tools=("tensorflow-cpu", "ai-edge-litert"),
-    modules=("optkit.formats.warm_tensorflow", "optkit.formats.warm_tflite"),
+    modules=("optkit.formats.warm.tensorflow", "optkit.formats.warm.tflite"),
 )

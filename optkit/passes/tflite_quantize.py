@@ -13,17 +13,15 @@ from pydantic import Field, model_validator
 
 from optkit.artifact import Artifact
 from optkit.errors import DataError, StepError, did_you_mean
-from optkit.formats import (
-    budget,
-    tflite_calibration,
-    tflite_groups,
-    tflite_look,
-    tflite_model,
-    tflite_session,
-    tflite_smooth,
-)
-from optkit.formats.tflite_model import Contract
-from optkit.formats.tflite_noise import captured, quiet
+from optkit.formats import budget
+from optkit.formats.tflite import calibration as tflite_calibration
+from optkit.formats.tflite import groups as tflite_groups
+from optkit.formats.tflite import look as tflite_look
+from optkit.formats.tflite import model as tflite_model
+from optkit.formats.tflite import session as tflite_session
+from optkit.formats.tflite import smooth as tflite_smooth
+from optkit.formats.tflite.model import Contract
+from optkit.formats.tflite.noise import captured, quiet
 from optkit.plugin import Context, Options, Pass, need
 
 if TYPE_CHECKING:
@@ -366,7 +364,7 @@ PASS = Pass(
     options=TfliteQuantize,
     fidelity="lossy",
     tools=("ai-edge-quantizer", "ai-edge-litert"),
-    modules=("optkit.formats.warm_tflite", "optkit.formats.warm_ai_edge_quantizer"),
+    modules=("optkit.formats.warm.tflite", "optkit.formats.warm.ai_edge_quantizer"),
     needs_data=lambda options: options.learns or bool(options.budget),
     budget=lambda options: options.budget,
     timeout_seconds=7200.0,

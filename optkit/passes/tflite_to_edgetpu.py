@@ -11,8 +11,12 @@ from pydantic import Field
 
 from optkit.artifact import Artifact
 from optkit.errors import SourceError, StepError
-from optkit.formats import edgetpu_compiler, edgetpu_file, edgetpu_rules, tflite_look, tflite_model
-from optkit.formats.onnx_refusal import Refusal
+from optkit.formats.edgetpu import compiler as edgetpu_compiler
+from optkit.formats.edgetpu import file as edgetpu_file
+from optkit.formats.edgetpu import rules as edgetpu_rules
+from optkit.formats.onnx.refusal import Refusal
+from optkit.formats.tflite import look as tflite_look
+from optkit.formats.tflite import model as tflite_model
 from optkit.plugin import Context, Options, Pass
 
 SECONDS = 3600.0
@@ -108,6 +112,6 @@ PASS = Pass(
     fidelity="rounding",
     tools=("ai-edge-litert",),
     machine=compiler_here,
-    modules=("optkit.formats.warm_tflite",),
+    modules=("optkit.formats.warm.tflite",),
     timeout_seconds=SECONDS,
 )

@@ -10,7 +10,9 @@ from pydantic import Field
 
 from optkit.artifact import Artifact
 from optkit.errors import StepError
-from optkit.formats import openvino_model, tflite_look, tflite_model
+from optkit.formats.openvino import model as openvino_model
+from optkit.formats.tflite import look as tflite_look
+from optkit.formats.tflite import model as tflite_model
 from optkit.plugin import Context, Options, Pass
 
 
@@ -124,5 +126,5 @@ PASS = Pass(
     options=TfliteToOpenVino,
     fidelity="rounding",
     tools=("openvino", "ai-edge-litert"),
-    modules=("optkit.formats.warm_openvino", "optkit.formats.warm_tflite"),
+    modules=("optkit.formats.warm.openvino", "optkit.formats.warm.tflite"),
 )

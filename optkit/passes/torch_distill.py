@@ -11,11 +11,15 @@ from pydantic import Field
 
 from optkit.artifact import Artifact, digest_file, digest_of
 from optkit.errors import SourceError, StepError
-from optkit.formats import torch_lesson, torch_model, torch_quantised, torch_sparse, torch_structure
-from optkit.formats.torch_device import check_device
-from optkit.formats.torch_distill_options import Lessons, Student
-from optkit.formats.torch_files import read_weights
-from optkit.formats.torch_lesson import Lesson
+from optkit.formats.torch import model as torch_model
+from optkit.formats.torch import quantised as torch_quantised
+from optkit.formats.torch import structure as torch_structure
+from optkit.formats.torch.device import check_device
+from optkit.formats.torch.files import read_weights
+from optkit.formats.torch_pruning import sparse as torch_sparse
+from optkit.formats.torch_training import lesson as torch_lesson
+from optkit.formats.torch_training.distill_options import Lessons, Student
+from optkit.formats.torch_training.lesson import Lesson
 from optkit.plugin import Context, Pass, need
 
 
@@ -147,6 +151,6 @@ PASS = Pass(
     needs_source=True,
     reads=lambda options: options.student.named if options.student else (),
     resumes=True,
-    modules=("optkit.formats.warm_torch",),
+    modules=("optkit.formats.warm.torch",),
     timeout_seconds=7 * 24 * 3600.0,
 )

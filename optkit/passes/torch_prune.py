@@ -13,15 +13,19 @@ from pydantic import Field, model_validator
 
 from optkit.artifact import Artifact
 from optkit.errors import DataError, SourceError, StepError
-from optkit.formats import torch_model, torch_quantised, torch_recovery, torch_sparse, torch_structure
-from optkit.formats.torch_distill_options import Lessons
-from optkit.formats.torch_export import runnable_feeds
-from optkit.formats.torch_training_options import Share
+from optkit.formats.torch import model as torch_model
+from optkit.formats.torch import quantised as torch_quantised
+from optkit.formats.torch import structure as torch_structure
+from optkit.formats.torch.export import runnable_feeds
+from optkit.formats.torch_pruning import sparse as torch_sparse
+from optkit.formats.torch_training import recovery as torch_recovery
+from optkit.formats.torch_training.distill_options import Lessons
+from optkit.formats.torch_training.options import Share
 from optkit.plugin import Context, Options, Pass, need
 
 if TYPE_CHECKING:
-    from optkit.formats.torch_pruning import Measure, Target
-    from optkit.formats.torch_pruning_importance import Fit
+    from optkit.formats.torch_pruning.importance import Fit
+    from optkit.formats.torch_pruning.pruning import Measure, Target
     from optkit.plugin import Ratio
 
 FITTED = ("taylor", "activation")
@@ -126,8 +130,8 @@ def run(artifact: Artifact, out_dir: Path, options: TorchPrune, context: Context
     the channels before and after, and the layers left alone with the reason. Raises StepError for a source without an
     nn.Module and for a target that cannot be met, DataError where a ranking needs data and there is none.
     """
-    from optkit.formats.torch_pruning import macs, parameter_count, prune
-    from optkit.formats.torch_pruning_select import Rules
+    from optkit.formats.torch_pruning.pruning import macs, parameter_count, prune
+    from optkit.formats.torch_pruning.selecting import Rules
 
     torch = need("torch")
     if options.ranks_by in FITTED and context.data is None:
@@ -180,7 +184,7 @@ def run(artifact: Artifact, out_dir: Path, options: TorchPrune, context: Context
 
 
 def _target(options: TorchPrune) -> Target:
-    from optkit.formats.torch_pruning import Target
+    from optkit.formats.torch_pruning.pruning import Target
 
     if options.remove_macs is not None:
         return Target("macs", options.remove_macs)
@@ -212,13 +216,13 @@ def _measure(
 def _fit(options: TorchPrune, context: Context, model: torch_model.TorchModel) -> Fit | None:
     if options.ranks_by not in FITTED or context.data is None:
         return None
-    from optkit.formats.torch_pruning_importance import fit_of
+    from optkit.formats.torch_pruning.importance import fit_of
 
     return fit_of(context.data, model.inputs, context.seed, BATCH, options.max_samples)
 
 
 def _sparse(module: Any, options: TorchPrune) -> dict[str, Any]:
-    from optkit.formats.torch_pruning import matched
+    from optkit.formats.torch_pruning.pruning import matched
 
     kept = matched(module, options.keep, "keep")
     found = torch_sparse.matrices(module, kept, recurrent=options.how != "2:4")
@@ -270,7 +274,7 @@ def _threads(count: int) -> Iterator[None]:
 
 def confirm(parent: Artifact, artifact: Artifact, options: TorchPrune, context: Context) -> list[str]:
     """Loads both models anew and counts: what was asked to go is gone, and the outputs are finite."""
-    from optkit.formats.torch_pruning import macs, matched, parameter_count
+    from optkit.formats.torch_pruning.pruning import macs, matched, parameter_count
 
     try:
         old, new = torch_model.load(parent.path), torch_model.load(artifact.path)
@@ -302,7 +306,7 @@ def confirm(parent: Artifact, artifact: Artifact, options: TorchPrune, context: 
 
 
 def _confirm_zeros(module: Any, options: TorchPrune) -> list[str]:
-    from optkit.formats.torch_pruning import matched
+    from optkit.formats.torch_pruning.pruning import matched
 
     assert options.ratio is not None
     found = torch_sparse.matrices(module, matched(module, options.keep, "keep"))
@@ -331,6 +335,6 @@ PASS = Pass(
     needs_source=lambda options: options.recover is not None,
     tries=lambda options: options.runtime,
     resumes=True,
-    modules=("optkit.formats.warm_torch", "optkit.formats.warm_torch_export"),
+    modules=("optkit.formats.warm.torch", "optkit.formats.warm.torch_export"),
     timeout_seconds=7 * 24 * 3600.0,
 )

@@ -10,23 +10,21 @@ from pydantic import Field
 
 from optkit.artifact import Artifact
 from optkit.errors import SourceError, StepError
-from optkit.formats import (
-    torch_attention,
-    torch_checkpoint,
-    torch_lesson,
-    torch_model,
-    torch_qat_flow,
-    torch_quantised,
-    torch_structure,
-)
-from optkit.formats.torch_device import check_device
-from optkit.formats.torch_distill_options import Lessons
-from optkit.formats.torch_files import read_weights
-from optkit.formats.torch_lesson import Lesson
-from optkit.formats.torch_qat_flow import Places
-from optkit.formats.torch_qat_ranges import Measured, grids, learned
-from optkit.formats.torch_training_data import TrainingData
-from optkit.formats.torch_training_options import BATCH_SIZE
+from optkit.formats.torch import attention as torch_attention
+from optkit.formats.torch import model as torch_model
+from optkit.formats.torch import quantised as torch_quantised
+from optkit.formats.torch import structure as torch_structure
+from optkit.formats.torch.device import check_device
+from optkit.formats.torch.files import read_weights
+from optkit.formats.torch_training import checkpoint as torch_checkpoint
+from optkit.formats.torch_training import lesson as torch_lesson
+from optkit.formats.torch_training import qat_flow as torch_qat_flow
+from optkit.formats.torch_training.data import TrainingData
+from optkit.formats.torch_training.distill_options import Lessons
+from optkit.formats.torch_training.lesson import Lesson
+from optkit.formats.torch_training.options import BATCH_SIZE
+from optkit.formats.torch_training.qat_flow import Places
+from optkit.formats.torch_training.qat_ranges import Measured, grids, learned
 from optkit.plugin import Context, Pass, need
 
 MEASURED = 512
@@ -192,7 +190,7 @@ PASS = Pass(
     needs_data=True,
     needs_source=True,
     resumes=True,
-    modules=("optkit.formats.warm_torch",),
+    modules=("optkit.formats.warm.torch",),
     timed=False,  # torch itself rounds in float32: the artifacts made from it are the fast ones
     timeout_seconds=7 * 24 * 3600.0,
 )

@@ -15,12 +15,14 @@ from pydantic import Field
 
 from optkit.artifact import Artifact, TensorSpec
 from optkit.errors import StepError
-from optkit.formats import onnx_model, torch_model, torch_quantised
-from optkit.formats.torch_export import baked_in, symbols, trace
-from optkit.formats.torch_feeds import static_shape
-from optkit.formats.torch_files import quiet
-from optkit.formats.torch_guards import node_place
-from optkit.formats.torch_onnx import name_dims, rename, to_proto, turn_integers
+from optkit.formats.onnx import model as onnx_model
+from optkit.formats.torch import model as torch_model
+from optkit.formats.torch import quantised as torch_quantised
+from optkit.formats.torch.export import baked_in, symbols, trace
+from optkit.formats.torch.feeds import static_shape
+from optkit.formats.torch.files import quiet
+from optkit.formats.torch.guards import node_place
+from optkit.formats.torch.onnx import name_dims, rename, to_proto, turn_integers
 from optkit.plugin import Context, Options, Pass, need
 
 # The IR version that came with each opset: a file cannot name an older one. From onnx.helper.VERSION_TABLE.
@@ -341,5 +343,5 @@ PASS = Pass(
     options=TorchToOnnx,
     fidelity="rounding",
     tools=("torch", "onnx", "onnxscript", "onnx-ir"),
-    modules=("optkit.formats.warm_torch", "optkit.formats.warm_torch_export"),
+    modules=("optkit.formats.warm.torch", "optkit.formats.warm.torch_export"),
 )

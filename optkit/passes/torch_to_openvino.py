@@ -12,11 +12,13 @@ from pydantic import Field
 
 from optkit.artifact import Artifact, TensorSpec
 from optkit.errors import StepError
-from optkit.formats import openvino_model, torch_model, torch_quantised
-from optkit.formats.torch_export import runnable_feeds
-from optkit.formats.torch_feeds import static_shape
-from optkit.formats.torch_files import quiet
-from optkit.formats.torch_guards import program_places
+from optkit.formats.openvino import model as openvino_model
+from optkit.formats.torch import model as torch_model
+from optkit.formats.torch import quantised as torch_quantised
+from optkit.formats.torch.export import runnable_feeds
+from optkit.formats.torch.feeds import static_shape
+from optkit.formats.torch.files import quiet
+from optkit.formats.torch.guards import program_places
 from optkit.plugin import Context, Options, Pass, need
 
 
@@ -199,5 +201,5 @@ PASS = Pass(
     options=TorchToOpenVino,
     fidelity="rounding",
     tools=("torch", "openvino"),
-    modules=("optkit.formats.warm_torch", "optkit.formats.warm_openvino"),
+    modules=("optkit.formats.warm.torch", "optkit.formats.warm.openvino"),
 )

@@ -11,10 +11,15 @@ from pydantic import Field
 
 from optkit.artifact import Artifact
 from optkit.errors import StepError
-from optkit.formats import tflite_look, tflite_model, tflite_sizes, tflite_torch, torch_model, torch_quantised
-from optkit.formats.tflite_sizes import TfliteOptions
-from optkit.formats.tflite_torch import Conversion
-from optkit.formats.torch_feeds import dynamic_dims
+from optkit.formats.tflite import look as tflite_look
+from optkit.formats.tflite import model as tflite_model
+from optkit.formats.tflite import sizes as tflite_sizes
+from optkit.formats.tflite import torch as tflite_torch
+from optkit.formats.tflite.sizes import TfliteOptions
+from optkit.formats.tflite.torch import Conversion
+from optkit.formats.torch import model as torch_model
+from optkit.formats.torch import quantised as torch_quantised
+from optkit.formats.torch.feeds import dynamic_dims
 from optkit.plugin import Context, Pass, need
 
 
@@ -96,5 +101,5 @@ PASS = Pass(
     options=TorchToTflite,
     fidelity="rounding",
     tools=("torch", "litert-torch", "litert-converter", "ai-edge-litert"),
-    modules=("optkit.formats.warm_torch", "optkit.formats.warm_litert_torch"),
+    modules=("optkit.formats.warm.torch", "optkit.formats.warm.litert_torch"),
 )

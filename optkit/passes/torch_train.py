@@ -47,11 +47,16 @@ from pydantic import Field, field_validator
 
 from optkit.artifact import Artifact
 from optkit.errors import DataError, SourceError, StepError
-from optkit.formats import torch_checkpoint, torch_model, torch_quantised, torch_ranks, torch_sparse, torch_structure
-from optkit.formats.torch_device import check_device
-from optkit.formats.torch_training_data import Batch, TrainingData
-from optkit.formats.torch_training_options import BATCH_SIZE, Share
-from optkit.formats.torch_user_training import Call, answers, called
+from optkit.formats.torch import model as torch_model
+from optkit.formats.torch import quantised as torch_quantised
+from optkit.formats.torch import structure as torch_structure
+from optkit.formats.torch.device import check_device
+from optkit.formats.torch_pruning import sparse as torch_sparse
+from optkit.formats.torch_training import checkpoint as torch_checkpoint
+from optkit.formats.torch_training import ranks as torch_ranks
+from optkit.formats.torch_training.data import Batch, TrainingData
+from optkit.formats.torch_training.options import BATCH_SIZE, Share
+from optkit.formats.torch_training.user_training import Call, answers, called
 from optkit.plugin import Context, Options, Pass, need
 
 SHOWN = 4
@@ -231,6 +236,6 @@ PASS = Pass(
     needs_source=True,
     reads=lambda options: (options.call, *options.files),
     resumes=True,
-    modules=("optkit.formats.warm_torch",),
+    modules=("optkit.formats.warm.torch",),
     timeout_seconds=7 * 24 * 3600.0,
 )

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optkit.metricspec import bound_table, metrics_of
 from optkit.parity.bounds import EQUAL_DB, METRICS, Bound, BoundError, MetricInfo, parse_bound
 from optkit.reports.rows import cases
 from optkit.reports.spelling import share, spelt
+from optkit.spec.metricspec import bound_table, metrics_of
 
 Data = Mapping[str, Any]
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from optkit.artifact import Artifact
 from optkit.errors import UnavailableError
-from optkit.formats import edgetpu_file, edgetpu_session, tflite_session
-from optkit.formats.tflite_model import Contract
+from optkit.formats.edgetpu import file as edgetpu_file
+from optkit.formats.edgetpu import session as edgetpu_session
+from optkit.formats.tflite import session as tflite_session
+from optkit.formats.tflite.model import Contract
 from optkit.plugin import Runner
 
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from optkit.artifact import Artifact
-from optkit.formats import keras_model, tf_core, tf_session
+from optkit.formats.tensorflow import core as tf_core
+from optkit.formats.tensorflow import keras_model
+from optkit.formats.tensorflow import session as tf_session
 from optkit.plugin import Runner
 
 
@@ -33,5 +35,5 @@ RUNNER = Runner(
     open=open_model,
     inspect=keras_model.inspect,
     tools=("tensorflow-cpu", "keras"),
-    modules=("optkit.formats.warm_keras",),
+    modules=("optkit.formats.warm.keras",),
 )

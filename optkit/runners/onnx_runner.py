@@ -11,7 +11,9 @@ from pydantic import Field
 
 from optkit.artifact import Artifact, Signature
 from optkit.errors import UnavailableError, did_you_mean
-from optkit.formats import onnx_inside, onnx_model, onnx_session
+from optkit.formats.onnx import inside as onnx_inside
+from optkit.formats.onnx import model as onnx_model
+from optkit.formats.onnx import session as onnx_session
 from optkit.plugin import Runner, Settings, checked_feeds, settings_of
 
 if TYPE_CHECKING:
@@ -113,7 +115,7 @@ RUNNER = Runner(
     open=open_model,
     inspect=onnx_model.inspect,
     tools=("onnxruntime",),
-    modules=("optkit.formats.warm_onnxruntime",),
+    modules=("optkit.formats.warm.onnxruntime",),
     settings=OnnxSettings,
     inside=(look_inside,),
 )

@@ -11,7 +11,9 @@ from pydantic import Field
 
 from optkit.artifact import Artifact, TensorSpec
 from optkit.errors import DataError, SourceError, StepError, UnavailableError, did_you_mean
-from optkit.formats import openvino_core, openvino_inside, openvino_model
+from optkit.formats.openvino import core as openvino_core
+from optkit.formats.openvino import inside as openvino_inside
+from optkit.formats.openvino import model as openvino_model
 from optkit.plugin import Runner, Settings, checked_feeds, settings_of
 
 if TYPE_CHECKING:
@@ -184,7 +186,7 @@ RUNNER = Runner(
     open=open_model,
     inspect=openvino_model.inspect,
     tools=("openvino",),
-    modules=("optkit.formats.warm_openvino",),
+    modules=("optkit.formats.warm.openvino",),
     precisions=frozenset(HINTS),
     settings=OpenVinoSettings,
     inside=(look_inside,),

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from optkit.artifact import Artifact
-from optkit.formats import savedmodel, savedmodel_load, tf_core, tf_session
+from optkit.formats.tensorflow import core as tf_core
+from optkit.formats.tensorflow import savedmodel, savedmodel_load
+from optkit.formats.tensorflow import session as tf_session
 from optkit.plugin import Runner
 
 
@@ -34,6 +36,6 @@ RUNNER = Runner(
     open=open_model,
     inspect=savedmodel.inspect,
     tools=("tensorflow-cpu",),
-    modules=("optkit.formats.warm_tensorflow",),
+    modules=("optkit.formats.warm.tensorflow",),
     delivered_in="1",
 )

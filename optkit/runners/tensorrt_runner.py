@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from optkit.artifact import Artifact, Signature, TensorSpec
 from optkit.errors import DataError, NotHereError, StepError, UnavailableError
-from optkit.formats import cuda_driver, tensorrt_engine
+from optkit.formats.tensorrt import cuda_driver
+from optkit.formats.tensorrt import engine as tensorrt_engine
 from optkit.plugin import Runner, checked_feeds
 
 if TYPE_CHECKING:

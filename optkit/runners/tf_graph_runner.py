@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from optkit.artifact import Artifact
-from optkit.formats import tf_core, tf_graph, tf_session
+from optkit.formats.tensorflow import core as tf_core
+from optkit.formats.tensorflow import graph as tf_graph
+from optkit.formats.tensorflow import session as tf_session
 from optkit.plugin import Runner
 
 
@@ -33,5 +35,5 @@ RUNNER = Runner(
     open=open_model,
     inspect=tf_graph.inspect,
     tools=("tensorflow-cpu",),
-    modules=("optkit.formats.warm_tensorflow",),
+    modules=("optkit.formats.warm.tensorflow",),
 )

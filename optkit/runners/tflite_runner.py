@@ -11,7 +11,10 @@ from pydantic import Field, model_validator
 
 from optkit.artifact import Artifact
 from optkit.errors import UnavailableError
-from optkit.formats import tflite_inside, tflite_look, tflite_model, tflite_session
+from optkit.formats.tflite import inside as tflite_inside
+from optkit.formats.tflite import look as tflite_look
+from optkit.formats.tflite import model as tflite_model
+from optkit.formats.tflite import session as tflite_session
 from optkit.plugin import Runner, Settings, settings_of
 
 
@@ -71,7 +74,7 @@ RUNNER = Runner(
     open=open_model,
     inspect=tflite_look.inspect,
     tools=("ai-edge-litert",),
-    modules=("optkit.formats.warm_tflite",),
+    modules=("optkit.formats.warm.tflite",),
     settings=TfliteSettings,
     inside=(tflite_inside.inside,),
 )

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from optkit.errors import UnavailableError
-from optkit.formats import torch_inside, torch_traced
-from optkit.formats.torch_device import check_device
-from optkit.formats.torch_model import MAIN, TorchModel, describe, kind_of, load, read_descriptor
-from optkit.formats.torch_quantised import written
+from optkit.formats.torch import inside as torch_inside
+from optkit.formats.torch import traced as torch_traced
+from optkit.formats.torch.device import check_device
+from optkit.formats.torch.model import MAIN, TorchModel, describe, kind_of, load, read_descriptor
+from optkit.formats.torch.quantised import written
 from optkit.plugin import Artifact, Runner, Session, Settings, checked_feeds, need, settings_of
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def inspect(path: Path) -> dict[str, Any]:
         model = load(path)
         descriptor: Mapping[str, Any] = read_descriptor(path)
         return {"kind": model.source.kind, "size_bytes": _size(descriptor), **_of_module(model.source.module)}
-    from optkit.formats import torch_files
+    from optkit.formats.torch import files as torch_files
 
     found = kind_of(path)
     about: dict[str, Any] = {"kind": found, "size_bytes": path.stat().st_size}
@@ -133,7 +134,7 @@ def inspect(path: Path) -> dict[str, Any]:
         return {**about, "pickled": torch_files.pickled_objects(path)}
     if found == "state_dict":
         return {**about, **_of_tensors(torch_files.read_weights(path))}
-    from optkit.formats.torch_sources import open_source
+    from optkit.formats.torch.sources import open_source
 
     return {**about, **_of_module(open_source({"kind": found, "path": str(path)}).module)}
 
@@ -171,7 +172,7 @@ RUNNER = Runner(
     open=open_model,
     inspect=inspect,
     tools=("torch",),
-    modules=("optkit.formats.warm_torch",),
+    modules=("optkit.formats.warm.torch",),
     precisions=frozenset({"float64"}),
     settings=TorchSettings,
     inside=(torch_inside.inside, torch_traced.inside),

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from optkit.metricspec import MapOptions
 from optkit.scoring.base import Array, Batch, Plain, Unfit, label_of, output_of, rows_of
+from optkit.spec.metricspec import MapOptions
 
 RECALLS = np.linspace(0, 1, 101)
 

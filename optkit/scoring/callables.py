@@ -11,8 +11,8 @@ import numpy as np
 
 from optkit.data.usercode import UserCode
 from optkit.errors import UserError
-from optkit.metricspec import PythonOptions, code_files
 from optkit.scoring.base import Array, Batch, Plain, Unfit, label_of, output_of, rows_of
+from optkit.spec.metricspec import PythonOptions, code_files
 
 LIMIT_BYTES = 2 << 30
 """Predictions of one model held at most."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from optkit.metricspec import AccuracyOptions, F1Options, IouOptions, TopKOptions
 from optkit.scoring.base import Array, Batch, Plain, Unfit, class_ids, output_of, rows_of, weighted
+from optkit.spec.metricspec import AccuracyOptions, F1Options, IouOptions, TopKOptions
 
 
 def class_axis(name: str, scores: Array, labels: Array, axis: int | None) -> int:

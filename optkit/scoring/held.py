@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from optkit.errors import UserError
-from optkit.metricspec import KINDS, Metric
 from optkit.plugin import Answered
 from optkit.scoring.base import Batch, Scorer, Unfit
 from optkit.scoring.measure import scorer_of
+from optkit.spec.metricspec import KINDS, Metric
 
 
 class HeldOut:

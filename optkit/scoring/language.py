@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from optkit.dataspec import resolve_path
-from optkit.metricspec import PerplexityOptions, WerOptions
 from optkit.scoring.base import Array, Batch, Plain, Unfit, class_ids, label_of, output_of, rows_of, weighted
+from optkit.spec.dataspec import resolve_path
+from optkit.spec.metricspec import PerplexityOptions, WerOptions
 
 
 def edits(reference: Sequence[Hashable], found: Sequence[Hashable]) -> int:

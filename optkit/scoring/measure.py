@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from optkit.errors import DataError, OptkitError, UserError
-from optkit.metricspec import (
+from optkit.parity.intervals import bootstrapped, proportions, resamples
+from optkit.scoring.base import Array, Batch, Scorer, Unfit
+from optkit.spec.metricspec import (
     KINDS,
     AccuracyOptions,
     F1Options,
@@ -23,8 +25,6 @@ from optkit.metricspec import (
     TopKOptions,
     WerOptions,
 )
-from optkit.parity.intervals import bootstrapped, proportions, resamples
-from optkit.scoring.base import Array, Batch, Scorer, Unfit
 
 Outputs = Mapping[str, Array]
 

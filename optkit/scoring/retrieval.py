@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from optkit.metricspec import RetrievalOptions, SimilarityOptions
 from optkit.scoring.base import Array, Batch, Plain, Scorer, Unfit, class_ids, output_of, rows_of, weighted
+from optkit.spec.metricspec import RetrievalOptions, SimilarityOptions
 
 ROWS = 256  # queries whose similarities are held at a time
 

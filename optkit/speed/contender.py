@@ -37,9 +37,9 @@ def main() -> None:
 
 def _serve(order: dict[str, Any], answer: Any) -> None:
     from optkit.artifact import Artifact
+    from optkit.models.signatures import adapted
     from optkit.parity.tape import Tape
     from optkit.registry import get_runner
-    from optkit.signatures import adapted
     from optkit.speed.cores import stay_on
 
     artifact = Artifact.from_json(order["artifact"])

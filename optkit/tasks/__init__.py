@@ -29,7 +29,7 @@ def warm(step: Data, say: Say) -> Data:
 
 def lint(step: Data, say: Say) -> Data:
     """What a target refuses of an ONNX file."""
-    from optkit.linting import look
+    from optkit.lints.linting import look
 
     return look(Path(step["path"]), step["target"])
 

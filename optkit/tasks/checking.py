@@ -1,4 +1,4 @@
-"""An artifact measured against others, its layers too: `optkit.checking` asks for these, and `optkit verify`."""
+"""An artifact measured against others, its layers too, for `optkit.running.checking` and `optkit verify`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.artifact import Artifact, TensorSpec
-from optkit.deferral import make_up, put_off
+from optkit.delivery.deferral import make_up, put_off
 from optkit.errors import NotHereError
-from optkit.metricspec import metric_of
+from optkit.models.signatures import adapted
 from optkit.parity.cases import Case, batch_dim, feeds, stacks
 from optkit.parity.tape import Reference, Tape
-from optkit.signatures import adapted
+from optkit.spec.metricspec import metric_of
 from optkit.tasks.common import Data, Say, dataset_of, first_rows, session_of
 
 if TYPE_CHECKING:
@@ -169,6 +169,6 @@ def verify(step: Data, say: Say) -> Data:
 
 def blame(step: Data, say: Say) -> Data:
     """Which layer an artifact goes wrong at, beside the nearest of its `chain`, on the worst samples of a case."""
-    from optkit.blaming import localised
+    from optkit.running.blaming import localised
 
     return {"blame": localised(step, dataset_of(step, step["check_on"]), say)}

@@ -35,7 +35,7 @@ def session_of(step: Data, artifact: Artifact, precision: str | None = None) -> 
 def dataset_of(step: Data, name: str) -> Dataset:
     """One of the step's datasets, opened."""
     from optkit.data import open_dataset
-    from optkit.dataspec import parse_data
+    from optkit.spec.dataspec import parse_data
 
     inputs = [TensorSpec.from_json(t) for t in step["inputs"]]
     dims = {k: Dim(**d) for k, d in step["dims"].items()}

@@ -1,4 +1,4 @@
-"""The source model read, the data read, and the source run on every case: `optkit.groundwork` asks for these."""
+"""The source model read, the data read, and the source run on every case, for `optkit.running.groundwork`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from optkit.artifact import Artifact, TensorSpec
 from optkit.errors import DataError, SourceError, UnavailableError
+from optkit.models.signatures import merge
 from optkit.parity.cases import Case, batch_dim, feeds
 from optkit.parity.tape import Tape
 from optkit.registry import get_runner
-from optkit.signatures import merge
 from optkit.tasks.common import Data, Say, dataset_of, first_rows, session_of
 
 if TYPE_CHECKING:

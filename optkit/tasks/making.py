@@ -1,4 +1,4 @@
-"""A pass run, and what it wrote read back: `optkit.making` asks for this."""
+"""A pass run, and what it wrote read back: `optkit.running.making` asks for this."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 from optkit.artifact import Artifact, Dim, TensorSpec, digest_file, digest_of
 from optkit.cache import lock_folder, unlock_folder
+from optkit.caching.sharing import Shared
 from optkit.errors import StepError
-from optkit.metricspec import metric_of
-from optkit.named import named_files
+from optkit.models.signatures import carried, promised
+from optkit.plans.named import named_files
 from optkit.plugin import Context, Pass, Runner, Score
 from optkit.registry import get_pass, get_runner
-from optkit.sharing import Shared
-from optkit.signatures import carried, promised
+from optkit.spec.metricspec import metric_of
 from optkit.tasks.common import Data, Say, dataset_of
 
 
@@ -36,7 +36,7 @@ def run(step: Data, say: Say) -> Data:
             shared=Shared(step["shared"], say) if step.get("shared") else None, score=_score(step),
         )  # fmt: skip
         if (tried := use.tries(options)) is not None:
-            from optkit.trials import Trials
+            from optkit.tasks.trials import Trials
 
             context = replace(context, trial=Trials(use, parent, tried, context))
         before = _stamps(parent)

@@ -1,4 +1,4 @@
-"""Artifacts raced: `optkit.timing` asks for this, and `optkit bench`."""
+"""Artifacts raced: `optkit.running.timing` asks for this, and `optkit bench`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def race(step: Data, say: Say) -> Data:
     starts, rough: in how many processes each is opened and raced, and whether one may do. pairs: entrants whose answers
     are compared with another's: the same file under other settings.
     """
-    from optkit.racing import STARTS
+    from optkit.running.racing import STARTS
     from optkit.speed.race import race as run_race
 
     dataset = dataset_of(step, step["check_on"])

@@ -17,8 +17,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from optkit import environments
 from optkit.artifact import Artifact, digest_files
+from optkit.envs import environments
 from optkit.plugin import Context, Options, Pass, Runner
 
 
@@ -44,10 +44,10 @@ def assert_pass_contract(
     its own is tested there, in a child process, where `artifact` and `context` must be picklable. Raises
     AssertionError.
     """
-    from optkit.named import named_files
-    from optkit.signatures import promised
+    from optkit.models.signatures import promised
+    from optkit.plans.named import named_files
     from optkit.tasks.making import reread
-    from optkit.trials import Trials
+    from optkit.tasks.trials import Trials
 
     if use.environment is not None and environments.running() != use.environment:
         assert runner is None, f"{use.name} runs in {use.environment}, which has the registered runners alone"

@@ -14,11 +14,11 @@ import pytest
 from optkit.artifact import Artifact, Dim, Signature, TensorSpec
 from optkit.cache import Cache
 from optkit.errors import NotHereError
-from optkit.formats import tf_core
+from optkit.formats.tensorflow import core as tf_core
+from optkit.models.sources import source_artifact
 from optkit.plugin import Context
 from optkit.recipe import Recipe, recipe_from
 from optkit.registry import get_pass, get_runner, passes, runners
-from optkit.sources import source_artifact
 from optkit.testing import ListSamples, assert_pass_contract, assert_runner_contract
 
 DIMS = {"batch": Dim(1, 4, 8)}

@@ -56,7 +56,8 @@ def main() -> int:
         return 0
     if how == "killed":
         return 9
-    from optkit.formats import tflite_look, tflite_model
+    from optkit.formats.tflite import look as tflite_look
+    from optkit.formats.tflite import model as tflite_model
 
     model = tflite_model.read(source)
     counts = Counter(name for name, _, _ in tflite_look.operations(model))

@@ -13,7 +13,7 @@ import torch_kit as kit
 import train_zoo
 
 from optkit.artifact import Artifact, TensorSpec
-from optkit.named import named_files
+from optkit.plans.named import named_files
 from optkit.plugin import Context, Pass
 from optkit.tasks.making import reread
 from optkit.testing import ListSamples

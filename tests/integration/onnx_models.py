@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from optkit.artifact import Artifact, Dim
 from optkit.errors import OptkitError
-from optkit.formats import onnx_model
+from optkit.formats.onnx import model as onnx_model
 from optkit.plugin import Context, Pass, Samples
 
 if TYPE_CHECKING:

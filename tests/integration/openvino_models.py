@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optkit.artifact import Artifact, Dim, TensorSpec
-from optkit.formats import openvino_core, openvino_model
+from optkit.formats.openvino import core as openvino_core
+from optkit.formats.openvino import model as openvino_model
 from optkit.plugin import Context
 from optkit.runners.openvino_runner import RUNNER
 

@@ -14,10 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from optkit.artifact import Artifact, Signature
 from optkit.cache import Cache
+from optkit.caching.keys import dims_json
 from optkit.errors import OptkitError, from_json
-from optkit.keys import dims_json
+from optkit.models.sources import source_artifact
 from optkit.recipe import Recipe, load_recipe
-from optkit.sources import source_artifact
 from optkit.worker import perform
 
 NET = """\

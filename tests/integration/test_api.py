@@ -19,9 +19,9 @@ from api_kit import DIMS, IMAGE, SAMPLES, net
 
 import optkit
 from optkit.cache import Cache
-from optkit.capture import capture
 from optkit.errors import SourceError, UserError
 from optkit.events import RunFinished, RunStarted, StepFinished
+from optkit.live.capture import capture
 from optkit.worker import replay
 
 
@@ -237,7 +237,7 @@ def test_live_models_of_other_libraries(run: tuple[Path, Any, optkit.Report, lis
 def test_a_large_onnx_model_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnx
 
-    from optkit.formats import onnx_model
+    from optkit.formats.onnx import model as onnx_model
 
     monkeypatch.setattr(onnx_model, "EXTERNAL_FROM", 4096)
     weight = onnx.numpy_helper.from_array(np.ones((3, 2000), np.float32), "w")

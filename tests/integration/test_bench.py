@@ -13,9 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from toy_kit import folder, model
 
 import optkit
-from optkit.benching import bench
 from optkit.cli import cli
 from optkit.errors import SourceError, UserError
+from optkit.speed.benching import bench
 
 
 @pytest.fixture

@@ -14,13 +14,14 @@ from onnx_models import FLOAT, INT64, context, model, node, saved, value, weight
 import optkit
 from optkit.artifact import Artifact
 from optkit.errors import DataError, StepError, UserError
-from optkit.formats import budget, openvino_trial
-from optkit.metricspec import metric_of
+from optkit.formats import budget
+from optkit.formats.openvino import trial as openvino_trial
 from optkit.parity.tape import Tape
 from optkit.passes import onnx_fp16, onnx_quantize, onnx_to_openvino, openvino_quantize
 from optkit.plugin import Context, Pass
 from optkit.runners.onnx_runner import RUNNER as ONNX
 from optkit.runners.openvino_runner import RUNNER as OPENVINO
+from optkit.spec.metricspec import metric_of
 from optkit.testing import ListSamples
 
 BAD = "second"

@@ -14,9 +14,9 @@ from api_kit import DIMS, IMAGE, net
 from torch import nn
 
 from optkit.cache import Cache
-from optkit.capture import Captured, _copied, capture
 from optkit.errors import CheckError, SourceError, StepError, UserError
-from optkit.opened import ranges_of
+from optkit.live.capture import Captured, _copied, capture
+from optkit.models.opened import ranges_of
 
 
 class Pair(nn.Module):
@@ -47,7 +47,7 @@ class Nested(nn.Module):
 
 def module_at(folder: Path, captured: Captured) -> Any:
     """The captured program, as a torch model of optkit's."""
-    from optkit.formats import torch_model
+    from optkit.formats.torch import model as torch_model
 
     (kind, path), *_ = captured.section.items()
     descriptor = {

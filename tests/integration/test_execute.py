@@ -12,8 +12,8 @@ import pytest
 from toy_kit import GRAPH, HEAD, LEAVES, cached, convert, folder, model, recipe, statuses, workers_started, wrong
 
 import optkit
-from optkit import keys
 from optkit.artifact import Artifact, digest_file
+from optkit.caching import keys
 from optkit.errors import DataError, SourceError, UnavailableError
 from optkit.events import Event, RunFinished, RunStarted, StepFinished, StepStarted
 from optkit.planning import make_plan

@@ -13,8 +13,8 @@ import tf_kit
 
 from optkit.artifact import Dim, TensorSpec
 from optkit.errors import RecipeError, SourceError, StepError, UnavailableError
-from optkit.formats import tf_core
-from optkit.opened import described
+from optkit.formats.tensorflow import core as tf_core
+from optkit.models.opened import described
 from optkit.passes.keras_to_savedmodel import PASS as TO_SAVEDMODEL
 from optkit.runners.keras_runner import RUNNER
 

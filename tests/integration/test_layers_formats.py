@@ -18,7 +18,7 @@ from onnx_models import cnn, edited, saved
 
 from optkit.artifact import Artifact
 from optkit.errors import StepError
-from optkit.formats import tflite_look
+from optkit.formats.tflite import look as tflite_look
 from optkit.passes.torch_to_onnx import PASS as TO_ONNX
 from optkit.passes.torch_to_openvino import PASS as TO_OPENVINO
 from optkit.registry import get_runner

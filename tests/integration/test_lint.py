@@ -19,9 +19,9 @@ from torch import nn
 import optkit
 from optkit.cli import cli
 from optkit.errors import SourceError, UserError
-from optkit.formats import tensorrt_engine
-from optkit.formats.onnx_refusal import module_of
-from optkit.linting import TARGETS, look
+from optkit.formats.onnx.refusal import module_of
+from optkit.formats.tensorrt import engine as tensorrt_engine
+from optkit.lints.linting import TARGETS, look
 from optkit.passes import onnx_quantize
 from optkit.testing import ListSamples
 

@@ -34,8 +34,9 @@ from pydantic import ValidationError
 
 from optkit.artifact import Artifact
 from optkit.errors import DataError, StepError
-from optkit.formats import onnx_blocks, onnx_model
-from optkit.formats.onnx_blocks import Scheme
+from optkit.formats.onnx import blocks as onnx_blocks
+from optkit.formats.onnx import model as onnx_model
+from optkit.formats.onnx.blocks import Scheme
 from optkit.passes.onnx_compress_weights import PASS
 from optkit.passes.onnx_fp16 import PASS as FP16
 from optkit.passes.onnx_quantize import PASS as QUANTIZE
@@ -284,7 +285,7 @@ def test_gptq_on_a_language_model(language: Artifact, tmp_path: Path) -> None:
 def test_hessians_take_as_many_passes_as_memory_asks(
     language: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from optkit.formats import onnx_hessian
+    from optkit.formats.onnx import hessian as onnx_hessian
 
     whole, _ = compressed(language, tmp_path, ids(8), algorithm="gptq")
     monkeypatch.setattr(onnx_hessian, "AT_ONCE", 8 * 200**2)

@@ -36,7 +36,8 @@ from onnx_models import (
 
 from optkit.artifact import Artifact
 from optkit.errors import StepError
-from optkit.formats import onnx_half, onnx_model
+from optkit.formats.onnx import half as onnx_half
+from optkit.formats.onnx import model as onnx_model
 from optkit.passes.onnx_fp16 import PASS
 
 

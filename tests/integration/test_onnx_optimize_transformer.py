@@ -32,7 +32,7 @@ from pydantic import ValidationError
 
 from optkit.artifact import Artifact
 from optkit.errors import StepError
-from optkit.formats import onnx_model
+from optkit.formats.onnx import model as onnx_model
 from optkit.passes import onnx_optimize_transformer
 from optkit.passes.onnx_optimize_transformer import PASS
 

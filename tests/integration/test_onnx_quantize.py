@@ -37,7 +37,8 @@ from onnx_models import (
 from onnx_quantize_kit import BUILD, IMAGES, TEXTS, quantised, worst
 
 from optkit.artifact import Artifact
-from optkit.formats import onnx_model, onnx_ranges
+from optkit.formats.onnx import model as onnx_model
+from optkit.formats.onnx import ranges as onnx_ranges
 from optkit.passes.onnx_fp16 import PASS as FP16
 from optkit.passes.onnx_quantize import PASS
 from optkit.testing import ListSamples

@@ -35,8 +35,10 @@ from pydantic import ValidationError
 
 from optkit.artifact import Artifact
 from optkit.errors import DataError, StepError
-from optkit.formats import onnx_balance, onnx_ranges, onnx_smooth
-from optkit.formats.onnx_quantize_job import job_of
+from optkit.formats.onnx import balance as onnx_balance
+from optkit.formats.onnx import ranges as onnx_ranges
+from optkit.formats.onnx import smooth as onnx_smooth
+from optkit.formats.onnx.quantize_job import job_of
 from optkit.passes.onnx_fp16 import PASS as FP16
 from optkit.passes.onnx_quantize import PASS
 from optkit.passes.onnx_to_openvino import PASS as TO_OPENVINO

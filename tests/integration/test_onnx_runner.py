@@ -18,7 +18,8 @@ from onnx_models import FLOAT, cnn, encoder, images, model, node, saved, texts, 
 
 from optkit.artifact import Artifact, Signature, TensorSpec
 from optkit.errors import DataError, SourceError, StepError, UnavailableError
-from optkit.formats import onnx_model, onnx_weights
+from optkit.formats.onnx import model as onnx_model
+from optkit.formats.onnx import weights as onnx_weights
 from optkit.runners.onnx_runner import RUNNER
 
 

@@ -19,9 +19,9 @@ from onnx_models import (
 )
 
 from optkit.artifact import Artifact
+from optkit.caching.sharing import Shared
 from optkit.errors import DataError
 from optkit.passes.onnx_quantize import PASS
-from optkit.sharing import Shared
 from optkit.testing import ListSamples
 
 if TYPE_CHECKING:

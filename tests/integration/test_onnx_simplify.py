@@ -31,7 +31,7 @@ from onnx_models import (
 
 from optkit.artifact import Artifact
 from optkit.errors import StepCrashed, StepError, StepTimeout
-from optkit.formats import onnx_model
+from optkit.formats.onnx import model as onnx_model
 from optkit.passes import onnx_simplify
 from optkit.passes.onnx_simplify import PASS
 

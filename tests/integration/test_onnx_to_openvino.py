@@ -19,7 +19,7 @@ from openvino_models import DIMS, artifact, context, converted, infer, ov, weigh
 
 from optkit.artifact import Artifact, Dim, TensorSpec
 from optkit.errors import StepError
-from optkit.formats import openvino_model
+from optkit.formats.openvino import model as openvino_model
 from optkit.passes.onnx_to_openvino import PASS
 
 IMAGE = TensorSpec("image", "float32", ("batch", 3, 16, 16), layout="NCHW")
@@ -251,7 +251,7 @@ import sys
 sys.path[:0] = {path!r}
 from pathlib import Path
 from openvino_models import IMAGE, cnn, context, converted, images, ov, written
-from optkit.formats.openvino_model import quiet_conversion
+from optkit.formats.openvino.model import quiet_conversion
 from optkit.passes.openvino_quantize import PASS
 
 class Data(type(images(1))):

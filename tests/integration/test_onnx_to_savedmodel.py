@@ -16,13 +16,16 @@ from onnx_models import FLOAT, INT64, cnn, context, encoder, infer, made, model,
 
 from optkit.artifact import Artifact
 from optkit.errors import StepError
-from optkit.formats import onnx_model, onnx_tf_all, savedmodel, tf_core
+from optkit.formats.onnx import model as onnx_model
+from optkit.formats.onnx_tf import all_operators as onnx_tf_all
+from optkit.formats.tensorflow import core as tf_core
+from optkit.formats.tensorflow import savedmodel
+from optkit.models.signatures import promised
 from optkit.passes.onnx_quantize import PASS as QUANTIZE
 from optkit.passes.onnx_to_savedmodel import PASS
 from optkit.plugin import Options
 from optkit.registry import route
 from optkit.runners.savedmodel_runner import RUNNER
-from optkit.signatures import promised
 from optkit.tasks.making import reread
 from optkit.testing import ListSamples
 

@@ -13,13 +13,14 @@ import pytest
 from onnx import helper
 from onnx_models import FLOAT, FLOAT16, INT64, cnn, infer, model, node, saved, value, weight
 
-from optkit import environments
 from optkit.artifact import Artifact, Dim, TensorSpec
+from optkit.envs import environments
 from optkit.errors import StepError
-from optkit.formats import onnx_model, tflite_model
-from optkit.pool import Pool
+from optkit.formats.onnx import model as onnx_model
+from optkit.formats.tflite import model as tflite_model
 from optkit.registry import get_pass, route
 from optkit.runners.tflite_runner import RUNNER
+from optkit.running.pool import Pool
 from optkit.worker import raise_if_failed
 
 DIMS = {"batch": Dim(1, 4, 9), "length": Dim(2, 6, 12)}

@@ -28,7 +28,7 @@ from openvino_models import (
 
 from optkit.artifact import Artifact
 from optkit.errors import DataError, OptkitError, StepError
-from optkit.formats import openvino_model
+from optkit.formats.openvino import model as openvino_model
 from optkit.passes.openvino_compress_weights import PASS
 from optkit.plugin import Context
 

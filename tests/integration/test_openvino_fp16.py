@@ -24,7 +24,7 @@ from openvino_models import (
 
 from optkit.artifact import Artifact, TensorSpec
 from optkit.errors import StepError
-from optkit.formats import openvino_model
+from optkit.formats.openvino import model as openvino_model
 from optkit.passes.openvino_fp16 import PASS
 
 

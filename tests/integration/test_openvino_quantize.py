@@ -33,7 +33,8 @@ from openvino_models import (
 
 from optkit.artifact import Artifact, Dim, TensorSpec
 from optkit.errors import DataError, OptkitError, StepError
-from optkit.formats import openvino_model, openvino_nncf
+from optkit.formats.openvino import model as openvino_model
+from optkit.formats.openvino import nncf as openvino_nncf
 from optkit.passes.openvino_compress_weights import PASS as COMPRESS
 from optkit.passes.openvino_quantize import PASS
 

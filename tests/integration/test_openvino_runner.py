@@ -11,7 +11,7 @@ from openvino_models import DIMS, IMAGE, TOKENS, artifact, cnn, encoder, finishe
 
 from optkit.artifact import Artifact, Dim, TensorSpec
 from optkit.errors import DataError, SourceError, StepError, UnavailableError
-from optkit.formats import openvino_model
+from optkit.formats.openvino import model as openvino_model
 from optkit.runners.openvino_runner import RUNNER
 
 PAIR = (TensorSpec("left", "float32", ("batch", 4)), TensorSpec("right", "int64", ("batch", 4)))

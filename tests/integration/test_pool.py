@@ -18,8 +18,8 @@ from toy_kit import alive, all_gone, cached, convert, eventually, folder, recipe
 from optkit import registry
 from optkit.errors import UserError
 from optkit.events import Event, StepProgress
-from optkit.pool import Pool, run_alone
 from optkit.report import Report
+from optkit.running.pool import Pool, run_alone
 from optkit.worker import replay
 
 # What fails, the error's class, words of its message, words of its details.

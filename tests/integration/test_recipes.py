@@ -12,9 +12,9 @@ import optkit
 from optkit.cache import Cache
 from optkit.errors import NotHereError
 from optkit.execute import execute
-from optkit.making import cached_steps
 from optkit.planning import make_plan
 from optkit.recipe import load_recipe
+from optkit.running.making import cached_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -15,8 +15,8 @@ from toy_kit import HEAD, convert, folder
 
 from optkit.cli import cli
 from optkit.report import Report
-from optkit.reportdoc import DataPart, Document, EnvironmentPart, Part, faults, report_schema
 from optkit.reports import DRAWN
+from optkit.reports.document import DataPart, Document, EnvironmentPart, Part, faults, report_schema
 
 GOOD = """\
   - {id: a, use: toy.copy}

@@ -13,13 +13,13 @@ from onnx import TensorProto, helper, numpy_helper, save
 
 import optkit
 from optkit.artifact import Artifact
-from optkit.benching import bench
 from optkit.cli import cli
 from optkit.errors import RecipeError, UnavailableError, UserError
 from optkit.planning import make_plan
 from optkit.recipe import load_recipe
 from optkit.registry import get_runner
-from optkit.runtimes import checked, parse_settings
+from optkit.spec.runtimes import checked, parse_settings
+from optkit.speed.benching import bench
 
 X = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
 

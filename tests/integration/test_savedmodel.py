@@ -14,11 +14,12 @@ import tf_kit
 
 import optkit
 from optkit.artifact import Artifact, Signature, TensorSpec
+from optkit.drafting.shorthand import model_section
 from optkit.errors import DataError, RecipeError, SourceError, StepError, UnavailableError, UserError
-from optkit.formats import savedmodel, savedmodel_write, tf_core
-from optkit.opened import artifact_at
+from optkit.formats.tensorflow import core as tf_core
+from optkit.formats.tensorflow import savedmodel, savedmodel_write
+from optkit.models.opened import artifact_at
 from optkit.runners.savedmodel_runner import RUNNER
-from optkit.shorthand import model_section
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -288,8 +289,8 @@ def test_a_delivery_is_what_tensorflow_serving_looks_for(plain: Path, tmp_path: 
 
 def test_a_folder_counts_with_all_its_files(plain: Path, tmp_path: Path) -> None:
     from optkit.cache import Cache
-    from optkit.opened import stub
-    from optkit.sources import source_artifact
+    from optkit.models.opened import stub
+    from optkit.models.sources import source_artifact
 
     def digest(section: dict[str, str]) -> str:
         artifact = source_artifact(stub(section), Cache(tmp_path / "cache"))

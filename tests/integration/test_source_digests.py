@@ -15,9 +15,9 @@ from source_kit import EXTERNAL, TORCH, aged, described, linear, recipe_of, repo
 
 from optkit.cache import Cache
 from optkit.errors import SourceError
-from optkit.protobuf import external_files
+from optkit.models.protobuf import external_files
+from optkit.models.sources import opened_artifact, source_artifact
 from optkit.recipe import Recipe, load_recipe
-from optkit.sources import opened_artifact, source_artifact
 
 Edit = Callable[[Path], Any]
 

@@ -16,9 +16,9 @@ from source_kit import EXTERNAL, TORCH, described, linear, recipe_of, repository
 from optkit.cache import Cache
 from optkit.cli import cli
 from optkit.errors import SourceError
+from optkit.models.sources import source_artifact
 from optkit.recipe import load_recipe
 from optkit.registry import get_runner
-from optkit.sources import source_artifact
 
 
 @pytest.fixture(scope="module")

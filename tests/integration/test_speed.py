@@ -11,11 +11,11 @@ from optkit.cli.summary import slower_notes
 from optkit.errors import RecipeError
 from optkit.events import Event, StepFinished, StepStarted
 from optkit.planning import make_plan
-from optkit.racing import heats
 from optkit.recipe import load_recipe
 from optkit.report import Report
 from optkit.reports.markdown import render
 from optkit.reports.rows import broken
+from optkit.running.racing import heats
 
 TIMED = HEAD.replace("speed: false\n", "")
 STEP = (

@@ -19,8 +19,9 @@ from pydantic import ValidationError
 
 from optkit.artifact import Artifact, Dim, digest_file
 from optkit.errors import DataError, NotHereError, SourceError, StepError, UnavailableError
-from optkit.formats import tensorrt_engine, tensorrt_rules
-from optkit.formats.cuda_driver import Device
+from optkit.formats.tensorrt import engine as tensorrt_engine
+from optkit.formats.tensorrt import rules as tensorrt_rules
+from optkit.formats.tensorrt.cuda_driver import Device
 from optkit.passes import onnx_fp16, onnx_quantize, onnx_to_tensorrt
 from optkit.passes.onnx_to_tensorrt import OnnxToTensorRT
 from optkit.runners import tensorrt_runner

@@ -12,8 +12,12 @@ import pytest
 import tf_kit
 
 from optkit.artifact import Artifact, Dim, TensorSpec
+from optkit.drafting.shorthand import model_section
 from optkit.errors import RecipeError, SourceError, StepError
-from optkit.formats import onnx_model, tf_core, tflite_look, tflite_model
+from optkit.formats.onnx import model as onnx_model
+from optkit.formats.tensorflow import core as tf_core
+from optkit.formats.tflite import look as tflite_look
+from optkit.formats.tflite import model as tflite_model
 from optkit.passes.savedmodel_to_onnx import PASS as TO_ONNX
 from optkit.passes.savedmodel_to_tflite import PASS as TO_TFLITE
 from optkit.passes.tflite_quantize import PASS as QUANTIZE
@@ -21,7 +25,6 @@ from optkit.passes.tflite_quantize import TfliteQuantize
 from optkit.registry import route
 from optkit.runners.tf_graph_runner import RUNNER as GRAPHS
 from optkit.runners.tflite_runner import RUNNER as LITE
-from optkit.shorthand import model_section
 from optkit.testing import ListSamples
 
 ENDS = {"inputs": ["image"], "outputs": ["scores", "head/best"]}
@@ -241,7 +244,7 @@ def test_files_that_are_no_frozen_graphs(graph: Path, tmp_path: Path) -> None:
 def test_a_graph_in_a_recipe(graph: Path, tmp_path: Path) -> None:
     import optkit
     from optkit.cli.inspect import look
-    from optkit.init import write
+    from optkit.drafting.init import write
 
     assert model_section(str(graph)) == {"tf_graph": str(graph)}
     assert look(graph)["inputs_may_be"] == ["image"]

@@ -15,7 +15,8 @@ from tflite_kit import IDS, IMAGE, IMAGES, MASK, TEXTS, converted, described, im
 
 from optkit.artifact import Artifact, TensorSpec
 from optkit.errors import DataError, StepError
-from optkit.formats import tflite_look, tflite_model
+from optkit.formats.tflite import look as tflite_look
+from optkit.formats.tflite import model as tflite_model
 from optkit.passes.tflite_quantize import PASS, TfliteQuantize
 from optkit.plugin import Context
 from optkit.testing import ListSamples

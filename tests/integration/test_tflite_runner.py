@@ -15,7 +15,7 @@ from tflite_kit import IDS, IMAGE, MASK, converted, described, infer, rewritten,
 import optkit
 from optkit.artifact import Artifact, Signature, TensorSpec
 from optkit.errors import DataError, SourceError, StepError, UnavailableError, UserError
-from optkit.formats import tflite_model
+from optkit.formats.tflite import model as tflite_model
 from optkit.runners.tflite_runner import RUNNER
 
 

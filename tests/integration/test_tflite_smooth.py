@@ -14,7 +14,10 @@ from tflite_kit import DIMS, IDS, IMAGE, IMAGES, MASK, TEXTS, converted, describ
 
 from optkit.artifact import Artifact, TensorSpec
 from optkit.errors import DataError, StepError
-from optkit.formats import tflite_groups, tflite_look, tflite_model, tflite_smooth
+from optkit.formats.tflite import groups as tflite_groups
+from optkit.formats.tflite import look as tflite_look
+from optkit.formats.tflite import model as tflite_model
+from optkit.formats.tflite import smooth as tflite_smooth
 from optkit.passes.tflite_quantize import PASS, TfliteQuantize
 from optkit.plugin import Context
 from optkit.testing import ListSamples

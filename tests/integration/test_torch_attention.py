@@ -14,7 +14,7 @@ from torch_kit import descriptor
 
 from optkit.artifact import TensorSpec
 from optkit.errors import SourceError
-from optkit.formats import torch_attention
+from optkit.formats.torch import attention as torch_attention
 
 ZOO = Path(zoo.__file__)
 IDS = TensorSpec("ids", "int64", ("batch", "sequence"), None, (0, 63))

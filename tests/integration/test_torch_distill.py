@@ -23,12 +23,14 @@ from pydantic import ValidationError
 
 from optkit.artifact import Artifact, Dim
 from optkit.errors import DataError, OptkitError, SourceError, StepError
-from optkit.formats import torch_checkpoint, torch_model, torch_structure
-from optkit.formats.torch_structure import Stage
-from optkit.metricspec import metric_of
+from optkit.formats.torch import model as torch_model
+from optkit.formats.torch import structure as torch_structure
+from optkit.formats.torch.structure import Stage
+from optkit.formats.torch_training import checkpoint as torch_checkpoint
 from optkit.passes import torch_prune, torch_qat, torch_train
 from optkit.passes.torch_distill import PASS
 from optkit.scoring.held import HeldOut
+from optkit.spec.metricspec import metric_of
 from optkit.testing import ListSamples
 
 QUICK: dict[str, Any] = {"student": {"torch": f"{ZOO}:student"}, "epochs": 6, "lr": 0.02}
@@ -213,7 +215,7 @@ CHILD = """
 import sys
 from pathlib import Path
 import distill_kit as kit
-from optkit.metricspec import metric_of
+from optkit.spec.metricspec import metric_of
 from optkit.passes import torch_prune, torch_qat, torch_train
 from optkit.passes.torch_distill import PASS
 from optkit.scoring.held import HeldOut

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralModel
 
-from optkit.formats.torch_experts import batched_experts
-from optkit.formats.torch_files import quiet
+from optkit.formats.torch.experts import batched_experts
+from optkit.formats.torch.files import quiet
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from torch_kit import (
 
 from optkit.artifact import TensorSpec
 from optkit.errors import SourceError
-from optkit.formats import torch_model
+from optkit.formats.torch import model as torch_model
 
 
 @pytest.fixture(scope="module")

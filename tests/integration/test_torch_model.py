@@ -34,8 +34,8 @@ from torch_kit import (
 
 from optkit.artifact import Dim, TensorSpec
 from optkit.errors import DataError, SourceError, StepError, UnavailableError
-from optkit.formats import torch_model
-from optkit.formats.torch_feeds import choose_sizes
+from optkit.formats.torch import model as torch_model
+from optkit.formats.torch.feeds import choose_sizes
 from optkit.runners.torch_runner import RUNNER
 
 

@@ -18,8 +18,11 @@ from torch_kit import descriptor, out_dir, scripted
 
 from optkit.artifact import Artifact, Dim, TensorSpec
 from optkit.errors import DataError, OptkitError, SourceError, StepError
-from optkit.formats import torch_model, torch_pruning, torch_sparse, torch_structure
-from optkit.formats.torch_pruning_select import Rules
+from optkit.formats.torch import model as torch_model
+from optkit.formats.torch import structure as torch_structure
+from optkit.formats.torch_pruning import pruning as torch_pruning
+from optkit.formats.torch_pruning import sparse as torch_sparse
+from optkit.formats.torch_pruning.selecting import Rules
 from optkit.passes.torch_prune import PASS, TorchPrune
 from optkit.passes.torch_to_onnx import PASS as TO_ONNX
 from optkit.plugin import Context
@@ -87,7 +90,7 @@ def refused(folder: Path, artifact: Artifact, rest: dict[str, Any] | None = None
 
 
 def feeds_of(artifact: Artifact, seed: int = 1) -> dict[str, Any]:
-    from optkit.formats.torch_feeds import example_feeds
+    from optkit.formats.torch.feeds import example_feeds
 
     assert artifact.signature is not None
     return example_feeds(artifact.signature.inputs, DIMS, {"batch": 3, "sequence": 6}, seed)

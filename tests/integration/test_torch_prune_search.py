@@ -14,12 +14,12 @@ from pydantic import ValidationError
 
 from optkit.artifact import Artifact
 from optkit.errors import StepError
-from optkit.formats import torch_model
-from optkit.formats.torch_pruning_latency import search
-from optkit.formats.torch_recovery import threads_of
+from optkit.formats.torch import model as torch_model
+from optkit.formats.torch_pruning.latency import search
+from optkit.formats.torch_training.recovery import threads_of
 from optkit.passes.torch_prune import PASS, TorchPrune
 from optkit.speed.ratio import Ratio
-from optkit.trials import Trials
+from optkit.tasks.trials import Trials
 
 # ------------------------------------------------------------------------------------------------ a measured latency
 

@@ -23,8 +23,11 @@ from distill_kit import Turn
 
 from optkit.artifact import Artifact, TensorSpec
 from optkit.errors import DataError, OptkitError, StepError, UnavailableError
-from optkit.formats import onnx_model, torch_model, torch_quantised, torch_structure
-from optkit.formats.torch_structure import Stage
+from optkit.formats.onnx import model as onnx_model
+from optkit.formats.torch import model as torch_model
+from optkit.formats.torch import quantised as torch_quantised
+from optkit.formats.torch import structure as torch_structure
+from optkit.formats.torch.structure import Stage
 from optkit.passes import (
     onnx_quantize,
     onnx_to_openvino,

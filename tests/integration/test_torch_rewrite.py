@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from optkit.formats.torch_files import quiet
-from optkit.formats.torch_rewrite import rewrite
+from optkit.formats.torch.files import quiet
+from optkit.formats.torch.rewrite import rewrite
 
 
 class Tiles(nn.Module):

@@ -15,7 +15,7 @@ from tflite_kit import IDS, IMAGE, MASK, converted, described, infer, rewritten,
 
 from optkit.artifact import Dim, TensorSpec
 from optkit.errors import StepError
-from optkit.formats import tflite_model
+from optkit.formats.tflite import model as tflite_model
 from optkit.passes.torch_to_tflite import PASS, TorchToTflite
 
 X = TensorSpec("x", "float32", ("batch", 8))

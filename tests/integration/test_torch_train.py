@@ -11,8 +11,8 @@ from distill_kit import TRAIN_ZOO, Turn
 
 from optkit.artifact import Artifact
 from optkit.errors import StepError
-from optkit.formats import torch_model
-from optkit.formats.torch_training_data import TrainingData
+from optkit.formats.torch import model as torch_model
+from optkit.formats.torch_training.data import TrainingData
 from optkit.passes.torch_train import PASS
 
 

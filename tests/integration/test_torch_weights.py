@@ -14,8 +14,8 @@ from torch import nn
 from torch_kit import Bomb, X, Y, describe, descriptor, fails, scripted
 
 from optkit.errors import SourceError
-from optkit.formats import torch_model
-from optkit.formats.torch_files import fit_weights
+from optkit.formats.torch import model as torch_model
+from optkit.formats.torch.files import fit_weights
 from optkit.runners.torch_runner import RUNNER
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from optkit.artifact import Artifact, Dim, Signature, TensorSpec
-from optkit.formats import savedmodel, savedmodel_write, tf_core
+from optkit.formats.tensorflow import core as tf_core
+from optkit.formats.tensorflow import savedmodel, savedmodel_write
 from optkit.plugin import Context
 from optkit.registry import get_pass, get_runner
 from optkit.tasks.making import reread

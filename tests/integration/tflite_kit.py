@@ -12,7 +12,7 @@ import torch_kit
 from torch import nn
 
 from optkit.artifact import Artifact, Dim, TensorSpec
-from optkit.formats import tflite_model
+from optkit.formats.tflite import model as tflite_model
 from optkit.passes.torch_to_tflite import PASS, TorchToTflite
 from optkit.plugin import Context
 from optkit.runners.tflite_runner import RUNNER

@@ -14,7 +14,7 @@ import torch
 import torch_zoo
 
 from optkit.artifact import Artifact, Dim, TensorSpec
-from optkit.formats import torch_model
+from optkit.formats.torch import model as torch_model
 from optkit.plugin import Context, Runner
 from optkit.runners.torch_runner import RUNNER
 

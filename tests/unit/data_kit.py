@@ -10,8 +10,8 @@ import pytest
 
 from optkit.artifact import Dim, TensorSpec
 from optkit.data import Dataset, open_dataset
-from optkit.dataspec import AnyData
 from optkit.errors import DataError
+from optkit.spec.dataspec import AnyData
 
 IMAGE = TensorSpec("image", "float32", ("batch", 3, "height", "width"))
 DIMS = {"batch": Dim(1, 4, 8), "height": Dim(2, 4, 6), "width": Dim(2, 5, 6)}

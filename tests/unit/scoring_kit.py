@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from optkit.metricspec import metric_of
 from optkit.scoring.base import Batch
 from optkit.scoring.measure import Scoring, scorer_of
+from optkit.spec.metricspec import metric_of
 
 RNG = np.random.default_rng(0)
 CLASSES = 7

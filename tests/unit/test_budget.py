@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from planning_kit import fill, plan_of, problems_of
 
-from optkit import keys
 from optkit.cache import Cache
+from optkit.caching import keys
 from optkit.errors import StepError, UserError
 from optkit.formats import budget
 from optkit.formats.budget import Group

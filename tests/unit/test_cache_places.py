@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from optkit.cache import open_cache
-from optkit.cache_place import place_of, shown
-from optkit.cache_remote import Remote
+from optkit.caching.place import place_of, shown
+from optkit.caching.remote import Remote
 from optkit.cli import cli
 from optkit.errors import UnavailableError, UserError
 

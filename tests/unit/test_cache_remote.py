@@ -18,10 +18,10 @@ import pytest
 from click.testing import CliRunner
 from fsspec.implementations.memory import MemoryFileSystem
 
-from optkit import cache_remote
 from optkit.cache import Cache
-from optkit.cache_archive import DamagedError, pack, unpack
-from optkit.cache_remote import Remote
+from optkit.caching import remote as cache_remote
+from optkit.caching.archive import DamagedError, pack, unpack
+from optkit.caching.remote import Remote
 from optkit.cli import cli
 from optkit.errors import UnavailableError, UserError
 
@@ -237,7 +237,7 @@ def test_what_is_damaged_there_is_told_not_used_and_replaced(what: str, tmp_path
 
 
 def test_an_archive_whose_record_is_a_bomb_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optkit.cache_archive._RECORD_LIMIT_BYTES", 1000)
+    monkeypatch.setattr("optkit.caching.archive._RECORD_LIMIT_BYTES", 1000)
     (tmp_path / "a.zip").write_bytes(archive({"key": KEY, "files": {}, "data": {"a": "x" * 2000}})(b""))
     with pytest.raises(DamagedError, match="too long"):
         unpack(tmp_path / "a.zip", KEY, tmp_path / "out")

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from optkit.cache import Cache, lock_folder, unlock_folder
-from optkit.cache_trim import parse_size, trim, usage
+from optkit.caching.trim import parse_size, trim, usage
 from optkit.cli import cli
 from optkit.errors import UserError
 

@@ -13,9 +13,9 @@ import pytest
 
 from optkit.artifact import Dim, TensorSpec
 from optkit.data import Dataset, open_dataset
-from optkit.dataspec import NpzData
 from optkit.parity.cases import Case, batch_dim, feeds, make_cases, stacks
 from optkit.parity.tape import Reference, Tape
+from optkit.spec.dataspec import NpzData
 
 X = TensorSpec("x", "float32", ("batch", 3))
 DIMS = {"batch": Dim(1, 4, 8), "seq": Dim(2, 5, 16)}

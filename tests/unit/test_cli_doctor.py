@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import optkit.doctor as module
+import optkit.envs.doctor as module
 from optkit.cli import cli
 from optkit.cli.doctor import draw
 from optkit.cli.machine import machine
 from optkit.cli.requirements import Wanted, meets, requirements, wanted
-from optkit.doctor import Found, examine, look_at, unmet
+from optkit.envs.doctor import Found, examine, look_at, unmet
 from optkit.errors import UserError
 
 

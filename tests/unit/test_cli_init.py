@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from optkit.cli import cli
 from optkit.cli.yamltext import flow, relocated, scalar
-from optkit.init import dim_name, write
+from optkit.drafting.init import dim_name, write
 from optkit.planning import make_plan
 from optkit.recipe import Recipe, load_recipe
 

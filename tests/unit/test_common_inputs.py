@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from optkit.artifact import Artifact, Dim, Signature, TensorSpec
-from optkit.common_inputs import Side, common_inputs
 from optkit.errors import SourceError, UserError
+from optkit.models.common_inputs import Side, common_inputs
 
 
 def side(ranges: Mapping[str, Dim] | None = None, dtype: str = "float32", **shapes: tuple[int | str, ...]) -> Side:

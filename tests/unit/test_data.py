@@ -17,7 +17,7 @@ from data_kit import DIMS, IMAGE, complaint, opened
 from optkit.artifact import Dim, TensorSpec
 from optkit.data import Dataset, overlap, resize_feeds
 from optkit.data.batch import stack_labels
-from optkit.dataspec import NpzData, PythonData
+from optkit.spec.dataspec import NpzData, PythonData
 
 
 def images(count: int, *shape: int) -> np.ndarray[Any, Any]:

@@ -10,7 +10,7 @@ import pytest
 from data_kit import IMAGE, complaint, opened
 
 from optkit.artifact import Dim, TensorSpec
-from optkit.dataspec import PythonData, RandomData
+from optkit.spec.dataspec import PythonData, RandomData
 
 
 def script(folder: Path, body: str, name: str = "make") -> str:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from optkit.dataspec import (
+from optkit.errors import DataError, UserError
+from optkit.spec.dataspec import (
     KINDS,
     DataSpec,
     ImageData,
@@ -27,7 +28,6 @@ from optkit.dataspec import (
     split_callable,
     tools,
 )
-from optkit.errors import DataError, UserError
 
 
 def complaints(value: Any) -> list[str]:
@@ -123,7 +123,7 @@ def test_every_field_is_described_for_the_schema() -> None:
 
 
 def test_planning_loads_no_numpy() -> None:
-    code = "import optkit.dataspec, optkit.data, sys; sys.exit('numpy' in sys.modules)"
+    code = "import optkit.spec.dataspec, optkit.data, sys; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

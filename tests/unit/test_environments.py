@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from optkit import environment_making, environments, keys
+from optkit.caching import keys
 from optkit.cli import cli
+from optkit.envs import environments
+from optkit.envs import making as environment_making
 from optkit.errors import UnavailableError, UserError
 from optkit.planning import make_plan
 from optkit.recipe import load_recipe
@@ -152,7 +154,8 @@ def test_a_place_that_cannot_be_written_to(folder: Path, monkeypatch: pytest.Mon
 
 CHILD = """
 import sys, pathlib
-from optkit import environments, environment_making
+from optkit.envs import environments
+from optkit.envs import making as environment_making
 environments._PINS = pathlib.Path(sys.argv[1])
 if len(sys.argv) > 2:
     environment_making._prove = lambda *_: (print("now", flush=True), __import__("time").sleep(60))
@@ -218,7 +221,7 @@ def test_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def real(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The pins that optkit has, of environments that are not there."""
-    monkeypatch.setattr(environments, "_PINS", Path(environments.__file__).with_name("envs"))
+    monkeypatch.setattr(environments, "_PINS", Path(environments.__file__).parent)
     forget()
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     (folder / "model.onnx").touch()
@@ -250,7 +253,7 @@ def test_a_missing_environment_is_told_before_any_work(real: Path, command: str,
 
 
 def test_every_file_of_pins_is_whole() -> None:
-    for file in Path(environments.__file__).with_name("envs").glob("*.txt"):
+    for file in Path(environments.__file__).parent.glob("*.txt"):
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
         assert all("==" in line for line in lines), file
         names = {environments.canonical(line.split("==")[0]) for line in lines}

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from planning_kit import GOOD, fill, plan_of, problems_of
 
-from optkit.gates import Gate, clashes, parse_gate, pattern
-from optkit.gating import Measured, judged
-from optkit.metricspec import NAME, bound_table
 from optkit.parity.bounds import BoundError
-from optkit.racing import heats
+from optkit.running.gating import Measured, judged
+from optkit.running.racing import heats
+from optkit.spec.gates import Gate, clashes, parse_gate, pattern
+from optkit.spec.metricspec import NAME, bound_table
 
 TABLE = bound_table(())
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from optkit.artifact import Signature, TensorSpec
-from optkit.judging import FACTOR, FLOOR, derived, judge_case, judge_cases
 from optkit.parity.bounds import parse_bound
 from optkit.parity.metrics import Comparison
 from optkit.planning import Check
+from optkit.running.judging import FACTOR, FLOOR, derived, judge_case, judge_cases
 
 FLOATS = Signature((), (TensorSpec("y", "float32", ("batch", 4)),))
 BOTH = Signature((), (TensorSpec("y", "float32", ("batch", 4)), TensorSpec("label", "int64", ("batch",))))

@@ -12,9 +12,9 @@ import pytest
 from optkit.artifact import Dim, TensorSpec
 from optkit.cache import Cache
 from optkit.data import open_dataset
-from optkit.dataspec import parse_data
 from optkit.errors import DataError
-from optkit.livedata import dataset_entry
+from optkit.live.livedata import dataset_entry
+from optkit.spec.dataspec import parse_data
 
 X = TensorSpec("x", "float32", ("batch", 3))
 Y = TensorSpec("y", "int64", ("batch", "length"))

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from optkit.artifact import digest_of
 from optkit.cli import cli
-from optkit.lock import Lock, lock_of, lock_path
+from optkit.comparing.lock import Lock, lock_of, lock_path
 from optkit.planning import make_plan
 from optkit.recipe import load_recipe
 

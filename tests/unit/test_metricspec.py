@@ -10,9 +10,9 @@ import pytest
 import yaml
 from planning_kit import GOOD, fill, plan_of, problems_of
 
-from optkit.metricspec import bound_table, metric_of, metrics_of
 from optkit.parity.bounds import BoundError, parse_bound
 from optkit.recipe import recipe_from_text
+from optkit.spec.metricspec import bound_table, metric_of, metrics_of
 
 LABELLED = GOOD.replace("judge.npz}", "judge.npz, label: label}")
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from planning_kit import GOOD, TOY, fill, plan_of
 
-from optkit import keys
 from optkit.artifact import Artifact
+from optkit.caching import keys
 from optkit.errors import UnavailableError, UserError
 from optkit.parity.bounds import Bound
 from optkit.registry import NoRouteError, passes, route

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from optkit.artifact import Dim, TensorSpec
-from optkit.dataspec import NpzData
 from optkit.errors import RecipeError, UserError
 from optkit.planning import make_plan
 from optkit.recipe import (
@@ -22,6 +21,7 @@ from optkit.recipe import (
     recipe_from,
     recipe_from_text,
 )
+from optkit.spec.dataspec import NpzData
 
 WHOLE = """\
 version: 1

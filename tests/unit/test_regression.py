@@ -15,12 +15,12 @@ from test_markdown import case, measured, step
 from test_markdown import report as plain_report
 
 from optkit.artifact import digest_of
-from optkit.baseline import make_baseline, read_baseline, write_baseline
+from optkit.comparing.baseline import make_baseline, read_baseline, write_baseline
+from optkit.comparing.regression import compare
 from optkit.errors import UserError
-from optkit.regression import compare
 from optkit.report import BaselineResult
 from optkit.reports.markdown import render
-from optkit.sections import BaselineSpec, Tolerance
+from optkit.spec.sections import BaselineSpec, Tolerance
 
 Data = dict[str, Any]
 

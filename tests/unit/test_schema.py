@@ -12,10 +12,10 @@ from json_schema import valid
 from optkit.errors import RecipeError
 from optkit.parity.bounds import METRICS
 from optkit.planning import make_plan
-from optkit.reading import TOP_KEYS
 from optkit.recipe import recipe_from
 from optkit.registry import passes
-from optkit.schema import DRAFT, bound_pattern, recipe_schema
+from optkit.spec.reading import TOP_KEYS
+from optkit.spec.schema import DRAFT, bound_pattern, recipe_schema
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 

@@ -14,11 +14,11 @@ import sklearn.metrics
 from scoring_kit import LABELS, LOGITS, RNG, score, value
 
 from optkit.errors import DataError, UserError
-from optkit.metricspec import metric_of
 from optkit.parity.intervals import tango, wilson
 from optkit.scoring.base import Batch
 from optkit.scoring.language import edits
 from optkit.scoring.measure import Scoring, scorer_of
+from optkit.spec.metricspec import metric_of
 
 
 def test_accuracy_and_top_k_of_classes() -> None:
@@ -325,7 +325,7 @@ def test_a_missing_vocabulary_names_the_metric(tmp_path: Path) -> None:
 def test_measuring_needs_no_torch() -> None:
     code = (
         "import sys, numpy as np\nfrom pathlib import Path\n"
-        "from optkit.metricspec import metric_of\nfrom optkit.scoring.measure import Scoring\n"
+        "from optkit.spec.metricspec import metric_of\nfrom optkit.scoring.measure import Scoring\n"
         "s = Scoring([metric_of({'accuracy': {}}), metric_of({'f1': 'macro'}), metric_of({'top_k': 1})], Path(), 0)\n"
         "s.add({}, [0, 1, 1], {'y': np.eye(3)}, {'y': np.eye(3)}, 3)\n"
         "print(round(s.result(lambda t, f: None)['accuracy']['value'], 3), 'torch' in sys.modules)\n"

@@ -9,10 +9,10 @@ import pytest
 from scoring_kit import LABELS, LOGITS, score, value
 
 from optkit.errors import UserError
-from optkit.metricspec import KINDS, metric_of
 from optkit.scoring.base import Batch
 from optkit.scoring.callables import LIMIT_BYTES, Called
 from optkit.scoring.measure import Scoring, scorer_of
+from optkit.spec.metricspec import KINDS, metric_of
 
 CALLABLES = """
 def share(predictions, targets, scale=1.0):

@@ -10,8 +10,7 @@ from click.testing import CliRunner
 
 from optkit.cli import cli
 from optkit.cli.flags import example_flags
-from optkit.errors import UserError
-from optkit.shorthand import (
+from optkit.drafting.shorthand import (
     data_section,
     is_recipe,
     model_name,
@@ -22,6 +21,7 @@ from optkit.shorthand import (
     recipe_data,
     safe_name,
 )
+from optkit.errors import UserError
 
 NET = """
 from torch import nn

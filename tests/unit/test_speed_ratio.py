@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from optkit.racing import speed_of, told
-from optkit.racing import verdict as verdict_of
+from optkit.running.racing import speed_of, told
+from optkit.running.racing import verdict as verdict_of
 from optkit.speed.ratio import ratio
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from optkit.errors import Location, RecipeError
-from optkit.yamlread import MAX_BYTES, Document, parse_yaml, plain_document, read_yaml, set_value
+from optkit.spec.yamlread import MAX_BYTES, Document, parse_yaml, plain_document, read_yaml, set_value
 
 TEXT = """\
 # a comment

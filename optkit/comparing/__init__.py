@@ -1,0 +1,1 @@
+"""Runs and artifacts held against one another: figures, baselines, locks, differences."""

@@ -1,0 +1,1 @@
+"""What leaves a run: the delivered folder, the checks left to its target, and its proof made again."""

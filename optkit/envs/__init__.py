@@ -1,0 +1,1 @@
+"""Environments of their own for backends whose pins conflict, and what of all that is installed."""

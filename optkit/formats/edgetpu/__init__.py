@@ -1,0 +1,1 @@
+"""Edge TPU: its compiler, and what runs on the chip."""

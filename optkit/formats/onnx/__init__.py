@@ -1,0 +1,1 @@
+"""ONNX files: read, run, looked into, quantised and tidied."""

@@ -1,0 +1,1 @@
+"""ONNX graphs rebuilt in TensorFlow, operator by operator; `translate` puts them together."""

@@ -1,0 +1,1 @@
+"""OpenVINO IR: read, run, looked into and quantised with NNCF."""

@@ -1,0 +1,1 @@
+"""TensorFlow: frozen graphs, SavedModels and Keras models."""

@@ -1,0 +1,1 @@
+"""PyTorch modules: loaded, called, exported, looked into and rewritten."""

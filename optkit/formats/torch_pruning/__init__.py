@@ -1,0 +1,1 @@
+"""Pruning of PyTorch modules: what hangs together, what it is worth, what goes."""

@@ -1,7 +1,0 @@
-"""Importing this imports litert-torch, and torch with it: for a worker that would idle."""
-
-from __future__ import annotations
-
-from optkit.formats.tflite_torch import load
-
-load()

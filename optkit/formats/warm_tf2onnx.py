@@ -1,9 +1,0 @@
-"""Importing this imports TensorFlow and tf2onnx: for a worker that would idle."""
-
-from __future__ import annotations
-
-from optkit.formats.tf_core import load
-from optkit.plugin import need
-
-load()
-need("tf2onnx")

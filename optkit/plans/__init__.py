@@ -1,0 +1,1 @@
+"""How a recipe becomes a plan: each part resolved, and every mistake noted."""
