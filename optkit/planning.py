@@ -24,7 +24,11 @@ class Check:
     bounds: the stated bounds, those of lossy steps before it included; empty when they derive from `precision` and the
         source's measured noise floor. stated_by: the step that stated each of them.
     precision: the coarsest floating-point type on the way here.
-    lossy: some step on the way here is lossy, so edge values are judged on finiteness and shape alone.
+    lossy: some step on the way here is lossy, so edge values are judged on finiteness and shape alone. Without `bounds`
+        then, since its bounds were waived, the distance from the source says nothing.
+    floating: every lossy step on the way gives an ordinary floating-point model (see `Pass.floating`).
+    as_parent: the step is faithful and states nothing after such a lossy one, so that its answers must be
+        its parent's but for rounding.
     waived: the written reason why this check is skipped.
     """
 
@@ -33,6 +37,13 @@ class Check:
     lossy: bool
     stated_by: tuple[str, ...]
     waived: str | None = None
+    floating: bool = True
+    as_parent: bool = False
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether nothing says how near it has to be: bounds were waived before it, and its parent is no guide."""
+        return self.lossy and not self.bounds and not self.as_parent and self.waived is None
 
 
 @dataclass(frozen=True)

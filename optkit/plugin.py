@@ -179,6 +179,8 @@ class Pass:
         as asked (opset, precision, operators). Names, dtypes and dims are compared for every pass without it.
     fidelity: "exact" (same arithmetic), "rounding" (another kernel), "lossy" (quantise, prune, distil).
     precision: the coarsest floating-point type the output computes in; None keeps the parent's.
+    floating: of a lossy pass, whether what it makes is an ordinary floating-point model, smaller or trained anew. A
+        faithful step after it is then held to its answers as closely as any conversion, beside the bounds it inherits.
     keeps: what of the parent's signature holds in the output; a pass that changes dtypes drops "dtypes".
     tools: distributions whose versions decide the output; part of the cache key.
     machine(options) -> what else of this machine decides the output (its GPU, a compiler's version), for the cache key.
@@ -207,6 +209,7 @@ class Pass:
     options: type[Options] = Options
     fidelity: Fidelity = "rounding"
     precision: str | None = None
+    floating: bool = False
     keeps: frozenset[str] = frozenset({"names", "dtypes", "dims"})
     tools: tuple[str, ...] = ()
     machine: Callable[[Any], Sequence[str]] | None = None

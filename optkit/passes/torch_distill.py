@@ -145,6 +145,7 @@ PASS = Pass(
     confirm=confirm,
     options=TorchDistill,
     fidelity="lossy",
+    floating=True,
     precision="float32",
     tools=("torch", "safetensors", "numpy"),
     needs_data=True,

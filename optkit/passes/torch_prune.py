@@ -330,6 +330,7 @@ PASS = Pass(
     confirm=confirm,
     options=TorchPrune,
     fidelity="lossy",
+    floating=True,
     tools=("torch", "safetensors"),
     needs_data=lambda options: options.ranks_by in FITTED or options.recover is not None,
     needs_source=lambda options: options.recover is not None,

@@ -230,6 +230,7 @@ PASS = Pass(
     confirm=confirm,
     options=TorchTrain,
     fidelity="lossy",
+    floating=True,
     precision="float32",
     tools=("torch", "safetensors", "numpy"),
     needs_data=True,

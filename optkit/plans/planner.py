@@ -28,6 +28,7 @@ from optkit.spec.runtimes import CODE, as_json, read_settings
 from optkit.spec.yamlread import Key
 
 _RESERVED = ("logs", "report.json", *DRAWN)  # what else lies in the output folder, beside the deliveries
+_BOUNDS = 'add check: ["cosine >= 0.99"], or waive: with the reason'
 
 
 @dataclass
@@ -165,6 +166,8 @@ class Planner:
         at, before = spec.from_, self.plain.get(spec.from_)
         for passed in chain[:-1]:
             check, default, python = check_of(passed, (), "", before), passed.options(), interpreter(passed, written)
+            if check.unbounded:  # then what the recipe says of the end of this way holds on it too
+                check = check_of(passed, stated, spec.id, before, spec.waive)
             twin = next((s for s in self.steps.values() if s.parent == at and s.use is passed and s.check == check
                          and s.options == default and s.data is None and s.python == python),
                         None)  # fmt: skip
@@ -180,7 +183,14 @@ class Planner:
         if runtime is not None and runtime.arithmetic() in PRECISIONS:
             check = replace(check, precision=_coarser(check.precision, runtime.arithmetic()))
         elif runtime is not None and runtime.arithmetic() == "runtime":
-            check = replace(check, lossy=True)
+            check = replace(check, lossy=True, floating=False, as_parent=False)
+        elsewhere = (
+            spec.on_target and check.as_parent and not check.bounds
+        )  # there its parent's answers are not at hand
+        if elsewhere or (check.unbounded and before is not None and before.lossy and chain[-1].fidelity != "lossy"):
+            what = f"step {spec.id}: nothing says how near it has to be: the bounds of what it is made from are waived"
+            self.note(("steps", index), what, _BOUNDS, ("steps", index, "check"), code="OPK-213")
+            return
         self.steps[spec.id] = Step(
             id=spec.id, use=chain[-1], options=options, parent=at, data=data, on_target=spec.on_target,
             check=check, must=tuple(spec.must), gates=gates, runtime=as_json(runtime) if runtime else {},
@@ -370,9 +380,8 @@ class Planner:
             self.note(("steps", index, "waive"), f"step {spec.id}: has both check: and waive:", "keep one")
         if use and use.fidelity == "lossy" and not spec.check and spec.waive is None:
             what = f"step {spec.id}: {use.name} loses accuracy, so it must state its bounds"
-            hint = 'add check: ["cosine >= 0.99"], or waive: with the reason'
             self.note(
-                ("steps", index), what, hint, ("steps", index, "check"), ("steps", index, "waive"), code="OPK-213"
+                ("steps", index), what, _BOUNDS, ("steps", index, "check"), ("steps", index, "waive"), code="OPK-213"
             )
         return tuple(stated)
 
@@ -395,12 +404,16 @@ def check_of(use: Pass, stated: tuple[Bound, ...], step_id: str, before: Check |
     mine = {(b.metric, b.output) for b in stated}
     inherited = zip(before.bounds, before.stated_by, strict=True) if before else ()
     kept = [(bound, who) for bound, who in inherited if (bound.metric, bound.output) not in mine]
+    lossy, after_lossy = use.fidelity == "lossy", before is not None and before.lossy
+    floating = (use.floating or not lossy) and (before is None or before.floating)
     return Check(
         bounds=(*stated, *(bound for bound, _ in kept)),
         stated_by=(*(step_id for _ in stated), *(who for _, who in kept)),
         precision=_coarser(before.precision if before else "float32", use.precision),
-        lossy=use.fidelity == "lossy" or bool(before and before.lossy),
+        lossy=lossy or after_lossy,
         waived=waived,
+        floating=floating,
+        as_parent=after_lossy and floating and not lossy and not stated,
     )
 
 

@@ -34,6 +34,7 @@ class Judged:
     reason: str
     text: str
     percent: bool = False
+    against: str = "source"
 
     @property
     def spelt(self) -> str:
@@ -57,7 +58,7 @@ def judged(step: Data) -> list[Judged]:
             made.append(Judged(
                 case["name"], verdict_.get("output") or "", text or "", bound.metric if bound else "", measured,
                 verdict_.get("worst_sample"), used(bound, measured), verdict_["held"], told, verdict_["text"],
-                bool(bound and bound.info.unit == "fraction"),
+                bool(bound and bound.info.unit == "fraction"), verdict_.get("against") or "source",
             ))  # fmt: skip
     return made
 
@@ -127,6 +128,7 @@ class BoundRow:
         one = self.worst
         bound = one.bound if one.reason.startswith("stated") else one.metric
         bound = (bound or one.bound or "check").removeprefix(f"{one.output}.")
+        bound += "" if one.against == "source" else f" against {one.against}"
         return f"{one.output}: {bound}" if one.output else bound
 
     @property
@@ -145,9 +147,10 @@ def bound_rows(step: Data) -> list[BoundRow]:
 
     A bound that derives from precision differs a little from case to case: it is one row by its metric.
     """
-    groups: dict[tuple[str, str, bool], list[Judged]] = {}
+    groups: dict[tuple[str, str, bool, str], list[Judged]] = {}
     for one in judged(step):
-        groups.setdefault((one.output, one.metric or one.text, one.reason.startswith("stated")), []).append(one)
+        key = (one.output, one.metric or one.text, one.reason.startswith("stated"), one.against)
+        groups.setdefault(key, []).append(one)
     return [
         BoundRow(max(members, key=lambda j: (not j.held, -1.0 if j.used is None else j.used)), tuple(members))
         for members in groups.values()

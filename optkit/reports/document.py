@@ -78,6 +78,7 @@ class Comparison(Part):
 class Judgement(Part):
     """Whether a bound holds on an output."""
 
+    against: str = Field("source", description="whose answers: the source's, or of a conversion its parent step's")
     bound: str | None
     reason: str
     output: str | None
@@ -109,6 +110,7 @@ class CheckPart(Part):
     data: str | None
     precision: str | None
     lossy: bool
+    as_parent: bool = Field(False, description="whether its parent's answers have to be its own but for rounding")
     bounds: list[str]
     stated_by: list[str]
     metrics: list[dict[str, Any]]

@@ -188,7 +188,7 @@ def reasons(case: Data) -> Iterator[tuple[str, str]]:
             yield f"metric {name}", f"metric {name} could not be measured: {score['problem']}"
     for judged in case.get("verdicts", []):
         if not judged["held"]:
-            yield f"{judged.get('output')} {judged.get('bound')}", judged["text"]
+            yield f"{judged.get('output')} {judged.get('bound')} {judged.get('against')}", judged["text"]
 
 
 def cost(step: Data, report: Data) -> str:

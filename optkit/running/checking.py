@@ -101,7 +101,7 @@ def _set_checked(run: RunState, state: StepState, entry: Entry, scores: Mapping[
     noise = run.record.data.get("noise")
     scores = {metric.name: scores[metric.name] for metric in run.recipe.metrics}
     measured = with_scores(entry.data["cases"], scores)
-    cases = judge_cases(measured, state.step.check, noise, state.artifact.signature)
+    cases = judge_cases(measured, state.step.check, noise, state.artifact.signature, state.step.parent)
     state.check = _check_json(run, state, cases, entry.data["provider"])
     vectors = entry.folder / "vectors.npz"
     state.vectors = vectors if vectors.is_file() else None
@@ -136,6 +136,7 @@ def _check_json(run: RunState, state: StepState, cases: list[dict[str, Any]], pr
         "bounds": [str(bound) for bound in check.bounds],
         "stated_by": list(check.stated_by),
         "metrics": [metric.to_json() for metric in run.recipe.metrics],
+        "as_parent": check.as_parent,
         "waived": check.waived,
         "provider": provider,
         "held": bool(cases) and all(c["held"] for c in cases),

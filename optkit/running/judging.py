@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from optkit.artifact import Signature
-from optkit.parity.bounds import Bound, default_bounds, held, judge
+from optkit.parity.bounds import Bound, Verdict, default_bounds, held, judge
 from optkit.planning import Check
+from optkit.recipe import SOURCE
 
 Noise = Mapping[str, Mapping[str, float]]
 Result = Mapping[str, Any]
@@ -15,16 +17,28 @@ Result = Mapping[str, Any]
 FACTOR = 2.0
 """How much farther off than on the judging set a sample may be at another size: other kernels, other padding."""
 
+SLACK = 4.0
+"""How much farther than from the source a conversion may be from its parent: the noise of a pruned or trained model was
+not measured, and may be somewhat higher than the source's."""
+
 FLOOR = 1e-4
 """Relative L2 below which that comparison is about float32 rounding alone."""
 
 
 def judge_cases(
-    cases: Sequence[Mapping[str, Any]], check: Check, noise: Noise | None, signature: Signature | None
+    cases: Sequence[Mapping[str, Any]],
+    check: Check,
+    noise: Noise | None,
+    signature: Signature | None,
+    parent: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Every case of a check's metrics, each with its `verdicts` and `held` added."""
+    """Every case of a check's metrics, each with its `verdicts` and `held` added.
+
+    parent: the step's parent by name, where `check.as_parent` asks for its answers.
+    """
     whole = next((case["source"] for case in cases if case["kind"] == "samples"), None)
-    return [judge_case(case, check, noise, signature, whole) for case in cases]
+    judged = [judge_case(case, check, noise, signature, whole) for case in cases]
+    return [_as_parent(case, check, noise, signature, parent) for case in judged] if parent else judged
 
 
 def with_scores(cases: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -56,29 +70,61 @@ def judge_case(
     """
     case, hollow = _without_hollow(_without_labels(case, check))
     result = case["source"]
-    stated = _stated(case, check, whole, [*derived(case, check.precision, noise, signature, result)])
+    default = () if check.lossy and not check.bounds else derived(case, check.precision, noise, signature, result)
+    stated = _stated(case, check, whole, default)
     scores = case.get("scores")
     some = not hollow or set(result["outputs"]) > hollow
-    judged = [v for v in judge(result, stated, scores) if v.output not in hollow] if stated and some else []
+    asked = (stated and some) or check.unbounded
+    judged = [v for v in judge(result, stated, scores) if v.output not in hollow] if asked else []
     if judged or (stated and not hollow):
         ok = held(result, judged, scores)
     else:
         ok = result["samples"] > 0 and not result["problems"]
     origin: Mapping[Bound, str] = dict(zip(check.bounds, check.stated_by, strict=True))
-    verdicts = [
-        {
-            "bound": str(v.bound) if v.bound else None,
-            "reason": v.bound.reason if v.bound else "",
-            "output": v.output,
-            "held": v.held,
-            "measured": v.measured,
-            "worst_sample": v.worst_sample,
-            "text": v.text,
-            "stated_by": origin.get(v.bound) if v.bound else None,
-        }
-        for v in judged
+    return {
+        **case,
+        "verdicts": [_told(v, SOURCE, origin.get(v.bound) if v.bound else None) for v in judged],
+        "held": ok,
+    }
+
+
+def _told(verdict: Verdict, against: str, stated_by: str | None = None) -> dict[str, Any]:
+    """A verdict as a report has it."""
+    return {
+        "against": against,
+        "bound": str(verdict.bound) if verdict.bound else None,
+        "reason": verdict.bound.reason if verdict.bound else "",
+        "output": verdict.output,
+        "held": verdict.held,
+        "measured": verdict.measured,
+        "worst_sample": verdict.worst_sample,
+        "text": verdict.text,
+        "stated_by": stated_by,
+    }
+
+
+def _as_parent(
+    case: dict[str, Any], check: Check, noise: Noise | None, signature: Signature | None, parent: str
+) -> dict[str, Any]:
+    """A judged case with the verdicts of a faithful step on its parent's answers added."""
+    result = case.get("parent")
+    if not check.as_parent or case["kind"] == "edge":
+        return case
+    if result is None:  # bounds of its own then have to do
+        return case if check.bounds else judge_case(case, replace(check, as_parent=False), noise, signature)
+    why = f"a conversion answers as what it is made from; {SLACK:g} times the distance allowed from a source:"
+    bounds = [
+        replace(bound, value=SLACK * bound.value, reason=f"{why} {bound.reason}")
+        for bound in derived(case, check.precision, noise, signature, result)
     ]
-    return {**case, "verdicts": verdicts, "held": ok}
+    judged = [_told(replace(v, text=f"{v.text}, against {parent}"), parent) for v in judge(result, bounds)]
+    odd = [
+        _told(Verdict(None, p.get("output"), False, None, p.get("sample"), f"{p['text']}, against {parent}"), parent)
+        for p in result["problems"]
+        if not case["source"]["problems"]
+    ]
+    mine = [*judged, *odd]
+    return {**case, "verdicts": [*case["verdicts"], *mine], "held": case["held"] and all(v["held"] for v in mine)}
 
 
 def _without_labels(case: Mapping[str, Any], check: Check) -> Mapping[str, Any]:

@@ -19,6 +19,8 @@ from optkit.events import Event, RunFinished, RunStarted, StepFinished, StepStar
 from optkit.planning import make_plan
 from optkit.recipe import load_recipe
 from optkit.report import Report
+from optkit.reports import markdown
+from optkit.reports.rows import broken
 
 
 @pytest.fixture
@@ -158,6 +160,21 @@ def test_a_wrong_model_fails_its_check(step: str, words: str, base: Path) -> Non
     assert statuses(report) == {"bad": "failed", "next": "blocked"}
     assert report.exit_code == 1
     assert any(words in text for text in wrong(report.step("bad"))), wrong(report.step("bad"))
+
+
+@pytest.mark.parametrize("bounds", ['check: ["cosine >= 0.9", "rel_l2 <= 0.5"]', "waive: trained again on the device"])
+def test_a_conversion_cannot_hide_behind_a_lossy_steps_bounds(bounds: str, base: Path) -> None:
+    steps = f"""\
+  - {{id: small, use: crashy.shrinks, {bounds}}}
+  - {{id: good, from: small, use: toy.copy}}
+  - {{id: bad, from: good, use: crashy.drifts}}
+"""
+    report = convert(base, steps)
+    assert (report.step("good")["status"], report.step("bad")["status"], report.exit_code) == ("passed", "failed", 1)
+    (told,) = broken(report.step("bad"))
+    assert "rel_l2 0.01 at sample" in told
+    assert "against good" in told
+    assert "a conversion answers as what it is made from" in markdown.render(report.data)
 
 
 def test_a_waived_check_is_never_called_passed(base: Path) -> None:

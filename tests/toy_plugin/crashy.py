@@ -222,5 +222,7 @@ WRONG_DTYPES = _crashy("wrong_dtypes", _changed(lambda m: m["output"].update(dty
 STATIC_DIMS = _crashy("static_dims", _changed(lambda m: m["input"].update(shape=[8, *m["input"]["shape"][1:]])))
 NAN_OUTPUT = _crashy("nan_output", _changed(_weights(float("nan"))))
 SIGN_FLIP = _crashy("sign_flip", _changed(_weights(-1.0)))
+DRIFTS = _crashy("drifts", _changed(_weights(1.01)))
+SHRINKS = _crashy("shrinks", _changed(_weights(0.7)), fidelity="lossy", floating=True)
 LAST_ROW = _crashy("last_row", _changed(lambda m: m.update(last=-1)))
 UNKEPT = _crashy("unkept", sleeps, confirm=lambda parent, artifact, options, context: ["nothing was done", "at all"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -241,3 +242,46 @@ def test_a_case_is_handed_on_as_it_was() -> None:
     judged = judge_case(given, check(), None, FLOATS)
     assert {k: judged[k] for k in given} == given
     assert set(judged) == {*given, "verdicts", "held"}
+
+
+def beside(share_of_source: float, share_of_parent: float, kind: str = "samples") -> dict[str, Any]:
+    """A case that is so far from the source, and so far from its parent."""
+    parent = off(64, share_of_source)
+    mine = parent + share_of_parent * (off(64, 1.0) - Y)[::-1]
+    made = case(kind, y=mine)
+    comparison = Comparison()
+    comparison.add({"y": parent}, {"y": mine}, 64)
+    return {**made, "parent": comparison.result()}
+
+
+def test_a_conversion_of_a_pruned_model_has_to_answer_as_that_does() -> None:
+    noise = {"samples": {"y": 2e-7}}
+    stated = replace(check("cosine >= 0.5", lossy=True), as_parent=True)
+    (good,) = judge_cases([beside(0.3, 1e-6)], stated, noise, FLOATS, "small")
+    assert good["held"]
+    (bad,) = judge_cases([beside(0.3, 0.05)], stated, noise, FLOATS, "small")
+    assert not bad["held"], "its bound on the source would have let it pass"
+    held, broken = bad["verdicts"]
+    assert (held["against"], held["held"], held["stated_by"]) == ("source", True, "step0")
+    assert (broken["against"], broken["held"], broken["stated_by"]) == ("small", False, None)
+    assert broken["text"].endswith(", against small")
+    assert "4 times the distance allowed from a source" in broken["reason"]
+    (edge,) = judge_cases([beside(0.3, 0.05, "edge")], stated, noise, FLOATS, "small")
+    assert edge["held"], "edge values are outside what it was pruned and trained on"
+    (plain,) = judge_cases([beside(0.3, 0.05)], check("cosine >= 0.5", lossy=True), noise, FLOATS, "small")
+    assert plain["held"]
+
+
+def test_where_bounds_are_waived_the_parent_is_the_measure_or_nothing_is() -> None:
+    noise = {"samples": {"y": 2e-7}}
+    waived = replace(check(lossy=True), as_parent=True)
+    (good,) = judge_cases([beside(0.9, 1e-6)], waived, noise, FLOATS, "small")
+    assert good["held"]
+    assert [v["against"] for v in good["verdicts"]] == ["small"]
+    (bad,) = judge_cases([beside(0.9, 1e-3)], waived, noise, FLOATS, "small")
+    assert not bad["held"]
+    alone = {key: value for key, value in beside(0.9, 1e-6).items() if key != "parent"}
+    for stated in (waived, check(lossy=True)):
+        (untold,) = judge_cases([alone], stated, noise, FLOATS, "small")
+        assert not untold["held"]
+        assert untold["verdicts"][0]["text"] == "no bounds: nothing was asked of this step"

@@ -168,3 +168,28 @@ def test_what_a_pass_asks_of_the_machine_is_in_its_key_and_in_no_other(folder: P
 
     assert key(None) == keys.step_key(plan, step, parent, None, parent)
     assert len({key(None), key(lambda options: ["GPU A"]), key(lambda options: ["GPU B"])}) == 3
+
+
+PRUNED = "{id: small, use: torch.prune, with: {remove_macs: 20%}, "
+
+
+def test_a_conversion_after_a_pruning_is_held_to_its_parent_too(folder: Path) -> None:
+    steps = f"""\
+  - {PRUNED}check: ["cosine >= 0.5"]}}
+  - {{id: onnx, from: small, to: onnx}}
+"""
+    plan = plan_of(GOOD.replace("  - {id: onnx, to: onnx}\n", steps), folder)
+    small, onnx, slim, int8, ov = (plan.step(s).check for s in ("small", "onnx", "slim", "int8", "ov"))
+    assert [c.as_parent for c in (small, onnx, slim, int8, ov)] == [False, True, True, False, True]
+    assert [str(b) for b in onnx.bounds] == ["cosine >= 0.5"]
+    after = plan_of(GOOD.replace("{id: ov, from: slim", "{id: ov, from: int8"), folder).step("ov").check
+    assert not after.as_parent, "an int8 kernel may differ by a whole step from another"
+    mine = steps.replace("to: onnx}", 'to: onnx, check: ["cosine >= 0.4"]}')
+    plan = plan_of(GOOD.replace("  - {id: onnx, to: onnx}\n", mine), folder)
+    assert not plan.step("onnx").check.as_parent, "what a step states itself is what it is judged by"
+
+
+def test_after_a_waived_pruning_the_parent_alone_is_the_measure(folder: Path) -> None:
+    steps = f"  - {PRUNED}waive: it is looked at by hand}}\n  - {{id: onnx, from: small, to: onnx}}\n"
+    check = plan_of(GOOD.replace("  - {id: onnx, to: onnx}\n", steps), folder).step("onnx").check
+    assert (check.bounds, check.lossy, check.as_parent, check.unbounded) == ((), True, True, False)

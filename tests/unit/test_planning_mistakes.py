@@ -316,3 +316,19 @@ def test_a_recipe_on_disk_has_its_file_in_every_place(folder: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         make_plan(recipe)
     assert [str(p.where) for p in caught.value.problems] == [f"{path}:14:1", f"{path}:19:26"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('check: ["cosine >= 0.99"]}\n  - {id: ov, from: slim', "waive: measured by hand}\n  - {id: ov, from: int8"),
+        ("{id: ov, from: slim, to: openvino}",
+         "{id: small, use: torch.prune, with: {remove_macs: 20%}, waive: looked at by hand}\n"
+         "  - {id: ov, from: small, to: tensorrt, on_target: true}"),
+    ],
+    ids=["quantised", "judged elsewhere"],
+)  # fmt: skip
+def test_after_waived_bounds_a_conversion_needs_its_own(old: str, new: str, folder: Path) -> None:
+    found = problems_of(GOOD.replace(old, new), folder)
+    assert ["nothing says how near it has to be" in what for _, what, _ in found] == [True], found
+    assert found[0][2] == 'add check: ["cosine >= 0.99"], or waive: with the reason'
