@@ -95,7 +95,7 @@ def test_a_pruned_student_keeps_its_structure_in_a_fresh_process(teacher: Artifa
     notes = turn.run()
     assert notes["held_out_loss"]["after"] < notes["held_out_loss"]["before"] / 3
     code = (
-        "import json, sys; from pathlib import Path; from optkit.formats import torch_model\n"
+        "import json, sys; from pathlib import Path; from optkit.formats.torch import model as torch_model\n"
         "m = torch_model.load(Path(sys.argv[1]))\n"
         "print(json.dumps({n: list(p.shape) for n, p in m.source.module.named_parameters()}))"
     )

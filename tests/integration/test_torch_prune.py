@@ -368,7 +368,7 @@ def test_a_fresh_process_gives_the_same_answers(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np, torch\n"
         "from pathlib import Path\n"
-        "from optkit.formats import torch_model\n"
+        "from optkit.formats.torch import model as torch_model\n"
         "model = torch_model.load(Path(sys.argv[1]))\n"
         "out = model.call({'input_ids': torch.from_numpy(np.load(sys.argv[2]))})\n"
         "np.save(sys.argv[3], out['last_hidden_state'].numpy())\n"

@@ -165,7 +165,7 @@ def test_it_learns_and_says_what_it_quantised(images: Trained) -> None:
 def test_a_fresh_process_gives_the_same_answers(images: Trained) -> None:
     feeds = {"x": np.stack([s["x"] for s in IMAGES.items[:4]])}
     code = (
-        "import sys, numpy, torch; from pathlib import Path; from optkit.formats import torch_model\n"
+        "import sys, numpy, torch; from pathlib import Path; from optkit.formats.torch import model as torch_model\n"
         "x = torch.from_numpy(numpy.load(sys.argv[2]))\n"
         "numpy.save(sys.argv[3], torch_model.load(Path(sys.argv[1])).call({'x': x})['scores'].numpy())"
     )
