@@ -56,6 +56,19 @@ TARGETS: dict[str, Target] = {
 }
 """One line per target."""
 
+INTRODUCTION = """\
+# What optkit converts
+
+Made by `python benchmarks/coverage.py`: small models of many architectures with random weights, and the ONNX files
+that the onnx package is tested with. Each is converted by optkit and compared with its source, over every declared
+size and on edge values.
+
+*held*: converted, and the check held (TensorRT-RTX: the engine was built; its check needs a GPU). *refused*: optkit
+said why not, and what to do. *failed*: anything else. Declared are a batch of 1 to 4, and for text a sequence of 4 to
+32 (in TFLite 16); "fixed sequence" says that the target took it at one size alone. ONNX files have the sizes they come
+with, and their way to ONNX is `onnx.simplify`.
+"""
+
 UNEXPLAINED = (
     "litert-torch failed", "torch.onnx failed", "torch.export cannot trace", "OpenVINO cannot convert the model",
     "OpenVINO failed to convert", "could not build the engine", "the torchscript exporter failed", "onnxsim failed",
@@ -270,7 +283,8 @@ def main() -> int:
         with ThreadPoolExecutor(arguments.jobs) as pool:
             list(pool.map(lambda name: in_a_child(name, arguments.target, arguments), arguments.only or known))
     results = [json.loads(file.read_text()) for name in known if (file := BUILD / f"{name}.json").exists()]
-    coverage_table.write(results, TARGETS, HERE / "coverage.md" if len(results) == len(known) else None, BUILD)
+    whole = HERE / "coverage.md" if len(results) == len(known) else None
+    coverage_table.write(results, TARGETS, whole, BUILD, INTRODUCTION)
     return 0
 
 

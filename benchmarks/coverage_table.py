@@ -1,4 +1,4 @@
-"""The results of benchmarks/coverage.py as text: one line per subject, totals, and Markdown."""
+"""The results of benchmarks/coverage.py and shrinking.py as text: one line per subject, totals, and Markdown."""
 
 from __future__ import annotations
 
@@ -50,8 +50,9 @@ def groups(results: Sequence[Data]) -> dict[str, list[Data]]:
     return {title: subjects for title, subjects in made.items() if subjects}
 
 
-def write(results: Sequence[Data], targets: Mapping[str, Any], markdown: Path | None, build: Path) -> None:
-    """Print the totals, and write the JSON, and the Markdown where a path is given."""
+def write(results: Sequence[Data], targets: Mapping[str, Any], markdown: Path | None, build: Path,
+          introduction: str) -> None:  # fmt: skip
+    """Print the totals, and write the JSON, and the Markdown with its introduction where a path is given."""
     everything = {
         title: {key: totals(subjects, key) for key in targets if any(key in s["targets"] for s in subjects)}
         for title, subjects in groups(results).items()
@@ -66,26 +67,13 @@ def write(results: Sequence[Data], targets: Mapping[str, Any], markdown: Path | 
             print(f"{targets[key].title:14} {count['subjects']:8} {count['held']:6} {share:7.1%} {count['refused']:8} "
                   f"{count['failed']:7}   {count['all dims']}, {count['batch']}")  # fmt: skip
     if markdown:
-        markdown.write_text("\n".join(_document(results, targets, everything)).rstrip() + "\n", encoding="utf-8")
+        markdown.write_text(
+            "\n".join([introduction, *_document(results, targets, everything)]).rstrip() + "\n", encoding="utf-8"
+        )
         print(f"\n{markdown}")
 
 
-INTRODUCTION = """\
-# What optkit converts
-
-Made by `python benchmarks/coverage.py`: small models of many architectures with random weights, and the ONNX files
-that the onnx package is tested with. Each is converted by optkit and compared with its source, over every declared
-size and on edge values.
-
-*held*: converted, and the check held (TensorRT-RTX: the engine was built; its check needs a GPU). *refused*: optkit
-said why not, and what to do. *failed*: anything else. Declared are a batch of 1 to 4, and for text a sequence of 4 to
-32 (in TFLite 16); "fixed sequence" says that the target took it at one size alone. ONNX files have the sizes they come
-with, and their way to ONNX is `onnx.simplify`.
-"""
-
-
 def _document(results: Sequence[Data], targets: Mapping[str, Any], everything: Data) -> Iterator[str]:
-    yield INTRODUCTION
     for title, subjects in groups(results).items():
         shown = list(everything[title])
         yield f"## {title}\n"
