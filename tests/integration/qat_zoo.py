@@ -129,3 +129,24 @@ class Torchs(nn.Module):
 def torchs() -> nn.Module:
     torch.manual_seed(0)
     return Torchs().eval()
+
+
+class Pools(nn.Module):
+    """`(batch, 8)` to `(batch, 4)`, beside a layer whose result nobody asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 16)
+        self.pooler = nn.Linear(16, 16)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.first(x))
+        torch.tanh(self.pooler(hidden))
+        scores: Tensor = self.head(hidden)
+        return scores
+
+
+def pools() -> nn.Module:
+    torch.manual_seed(0)
+    return Pools().eval()

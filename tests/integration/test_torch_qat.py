@@ -210,6 +210,19 @@ def test_torchs_own_attention_runs_on_integers(tmp_path: Path) -> None:
     assert executed(file.path) == {("FullyConnected", True): 7}
 
 
+def test_a_layer_that_no_output_needs_stays_float_as_exporters_leave_it_out(tmp_path: Path) -> None:
+    vector = TensorSpec("x", "float32", ("batch", 8))
+    data = ListSamples([{"x": RNG.standard_normal(8).astype(np.float32)} for _ in range(120)])
+    made = trained(tmp_path / "run", source(tmp_path / "source", "pools", vector), data, lr=1e-3)
+    assert made.notes["left_float"] == {"no output depends on it": ["pooler"]}
+    assert made.notes["quantised"] == ["first", "head"]
+    feeds = {"x": RNG.standard_normal((16, 8)).astype(np.float32)}
+    for use in (torch_to_onnx.PASS, torch_to_openvino.PASS):
+        assert (
+            worst_cosine(ask(converted(use, made.artifact, tmp_path, made.turn), feeds), made.answers(feeds)) >= 0.999
+        )
+
+
 def test_for_openvino_a_branch_is_not_rounded_before_it_is_added(images: Trained, tmp_path: Path) -> None:
     """As its kernels do it: then the answers are equal but for what is rounded to either side."""
     assert set(images.record.calls[":add:0"].operands) == {"0", "1"}

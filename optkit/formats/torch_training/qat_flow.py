@@ -48,11 +48,16 @@ class Seen:
 
 @dataclass
 class Flow:
-    """A forward's calls in order. dims: the rank of each value; floats: those of a floating-point type."""
+    """A forward's calls in order.
+
+    dims: the rank of each value; floats: those of a floating-point type. ends: the values that are the model's
+    outputs; None where an output is none of the values.
+    """
 
     calls: list[Seen]
     dims: dict[int, int]
     floats: set[int]
+    ends: set[int] | None = None
 
     def users(self) -> dict[int, list[tuple[Seen, str]]]:
         """Per value who takes it, and in which slot."""
@@ -62,13 +67,29 @@ class Flow:
                 found.setdefault(value, []).append((call, slot))
         return found
 
+    def idle(self) -> set[str]:
+        """Keys of the calls on which no output depends: what exporters leave out, such as a pooler nobody asks for."""
+        if self.ends is None:
+            return set()
+        needed, found = set(self.ends), set()
+        for call in reversed(self.calls):
+            # What writes into a tensor may write into one that is looked at through another.
+            writes = call.name in ("__setitem__", "__set__") or (
+                call.name.endswith("_") and not call.name.endswith("__")
+            )
+            if writes or needed.intersection(call.gives):
+                needed.update(call.takes.values())
+            else:
+                found.add(call.key)
+        return found
+
     def uses(self) -> Counter[str]:
         """How many slots take each parameter."""
         return Counter(name for call in self.calls for name in call.parameters.values())
 
 
 def watch(module: Any, run: Any) -> Flow:
-    """The flow of one forward of the module; run: calls the model that the module is in."""
+    """The flow of one forward of the module; run: calls the model that the module is in, and gives its outputs."""
     torch = need("torch")
     names: dict[int, str] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -100,9 +121,10 @@ def watch(module: Any, run: Any) -> Flow:
     end = handle_calls(module, handle)
     try:
         with torch.no_grad():
-            run()
+            outputs = list(run().values())
     finally:
         end()
+    flow.ends = {numbers[id(t)] for t in outputs} if all(id(t) in numbers for t in outputs) else None
     return flow
 
 
@@ -191,7 +213,7 @@ class _Chooser:
     def __init__(self, module: Any, flow: Flow, target: str, per_channel: bool, bits: int, keep: Sequence[str]) -> None:
         self.module, self.flow, self.target = module, flow, target
         self.per_channel, self.most, self.keep = per_channel, 2 ** (bits - 1) - 1, keep
-        self.users, self.uses = flow.users(), flow.uses()
+        self.users, self.uses, self.idle = flow.users(), flow.uses(), flow.idle()
         self.parent: dict[int, int] = {}
         self.left: dict[str, list[str]] = {}
 
@@ -228,6 +250,8 @@ class _Chooser:
             matched.update(kept)
             if kept:
                 self._leave("kept", call)
+            elif call.key in self.idle:
+                self._leave("no output depends on it", call)
             elif weight is None:
                 self._leave("without a weight of its own", call)
             elif self.uses[weight] > sum(c.parameters.get(_slot(c, "weight")) == weight for c in self.flow.calls
@@ -249,7 +273,13 @@ class _Chooser:
         found = []
         for call in self.flow.calls:
             floats = [v for v in call.takes.values() if v in self.flow.floats]
-            if call.name not in BETWEEN or len(call.gives) != 1 or call.gives[0] not in self.flow.floats or not floats:
+            if (
+                call.key in self.idle
+                or call.name not in BETWEEN
+                or len(call.gives) != 1
+                or call.gives[0] not in self.flow.floats
+                or not floats
+            ):
                 continue
             if call.name in ADD and len(floats) < 2:
                 continue
