@@ -12,6 +12,7 @@ from optkit.cache import Cache, open_cache
 from optkit.caching.keys import dims_json
 from optkit.delivery.proving import compare, verify
 from optkit.drafting.shorthand import LABELS, is_recipe, model_name, model_section, of_delivery, safe_name
+from optkit.drafting.targets import delivered_steps
 from optkit.errors import CheckError, OptkitError, UserError
 from optkit.events import Listener, ignore
 from optkit.execute import execute
@@ -60,6 +61,7 @@ def convert(
     recipe: str | Path | Mapping[str, Any] | None = None,
     to: str | Sequence[str] = (),
     steps: Sequence[Mapping[str, Any]] = (),
+    int8: str | Sequence[str] = (),
     gate: Sequence[str] = (),
     weights: str | Path | None = None,
     example_inputs: Any = None,
@@ -88,6 +90,8 @@ def convert(
     to: target formats, each a step of that name, and delivered. steps: more steps, as a recipe writes them (`{"id":
         "int8", "from": "onnx", "use": "onnx.quantize", "data": "fit", "check": [...]}`); delivered are those that no
         other step takes. gate: what every delivery may take at most, or must gain, as a recipe's `gate:`.
+    int8: bounds, such as "cosine >= 0.99": an int8 of each target as well, delivered as TARGET-int8, fitted on `fit`,
+        its settings looked for, and no more left in floating point than the bounds need.
     example_inputs: for a torch model: arrays or tensors by input name, or a tuple in forward()'s order, with the batch
         axis; default: the first samples of `data`, where that is arrays by name. inputs: instead, or beside it, as a
         recipe's `inputs:`. outputs: names for the outputs, in order.
@@ -105,8 +109,9 @@ def convert(
     """
     store = cache if isinstance(cache, Cache) else open_cache(cache)
     made = planned(model, store, overrides, {
-        "recipe": recipe, "to": to, "steps": steps, "gate": gate, "weights": weights, "example_inputs": example_inputs,
-        "inputs": inputs, "outputs": outputs, "dims": dims, "data": data, "fit": fit, "metric": metric, "name": name,
+        "recipe": recipe, "to": to, "steps": steps, "int8": int8, "gate": gate, "weights": weights,
+        "example_inputs": example_inputs, "inputs": inputs, "outputs": outputs, "dims": dims, "data": data, "fit": fit,
+        "metric": metric, "name": name,
     })  # fmt: skip
     folder = Path(out) if out else Path("build") / made.recipe.name
     try:
@@ -146,8 +151,12 @@ def planned(model: AnyModel, store: Cache, overrides: Sequence[str], asked: Mapp
         model, store, asked.get("weights"), example, asked.get("inputs"), asked.get("outputs", ()),
         ranges_of(asked.get("dims")),
     )  # fmt: skip
+    bounds = asked.get("int8", ())
+    bounds = [bounds] if isinstance(bounds, str) else list(bounds)
+    _check_int8(bounds, asked)
     document["data"] = _datasets({"judge": asked.get("data"), "fit": asked.get("fit")}, store, document)
-    document |= {"version": 1, "check_on": "judge", **_steps(targets, asked.get("steps", ()))}
+    steps = _steps(document["model"], targets, asked.get("steps", ()), bounds)
+    document |= {"version": 1, "check_on": "judge", **steps}
     document |= {key: asked[key] for key in ("metric",) if key in asked}
     if "gate" in asked:
         document["gate"] = list(asked["gate"])
@@ -240,7 +249,19 @@ def _datasets(given: Mapping[str, Data | None], store: Cache, document: Mapping[
     }
 
 
-def _steps(targets: Sequence[str], steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _check_int8(bounds: Sequence[str], asked: Mapping[str, Any]) -> None:
+    """Raise UserError for int8 without targets, or without samples to fit it on and others to judge it by."""
+    if bounds and "to" not in asked:
+        raise UserError("int8 of what is not said", hint='name targets: to=["onnx", "openvino"]', subject="int8")
+    for name, what in (("fit", "finds ranges and settings on data"), ("data", "is judged on data")):
+        if bounds and name not in asked:
+            raise UserError(f"int8 {what}, and none was given", hint=f"give {name}=, real samples, with none in both",
+                            subject="int8")  # fmt: skip
+
+
+def _steps(
+    section: Mapping[str, Any], targets: Sequence[str], steps: Sequence[Mapping[str, Any]], int8: Sequence[str]
+) -> dict[str, Any]:
     """A recipe's `steps:` and `deliver:`."""
     if not targets and not steps:
         from optkit.registry import formats
@@ -249,9 +270,10 @@ def _steps(targets: Sequence[str], steps: Sequence[Mapping[str, Any]]) -> dict[s
         raise UserError("nothing says what to make of the model", hint=f"to=[...], with any of {known}; or steps=[...]")
     taken = {step.get("from") for step in steps}
     ends = [step["id"] for step in steps if "id" in step and step["id"] not in taken]
+    made = delivered_steps(section, targets, int8)
     return {
-        "steps": [*({"id": target, "to": target} for target in targets), *map(dict, steps)],
-        "deliver": list(dict.fromkeys([*targets, *ends])),
+        "steps": [*made["steps"], *map(dict, steps)],
+        "deliver": list(dict.fromkeys([*made["deliver"], *ends])),
     }
 
 

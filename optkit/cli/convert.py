@@ -62,6 +62,19 @@ if TYPE_CHECKING:
 @click.option(
     "--weights", metavar="FILE", shell_complete=completing.files, help="Without a recipe: the weights of FILE.py:NAME."
 )
+@click.option(
+    "--int8",
+    multiple=True,
+    metavar="BOUND",
+    help="Without a recipe: int8 of each format too, with what this lets it lose, such as 'cosine >= 0.99' or "
+    "'accuracy_drop <= 0.5%'; repeatable.",
+)
+@click.option(
+    "--fit",
+    metavar="SPEC",
+    shell_complete=completing.files,
+    help="With --int8: samples to fit it on, none of those in --data.",
+)
 @overrides
 @frozen_options
 @click.option(
@@ -78,14 +91,16 @@ if TYPE_CHECKING:
 @quiet_option
 def command(
     model: str, to: tuple[str, ...], inputs: tuple[str, ...], dims: tuple[str, ...], data: str | None,
-    weights: str | None, sets: tuple[str, ...], only: tuple[str, ...], frozen: bool, lock: Path | None,
-    out: Path | None, cache: str | None, jobs: int | None, as_json: bool, quiet: bool,
+    weights: str | None, int8: tuple[str, ...], fit: str | None, sets: tuple[str, ...], only: tuple[str, ...],
+    frozen: bool, lock: Path | None, out: Path | None, cache: str | None, jobs: int | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     r"""Make every artifact of a recipe, prove each against the source model, and deliver those that hold.
 
     \b
     optkit convert recipe.yaml
     optkit convert model.onnx --to openvino --data samples.npz
+    optkit convert model.onnx --to openvino --data judge.npz \
+        --int8 'cosine >= 0.99' --fit calibration.npz
     optkit convert net.py:build --weights net.safetensors --to onnx \
         --input 'image:float32[batch,3,224,224]' --dim batch=1:8:64
 
@@ -93,7 +108,7 @@ def command(
     drawn from it. With --json the report goes to stdout. In GitHub Actions the job's summary gets the
     report as well, and each failure an annotation at its line of the recipe.
     """
-    flags = {"to": to, "inputs": inputs, "dims": dims, "data": data, "weights": weights}
+    flags = {"to": to, "inputs": inputs, "dims": dims, "data": data, "weights": weights, "int8": int8, "fit": fit}
     with on_github():
         plan = held(make(model, flags, sets, only), model, frozen, lock)
         out = out or Path("build") / plan.recipe.name

@@ -30,6 +30,7 @@ from optkit.reports.rows import (
     verdict,
 )
 from optkit.reports.spelling import duration, size
+from optkit.reports.tuned import tuned
 
 MOST_REASONS = 5  # of a failed check; the report has them all
 
@@ -155,10 +156,12 @@ def slower_notes(report: Data) -> Iterator[str]:
 
 
 def budget_notes(report: Data) -> Iterator[str]:
-    """A note for each step that kept operators in higher precision to hold its budget, and how many."""
+    """A note for each step that looked for settings, or kept operators in higher precision, to hold its budget."""
     for step in report.get("steps", []):
         found = (step.get("notes") or {}).get("budget") or {}
         ranking = found.get("ranking") or []
+        if ways := tuned(step):
+            yield f"note: {clean(step['id'])}: {clean(ways[0].removesuffix('.'))}"
         if kept := sum(row["kept"] for row in ranking):
             yield (
                 f"note: {clean(step['id'])} keeps {kept} of {len(ranking)} groups in higher precision: "

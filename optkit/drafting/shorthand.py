@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optkit.drafting.targets import delivered_steps
 from optkit.errors import UserError
 
 _NO_NAMES = ("model", "openvino_model", "saved_model")  # what every exporter calls its file: the folder says more
@@ -35,6 +36,8 @@ def recipe_data(
     dims: Sequence[str] = (),
     data: str | None = None,
     weights: str | None = None,
+    int8: Sequence[str] = (),
+    fit: str | None = None,
     *,
     inputs_given: bool = False,
 ) -> dict[str, Any]:
@@ -43,6 +46,7 @@ def recipe_data(
     inputs_given: the caller adds the inputs by itself, so none are asked for. Raises UserError that names the flag to
     add or correct.
     """
+    _check_int8(int8, fit, data)
     section = model_section(model, weights)
     if not to:
         from optkit.registry import formats
@@ -72,10 +76,23 @@ def recipe_data(
         "model": section,
         "data": {"judge": data_section(data, section, inputs=list(specs))},
         "check_on": "judge",
-        "steps": [{"id": target, "to": target} for target in dict.fromkeys(to)],
-        "deliver": list(dict.fromkeys(to)),
+        **delivered_steps(section, list(dict.fromkeys(to)), int8),
     }
+    if fit:
+        recipe["data"]["fit"] = data_section(fit, section, inputs=list(specs), flag="--fit")
     return recipe | ({"inputs": specs} if specs else {}) | ({"dims": ranges} if ranges else {})
+
+
+def _check_int8(int8: Sequence[str], fit: str | None, data: str | None) -> None:
+    """Raise UserError where int8 has nothing to be fitted on or judged by, and for data that nothing is fitted on."""
+    if fit and not int8:
+        raise UserError("--fit: nothing is fitted on data", hint="add --int8 BOUND, as in --int8 'cosine >= 0.99'")
+    if int8 and not fit:
+        hint = "add --fit SPEC: samples like those that the model will see, and none of those in --data"
+        raise UserError("--int8 finds ranges and settings on data, and none was given", hint=hint)
+    if int8 and data is None:
+        hint = "add --data SPEC: real samples, and none of those in --fit"
+        raise UserError("--int8 is judged on data, and none was given", hint=hint)
 
 
 def model_name(model: str) -> str:
@@ -235,7 +252,11 @@ def parse_dim(text: str) -> tuple[str, dict[str, int]]:
 
 
 def data_section(
-    spec: str | None, model: Mapping[str, Any] | None = None, samples: int = 32, inputs: Collection[str] = ()
+    spec: str | None,
+    model: Mapping[str, Any] | None = None,
+    samples: int = 32,
+    inputs: Collection[str] = (),
+    flag: str = "--data",
 ) -> dict[str, Any]:
     """A dataset from one word: FILE.npz, FILE.jsonl, a folder of images, FILE.py:NAME, random:N; None is random.
 
@@ -259,12 +280,12 @@ def data_section(
         folder = (model or {}).get("huggingface")
         if folder is None:
             raise UserError(
-                f"--data {spec}: texts need a tokenizer, and this model brings none",
+                f"{flag} {spec}: texts need a tokenizer, and this model brings none",
                 hint="write a recipe: data: {judge: {jsonl: FILE, tokenizer: FOLDER, text: text, max_length: 128}}",
             )
         return {"jsonl": spec, "tokenizer": folder, "text": "text", "max_length": 128}
     raise UserError(
-        f"--data {spec}: this is no data optkit reads",
+        f"{flag} {spec}: this is no data optkit reads",
         hint="FILE.npz, FILE.jsonl, a folder of images, FILE.py:NAME or random:32",
     )
 

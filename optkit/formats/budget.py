@@ -46,6 +46,10 @@ _RECORD = "budget.json"
 Data = Mapping[str, Any]
 
 
+class Unheld(StepError):
+    """A budget that cannot be held, whatever is kept."""
+
+
 @dataclass(frozen=True)
 class Group:
     """Operators that share a precision. `name` is that of the one that matters most."""
@@ -172,7 +176,7 @@ class Probe:
             raise UserError(f"the budget cannot be judged on the fitting data: {error.what}", hint=error.hint,
                             subject="with.budget", details=error.details) from error  # fmt: skip
         if result["problems"]:
-            raise UserError(f"the budget cannot be judged on the fitting data: {_reached(result, self.bounds)}",
+            raise UserError(f"the budget cannot be judged on the fitting data: {reached(result, self.bounds)}",
                             hint="mend the samples or their labels", subject="with.budget")  # fmt: skip
         for verdict in judge(result, self.bounds, result["scores"]):
             if verdict.measured is not None or (verdict.bound and verdict.bound.info.task):
@@ -214,9 +218,9 @@ def _quicker(metric: Metric, texts: Sequence[str]) -> Metric:
     return replace(metric, options=metric.options.model_copy(update={"resamples": 100}))
 
 
-def emptied(context: Context) -> Path:
-    """An empty folder for a trial, in place of the last one's."""
-    folder = context.scratch / "trial"
+def emptied(context: Context, name: str = "trial") -> Path:
+    """An empty folder for a trial, in place of the last one's of that name."""
+    folder = context.scratch / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return folder
@@ -241,6 +245,12 @@ def damage(result: Data) -> float:
     return max(found, default=float("inf"))
 
 
+def holds(result: Data, bounds: Sequence[Bound]) -> bool:
+    """Whether a trial holds the bounds."""
+    scores = result.get("scores")
+    return held(result, judge(result, bounds, scores), scores)
+
+
 def keep(
     groups: Sequence[Group],
     bounds: Sequence[Bound],
@@ -250,8 +260,8 @@ def keep(
     """The groups to keep in higher precision; () where the bound holds without.
 
     lower(groups, quick) lowers just these and measures: quick for a trial that only ranks. What was found is written to
-    the scratch folder, for `applied` and `notes`. Raises StepError where not even the least harmful group can be
-    lowered, with the best that was reached.
+    the scratch folder, for `found`. Raises Unheld where not even the least harmful group can be lowered, with the best
+    that was reached.
     """
     trials = 0
 
@@ -260,14 +270,10 @@ def keep(
         trials += 1
         return lower(chosen, quick)
 
-    def holds(result: Data) -> bool:
-        scores = result.get("scores")
-        return held(result, judge(result, bounds, scores), scores)
-
     result = tried(groups)
     ranked: list[tuple[float, Group]] = []
     kept: list[Group] = []
-    if not holds(result):
+    if not holds(result, bounds):
         for number, group in enumerate(groups):
             context.progress(f"ranking: {group.name}", number / len(groups))
             ranked.append((damage(tried([group], quick=True)), group))
@@ -279,7 +285,7 @@ def keep(
             middle = (low + high) // 2
             context.progress(f"keeping {middle} of {len(order)} groups", None)
             found = tried(order[middle:])
-            if holds(found):
+            if holds(found, bounds):
                 high, result, best = middle, found, found
             else:
                 low = middle
@@ -288,10 +294,10 @@ def keep(
         if best is None:
             worst = f"{order[0].name!r} does most of the damage" if order else "there is nothing to keep"
             finest = _finest(result, bounds)
-            raise StepError(
+            raise Unheld(
                 f"the budget cannot be held: {' and '.join(map(str, bounds))}; "
                 f"best reached, with {spared} of {len(order)} groups kept, on {result['samples']} samples: "
-                f"{_reached(result, bounds)}",
+                f"{reached(result, bounds)}",
                 subject="with.budget", details=_drawn(ranked, set()),
                 hint=f"{finest}a looser budget, or another method ({worst})",
             )  # fmt: skip
@@ -299,11 +305,11 @@ def keep(
         for group in list(reversed(kept))[:SPARED]:
             without = [g for g in kept if g != group]
             found = tried([g for g in order if g not in without])
-            if holds(found):
+            if holds(found, bounds):
                 kept, result = without, found
     record = {
         "bounds": [str(bound) for bound in bounds], "trials": trials, "samples": result["samples"],
-        "reached": _reached(result, bounds), "groups": len(groups), "kept": list(members(kept)),
+        "reached": reached(result, bounds), "groups": len(groups), "kept": list(members(kept)),
         "ranking": [{"group": g.name, "operators": len(g.members), "error": d if d < 1e30 else None, "kept": g in kept}
                     for d, g in ranked],
     }  # fmt: skip
@@ -317,7 +323,7 @@ def found(context: Context) -> dict[str, Any] | None:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
-def _reached(result: Data, bounds: Sequence[Bound]) -> str:
+def reached(result: Data, bounds: Sequence[Bound]) -> str:
     """A trial in words, what is bounded first: "logits cosine 0.9871, sqnr_db 16.1", of the worst sample."""
     if result["problems"]:
         return str(result["problems"][0]["text"])

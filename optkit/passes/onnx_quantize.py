@@ -9,7 +9,7 @@ from typing import Any
 
 from optkit.artifact import Artifact
 from optkit.errors import DataError, StepError
-from optkit.formats import budget
+from optkit.formats import budget, tuning
 from optkit.formats.onnx import balance as onnx_balance
 from optkit.formats.onnx import integer as onnx_integer
 from optkit.formats.onnx import learning as onnx_learning
@@ -18,7 +18,7 @@ from optkit.formats.onnx import session as onnx_session
 from optkit.formats.onnx import weights as onnx_weights
 from optkit.formats.onnx.learning import Learned, learn
 from optkit.formats.onnx.quantize_job import INSERTED, job_of, op_types_of
-from optkit.formats.onnx.quantize_options import DYNAMIC, STATIC, QuantizeOptions
+from optkit.formats.onnx.quantize_options import DYNAMIC, DYNAMIC_WAYS, STATIC, WAYS, QuantizeOptions
 from optkit.plugin import Context, Pass, need
 
 
@@ -36,6 +36,12 @@ def run(artifact: Artifact, out_dir: Path, options: QuantizeOptions, context: Co
     if context.data is None and options.learns:
         raise DataError("smooth_quant and rounding: gptq learn from data, and the step has none", subject="data",
                         hint="give the step `data:`")  # fmt: skip
+    if options.tune:
+        return tuning.within(
+            artifact, out_dir, options, _ways(artifact, options), run,
+            onnx_session.opened(artifact.path, context.threads),
+            lambda folder: onnx_session.opened(folder / onnx_model.MAIN, context.threads), context,
+        )  # fmt: skip
     source, notes = onnx_balance.balanced(artifact, options, context)
     try:
         made = _within_budget if options.budget else _quantised
@@ -43,6 +49,12 @@ def run(artifact: Artifact, out_dir: Path, options: QuantizeOptions, context: Co
     finally:
         for folder in (onnx_balance.FOLDER, onnx_learning.FOLDER):
             shutil.rmtree(context.scratch / folder, ignore_errors=True)
+
+
+def _ways(artifact: Artifact, options: QuantizeOptions) -> Sequence[tuning.Way]:
+    """What to try; ranges found in each call too, where that pays."""
+    dynamic = options.target == "onnxruntime" and not job_of(artifact, options).convolutional
+    return (*WAYS, *DYNAMIC_WAYS) if dynamic else WAYS
 
 
 def _within_budget(artifact: Artifact, out_dir: Path, options: QuantizeOptions, context: Context) -> dict[str, Any]:
@@ -105,6 +117,7 @@ def _quantised(
 
 def confirm(parent: Artifact, artifact: Artifact, options: QuantizeOptions, context: Context) -> list[str]:
     """Whether the integers that were asked for are in the file, and excluded nodes are as they were."""
+    options = tuning.settled(options, context)
     if held := budget.found(context):
         options = _sparing(options, held["kept"])
     before = onnx_integer.prepare(onnx_model.load(parent.path, weights=False))

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from optkit.artifact import Artifact
 from optkit.errors import StepError
-from optkit.formats import budget
+from optkit.formats import budget, tuning
 from optkit.formats.openvino import ir as openvino_ir
 from optkit.formats.openvino import model as openvino_model
 from optkit.formats.openvino import trial as openvino_trial
@@ -21,6 +21,20 @@ HEAVY = ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupCon
          "MatMul")  # fmt: skip
 FREE = ("Constant", "Parameter", "Result")
 QUICK = 16  # samples of a trial that only ranks
+ATTENTION = ("ScaledDotProductAttention", "Softmax")
+WAYS: tuple[tuning.Way, ...] = (
+    {},
+    {"range_estimator": "minmax"},
+    {"preset": "mixed", "range_estimator": "histogram"},
+    {"fast_bias_correction": False},
+    {"fast_bias_correction": False, "range_estimator": "minmax"},
+)
+TRANSFORMER_WAYS: tuple[tuning.Way, ...] = (
+    {"model_type": "transformer"},
+    {"model_type": "transformer", "smooth_quant_alpha": 0.7},
+    {"model_type": "transformer", "smooth_quant_alpha": 0.7, "range_estimator": "minmax"},
+    {"model_type": "transformer", "smooth_quant_alpha": 0.5, "range_estimator": "minmax"},
+)
 NOTHING = "NNCF quantised nothing"
 CAP = 300  # NNCF's own default: its range estimators settle well before
 ESTIMATORS = {
@@ -66,6 +80,7 @@ class OpenVinoQuantize(Options):
     )
     target_device: Literal["any", "cpu", "gpu", "npu"] = Field("any", description="whose int8 rules to follow")
     budget: tuple[str, ...] = Field((), description=budget.DESCRIPTION)
+    tune: bool = Field(False, description=tuning.DESCRIPTION)
 
     def model_post_init(self, context: Any, /) -> None:
         """Raises ValueError for SmoothQuant where NNCF would not apply it."""
@@ -74,6 +89,8 @@ class OpenVinoQuantize(Options):
             raise ValueError("smooth_quant needs model_type: transformer")
         if self.smooth_quant is False and self.smooth_quant_alpha is not None:
             raise ValueError("smooth_quant_alpha is given, but smooth_quant is false")
+        if self.tune and not self.budget:
+            raise ValueError(tuning.ALONE)
 
     @property
     def smooths(self) -> bool:
@@ -88,9 +105,23 @@ def run(artifact: Artifact, out_dir: Path, options: OpenVinoQuantize, context: C
     whatever NNCF refuses.
     """
     openvino_ir.require_float(artifact.path)
+    if options.tune:
+        return tuning.within(
+            artifact, out_dir, options, _ways(artifact), run,
+            openvino_trial.opened(artifact.path, context.threads),
+            lambda folder: openvino_trial.opened(folder / openvino_model.MAIN, context.threads), context,
+        )  # fmt: skip
     if options.budget:
         return _within_budget(artifact, out_dir, options, context)
     return _quantised(artifact, out_dir, options, context)
+
+
+def _ways(artifact: Artifact) -> Sequence[tuning.Way]:
+    """What to try: the rules for transformers first where there is attention, and also where products prevail."""
+    found = counts(openvino_model.read(artifact.path), (*ATTENTION, *HEAVY))
+    if any(found[name] for name in ATTENTION):
+        return (*TRANSFORMER_WAYS, *WAYS)
+    return (*WAYS, *TRANSFORMER_WAYS) if 2 * found["MatMul"] > sum(found[name] for name in HEAVY) else WAYS
 
 
 def _within_budget(artifact: Artifact, out_dir: Path, options: OpenVinoQuantize, context: Context) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from optkit.artifact import Artifact
 from optkit.errors import DataError, StepError, did_you_mean
-from optkit.formats import budget
+from optkit.formats import budget, tuning
 from optkit.formats.tflite import calibration as tflite_calibration
 from optkit.formats.tflite import groups as tflite_groups
 from optkit.formats.tflite import look as tflite_look
@@ -28,8 +28,19 @@ if TYPE_CHECKING:
     from optkit.plugin import Tensors
 
 HEAVY = ("CONV_2D", "CONV_2D_TRANSPOSE", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV")
 SCHEMA_NAMES = {"CONV_2D_TRANSPOSE": "TRANSPOSE_CONV"}  # where the quantiser calls an operator otherwise than the file
 NOTHING = "nothing was quantised"
+WAYS: tuple[tuning.Way, ...] = (
+    {"mode": "static"},
+    {"mode": "selective"},
+    {"mode": "selective", "smooth_quant": 0.5},
+)
+DYNAMIC_WAYS: tuple[tuning.Way, ...] = (  # convolutions become slower by it
+    {"mode": "dynamic", "smooth_quant": 0.5},
+    {"mode": "dynamic", "smooth_quant": 0.7},
+    {"mode": "dynamic"},
+)
 STATIC = ("static", "selective", "int16x8")
 SMOOTHS = ("dynamic", "selective")  # where the input of a product is float until the product: a range of its own
 
@@ -64,6 +75,7 @@ class TfliteQuantize(Options):
         "selective); try 0.5 to 0.7; exact"))  # fmt: skip
     max_samples: int | None = Field(None, ge=1, description="how many samples to calibrate on; default all")
     budget: tuple[str, ...] = Field((), description=budget.DESCRIPTION)
+    tune: bool = Field(False, description=tuning.DESCRIPTION)
 
     @model_validator(mode="after")
     def _consistent(self) -> TfliteQuantize:
@@ -79,6 +91,7 @@ class TfliteQuantize(Options):
             (self.smooth_quant is not None and self.mode not in SMOOTHS,
              f"smooth_quant goes with mode: {' and mode: '.join(SMOOTHS)}, which round a product's input where it "
              "is used"),
+            (self.tune and not self.budget, tuning.ALONE),
             (not self.learns and self.max_samples is not None, f"mode: {self.mode} takes no samples"),
         ) if holds]  # fmt: skip
         for pattern in self.exclude:
@@ -109,6 +122,14 @@ def run(artifact: Artifact, out_dir: Path, options: TfliteQuantize, context: Con
     already, a pattern in `exclude` or an operator that matches nothing, where nothing was quantised, and for a budget
     that cannot be held.
     """
+    if options.tune:
+        model = tflite_model.read(artifact.path)
+        agreed = _agreed(artifact, model)
+        return tuning.within(
+            artifact, out_dir, options, _ways(model), run,
+            tflite_session.open_session(artifact.path, agreed, context.threads),
+            lambda folder: tflite_session.open_session(folder / tflite_model.MAIN, agreed, context.threads), context,
+        )  # fmt: skip
     job, options = _job(artifact, options, context)
     if not options.budget:
         return _quantised(artifact, out_dir, job, options, context)
@@ -132,6 +153,12 @@ def run(artifact: Artifact, out_dir: Path, options: TfliteQuantize, context: Con
         **_quantised(artifact, out_dir, job, _sparing(options, budget.members(kept)), context),
         "budget": budget.found(context),
     }
+
+
+def _ways(model: Any) -> Sequence[tuning.Way]:
+    counts = Counter(name for name, _, _ in tflite_look.operations(model))
+    products = counts["FULLY_CONNECTED"] + counts["BATCH_MATMUL"]
+    return WAYS if sum(counts[name] for name in CONVOLUTIONS) >= products else (*WAYS, *DYNAMIC_WAYS)
 
 
 def _sparing(options: TfliteQuantize, scopes: Sequence[str]) -> TfliteQuantize:
@@ -167,13 +194,17 @@ def _job(artifact: Artifact, options: TfliteQuantize, context: Context) -> tuple
         raise StepError("the model is quantised already", subject="from",
                         hint="quantise the float model this one was made from")  # fmt: skip
     _check_patterns(model, options)
-    agreed = tflite_model.recorded(model)
-    if agreed is None:  # a file from elsewhere: the recipe's names for its dims
-        known = artifact.signature
-        agreed = Contract(known.inputs, known.outputs) if known else tflite_model.contract(model)
+    agreed = _agreed(artifact, model)
     options = _sparing(options, tflite_groups.siblings(model, options.excludes))
     job = _Job(artifact.path, model, agreed)
     return job if options.smooth_quant is None else _smoothed(job, options.smooth_quant, options, context), options
+
+
+def _agreed(artifact: Artifact, model: Any) -> Contract:
+    """What the file takes and gives; that of a file from elsewhere by the recipe's names for its dims."""
+    known = artifact.signature
+    given = Contract(known.inputs, known.outputs) if known else None
+    return tflite_model.recorded(model) or given or tflite_model.contract(model)
 
 
 def _smoothed(job: _Job, alpha: float, options: TfliteQuantize, context: Context) -> _Job:
@@ -314,6 +345,7 @@ def _check_patterns(model: Any, options: TfliteQuantize) -> None:
 
 def confirm(parent: Artifact, artifact: Artifact, options: TfliteQuantize, context: Context) -> list[str]:
     """Re-reads the file: contract as before, the weights of the heavy operators in the type asked for, and so on."""
+    options = tuning.settled(options, context)
     if found := budget.found(context):
         options = _sparing(options, found["kept"])
     before, model = tflite_model.read(parent.path), tflite_model.read(artifact.path)

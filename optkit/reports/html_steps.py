@@ -17,6 +17,8 @@ from optkit.reports.rows import broken, cached, cases, cost, seconds_of
 from optkit.reports.sentences import deferral, replay
 from optkit.reports.spelling import duration, share, size, spelt
 from optkit.reports.training import trained
+from optkit.reports.tuned import HEAD as TUNED_HEAD
+from optkit.reports.tuned import tuned
 
 Data = Mapping[str, Any]
 
@@ -48,7 +50,7 @@ def section(step: Data, report: Data) -> Safe:
     ]  # fmt: skip
     if step.get("options"):
         parts.append(folded("Options", tag("pre", _pretty(step["options"]))))
-    drawn = {"budget", *(("layers", "left", "zeros") if pruned(step) else ())}
+    drawn = {"budget", "tuned", *(("layers", "left", "zeros") if pruned(step) else ())}
     notes = {key: value for key, value in (step.get("notes") or {}).items() if key not in drawn}
     if notes:
         parts.append(folded("What the pass noted", tag("pre", _pretty(notes))))
@@ -194,7 +196,8 @@ def budget(step: Data) -> Safe | None:
     if not found:
         return None
     ranking = found["ranking"]
-    how = f"{found['trials']} trials on {found['samples']} samples of {step.get('data') or 'the fitting data'}"
+    trials = f"{found['trials']} trial{'s' if found['trials'] > 1 else ''}"
+    how = f"{trials} on {found['samples']} samples of {step.get('data') or 'the fitting data'}"
     kept = sum(row["kept"] for row in ranking)
     said = f"Budget {' and '.join(found['bounds'])}: " + (
         f"{kept} of {len(ranking)} groups kept in higher precision after {how}; reached there: {found['reached']}."
@@ -208,7 +211,8 @@ def budget(step: Data) -> Safe | None:
         part = 1.0 if error is None else error / most
         rows.append([row["group"], bar(part, f"relative error {value}", over=error is None), value,
                      "kept" if row["kept"] else "quantised"])  # fmt: skip
-    parts = [tag("p", said)]
+    ways = tuned(step)
+    parts = [*([tag("p", ways[0]), table(TUNED_HEAD, ways[1])] if ways else []), tag("p", said)]
     if rows:
         parts.append(table(("Group", "", "Relative error it causes alone", "Precision"), rows))
     if len(ranking) > _RANKED:

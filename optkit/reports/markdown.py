@@ -33,6 +33,8 @@ from optkit.reports.rows import (
 from optkit.reports.sentences import caution, commands, deferral, facts, flat, replay
 from optkit.reports.spelling import duration, share, size, spelt
 from optkit.reports.training import trained
+from optkit.reports.tuned import HEAD as TUNED_HEAD
+from optkit.reports.tuned import tuned
 
 Data = Mapping[str, Any]
 
@@ -333,7 +335,11 @@ def _budget(step: Data) -> str:
     ranking = found["ranking"]
     kept = sum(row["kept"] for row in ranking)
     head = f"### {escape(step['id'])}: {escape(' and '.join(found['bounds']))}"
-    how = f"{found['trials']} trials on {found['samples']} samples of {escape(step.get('data') or 'the fitting data')}"
+    if ways := tuned(step):
+        tried = table(TUNED_HEAD, ([escape(cell) for cell in row] for row in ways[1]))
+        head = "\n\n".join([head, escape(ways[0]), tried])
+    trials = f"{found['trials']} trial{'s' if found['trials'] > 1 else ''}"
+    how = f"{trials} on {found['samples']} samples of {escape(step.get('data') or 'the fitting data')}"
     if not ranking:
         return f"{head}\n\nHeld with nothing kept in higher precision ({how}): {escape(found['reached'])}."
     most = max((row["error"] or 0.0 for row in ranking), default=0.0) or 1.0

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from optkit.drafting.shorthand import (
     recipe_data,
     safe_name,
 )
+from optkit.drafting.targets import nearer
 from optkit.errors import UserError
 
 NET = """
@@ -232,3 +235,58 @@ def test_names() -> None:
     assert model_name("package:some_models/inner/folder") == "some_models"
     assert is_recipe("A.YAML")
     assert not is_recipe("a.onnx")
+
+
+INT8 = {"data": "judge.npz", "int8": ["cosine >= 0.99"], "fit": "fit.npz"}
+
+
+def test_int8_of_each_target_within_what_may_be_lost() -> None:
+    Path("m.onnx").touch()
+    data = recipe_data("m.onnx", ["onnx", "openvino", "tensorrt"], **INT8)
+    wish = {"budget": ["cosine >= 0.992"], "tune": True}
+    fitted = {"data": "fit", "check": ["cosine >= 0.99"]}
+    assert data["steps"] == [
+        {"id": "openvino", "to": "openvino"},
+        {"id": "tensorrt", "to": "tensorrt"},
+        {"id": "onnx-int8", "use": "onnx.quantize", "with": wish, **fitted},
+        {"id": "openvino-int8", "from": "openvino", "use": "openvino.quantize", "with": wish, **fitted},
+        {"id": "onnx-qdq", "use": "onnx.quantize", "with": {**wish, "for": "tensorrt"}, **fitted},
+        {"id": "tensorrt-int8", "from": "onnx-qdq", "to": "tensorrt"},
+    ]
+    assert data["deliver"] == ["openvino", "tensorrt", "onnx-int8", "openvino-int8", "tensorrt-int8"]
+    assert data["data"] == {"judge": {"npz": "judge.npz"}, "fit": {"npz": "fit.npz"}}
+    Path("m.keras").touch()
+    steps = {s["id"]: s for s in recipe_data("m.keras", ["tensorrt"], **INT8)["steps"]}
+    assert steps["onnx"] == {"id": "onnx", "to": "onnx"}
+    assert steps["onnx-qdq"]["from"] == "onnx"
+
+
+@pytest.mark.parametrize(
+    ("bound", "tighter"),
+    [
+        ("cosine >= 0.99", "cosine >= 0.992"),
+        ("logits.rel_l2 <= 10%", "logits.rel_l2 <= 0.08"),
+        ("accuracy_drop <= 0.5%", "accuracy_drop <= 0.004"),
+        ("sqnr_db >= 20", "sqnr_db >= 21.9382"),
+        ("f1_drop <= 1%", "f1_drop <= 1%"),  # of a metric that only the recipe knows
+    ],
+)
+def test_what_int8_is_fitted_to_leaves_room_for_new_samples(bound: str, tighter: str) -> None:
+    assert nearer(bound) == tighter
+
+
+@pytest.mark.parametrize(
+    ("to", "change", "what", "hint"),
+    [
+        ("onnx", {"fit": None}, "--int8 finds ranges and settings on data", "--fit SPEC"),
+        ("onnx", {"data": None}, "--int8 is judged on data", "--data SPEC"),
+        ("onnx", {"int8": []}, "--fit: nothing is fitted", "--int8 'cosine >= 0.99'"),
+        ("onnx", {"fit": "a.csv"}, "--fit a.csv: this is no data optkit reads", "FILE.npz"),
+        ("savedmodel", {}, "int8 of savedmodel is not made", "onnx, openvino, tflite and tensorrt"),
+    ],
+)
+def test_int8_that_cannot_be_asked_for(to: str, change: dict[str, Any], what: str, hint: str) -> None:
+    Path("m.keras").touch()
+    with pytest.raises(UserError, match=re.escape(what)) as caught:
+        recipe_data("m.keras", [to], **{**INT8, **change})
+    assert hint in caught.value.hint

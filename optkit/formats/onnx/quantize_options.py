@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from optkit.formats import budget
+from optkit.formats import budget, tuning
 from optkit.formats.onnx import integer as onnx_integer
 from optkit.formats.onnx import ranges as onnx_ranges
 from optkit.plugin import Options
@@ -16,6 +16,20 @@ STATIC = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 BETWEEN = ("Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "MaxPool", "Relu", "Reshape",
            "Squeeze", "Unsqueeze")  # fmt: skip
 DYNAMIC = ("Gemm", "MatMul")
+WAYS: tuple[tuning.Way, ...] = (
+    {},
+    {"calibration": "mse"},
+    {"smooth_quant": 0.5},
+    {"smooth_quant": 0.8},
+    {"equalise": True, "correct_bias": "fast"},
+    {"rounding": "gptq", "correct_bias": "fast"},
+    {"rounding": "gptq", "correct_bias": "fast", "smooth_quant": 0.5},
+)
+DYNAMIC_WAYS: tuple[tuning.Way, ...] = (
+    {"method": "dynamic"},
+    {"method": "dynamic", "smooth_quant": 0.5},
+    {"method": "dynamic", "smooth_quant": 0.5, "rounding": "gptq"},
+)
 MEASURED = 128  # samples, spread over the data, that full bias correction takes for each layer
 
 
@@ -64,6 +78,7 @@ class QuantizeOptions(Options):
     reduce_range: bool = Field(False, description="7-bit weights, for x86 processors without VNNI, whose 8-bit "
                                                   "products saturate")  # fmt: skip
     budget: tuple[str, ...] = Field((), description=budget.DESCRIPTION)
+    tune: bool = Field(False, description=tuning.DESCRIPTION)
 
     @model_validator(mode="after")
     def _consistent(self) -> QuantizeOptions:
@@ -84,6 +99,7 @@ class QuantizeOptions(Options):
              "tensorrt takes int8 alone, not uint8"),
             (self.target == "tensorrt" and self.symmetric is False, "tensorrt takes symmetric ranges alone"),
             (self.target == "tensorrt" and self.reduce_range, "reduce_range is for x86 processors, not tensorrt"),
+            (self.tune and not self.budget, tuning.ALONE),
         ) if holds]  # fmt: skip
         if wrong:
             raise ValueError("; ".join(wrong))
