@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -276,6 +277,11 @@ def _prepared(error: Exception) -> str:
         return "it is compiled for the Edge TPU: open it with its edgetpu.json beside it, as *_edgetpu.tflite"
     if "custom op" in text or "Select TensorFlow op" in text:
         return "convert it again without custom and Select TensorFlow operators, which LiteRT has no kernels for"
+    if unfit := re.search(r"\((\w+)\) failed to prepare", text):
+        return (
+            f"LiteRT has no kernel for {unfit[1]} of these types: where a step quantised it, leave it float there, by "
+            "exclude or op_types"
+        )
     return "convert it again"
 
 
