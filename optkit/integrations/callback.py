@@ -30,7 +30,7 @@ class ExportCallback:
         captured.
     tell: gets a line per export; default: prints it to stderr.
     convert: all else that `optkit.convert` takes: recipe, to, steps, inputs, outputs, dims, data, fit, metric, gate,
-        example_inputs (by default the first samples of `data`), overrides, jobs, ...
+        int8, example_inputs (by default the first samples of `data`), overrides, jobs, ...
 
     The model stays as it is: mode, device, gradients, random generators. In distributed training the first process
     converts while the others wait. Raises UserError where something cannot be.
