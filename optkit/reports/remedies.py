@@ -31,7 +31,10 @@ def remedy(step: Data) -> str:
     if unclear := _unclear(step):
         return unclear
     if lossy and (left_out := _left_out(step)):
-        return f"leave that layer in float, {left_out}; or other options (optkit passes {step.get('pass')})"
+        others = f"other options (optkit passes {step.get('pass')})"
+        return f"leave that layer in float, {left_out}; or {_search(step) or others}"
+    if lossy and (search := _search(step)):
+        return f"{search}; or more or better data to fit on, or a looser bound"
     if found := (step.get("notes") or {}).get("budget"):
         return (
             f"a budget that is tighter than the check: {' and '.join(found['bounds'])} holds on the data that the step "
@@ -42,6 +45,17 @@ def remedy(step: Data) -> str:
     return (
         "state bounds of your own with check: if this much deviation is expected, else look at the first step it cost"
     )
+
+
+def _search(step: Data) -> str:
+    """How to let the pass look for settings that hold the bounds; "" where it cannot, or did."""
+    options = step.get("options") or {}
+    broken = dict.fromkeys(j.bound for j in judged(step) if not j.held and j.bound and j.against == "source")
+    if options.get("tune") is not False or not broken:
+        return ""
+    wish = "tune: true" if options.get("budget") else f"budget: {json.dumps(list(broken))}, tune: true"
+    needs = "" if step.get("data") else " with data: to fit on"
+    return f"let it look for settings that hold it, with: {{{wish}}}{needs}"
 
 
 _LEAVING = {

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from optkit.reports import bounds, html, rows, spelling
 from optkit.reports.markdown import escape, fenced, render, table
+from optkit.reports.remedies import remedy
 
 
 def measured(cosine: float, sqnr_db: float, problems: list[dict[str, Any]] | None = None) -> dict[str, Any]:
@@ -288,3 +289,13 @@ def test_the_worst_of_several_outputs_is_shown() -> None:
     two = {"cosine": {"worst": 0.9}, "sqnr_db": {"worst": 30}}
     result = {"outputs": {"a": one, "b": two, "c": {"mismatch": {"worst": 0.5}}}}
     assert rows.worst(result) == {"cosine": 0.9, "sqnr_db": 20, "mismatch": 0.5}
+
+
+def test_a_pass_that_can_look_for_settings_is_told_to() -> None:
+    wrong = {**FAILED, "options": {"tune": False, "budget": []}, "data": "fit"}
+    wish = 'with: {budget: ["cosine >= 0.99"], tune: true};'
+    assert remedy(wrong).startswith(f"let it look for settings that hold it, {wish}")
+    assert "with data: to fit on" in remedy({**wrong, "data": None})
+    budgeted = {**wrong, "options": {"tune": False, "budget": ["cosine >= 0.99"]}}
+    assert "hold it, with: {tune: true}" in remedy(budgeted)
+    assert "look for settings" not in remedy({**wrong, "options": {"tune": True, "budget": ["cosine >= 0.99"]}})
