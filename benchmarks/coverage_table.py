@@ -19,6 +19,7 @@ def cell(result: Data | None, dims: Sequence[str]) -> str:
         return ""
     fixed = [dim for dim in dims if dim not in result["dims"]]
     said = SIGNS[result["result"]]
+    said += f", {result['how']}" if "how" in result else ""
     return f"{said}, fixed {' and '.join(fixed)}" if fixed and result["result"] == "held" else said
 
 
