@@ -23,12 +23,12 @@ WAYS: tuple[tuning.Way, ...] = (
     {"smooth_quant": 0.8},
     {"equalise": True, "correct_bias": "fast"},
     {"rounding": "gptq", "correct_bias": "fast"},
-    {"rounding": "gptq", "correct_bias": "fast", "smooth_quant": 0.5},
+    {"rounding": "gptq", "correct_bias": "fast", "smooth_quant": 0.8},
 )
 DYNAMIC_WAYS: tuple[tuning.Way, ...] = (
     {"method": "dynamic"},
     {"method": "dynamic", "smooth_quant": 0.5},
-    {"method": "dynamic", "smooth_quant": 0.5, "rounding": "gptq"},
+    {"method": "dynamic", "smooth_quant": 0.8},
 )
 MEASURED = 128  # samples, spread over the data, that full bias correction takes for each layer
 
