@@ -178,7 +178,7 @@ def _wrong_integers(model: Any, kinds: Mapping[str, str], options: QuantizeOptio
 
 PASS = Pass(
     name="onnx.quantize",
-    version=3,
+    version=4,
     source="onnx",
     target="onnx",
     summary="8-bit integers, with ranges from data or found at run time",

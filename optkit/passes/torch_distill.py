@@ -137,7 +137,7 @@ def _unlike(written: Mapping[str, Any], best: Mapping[str, Any]) -> list[str]:
 
 PASS = Pass(
     name="torch.distill",
-    version=2,
+    version=3,
     source="torch",
     target="torch",
     summary="Train a smaller torch model to answer as the source model does",

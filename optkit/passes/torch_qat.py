@@ -177,7 +177,7 @@ def confirm(parent: Artifact, artifact: Artifact, options: TorchQat, context: Co
 
 PASS = Pass(
     name="torch.qat",
-    version=3,
+    version=4,
     source="torch",
     target="torch",
     summary="Train a torch model on 8-bit integers, which to_onnx and to_openvino write as such",

@@ -334,7 +334,7 @@ def _trains(node: Any, model: Any) -> bool:
 
 PASS = Pass(
     name="torch.to_onnx",
-    version=1,
+    version=2,
     source="torch",
     target="onnx",
     summary="Export a torch model to ONNX with the recipe's names and dims",

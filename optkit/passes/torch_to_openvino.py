@@ -192,7 +192,7 @@ def confirm(parent: Artifact, artifact: Artifact, options: TorchToOpenVino, cont
 
 PASS = Pass(
     name="torch.to_openvino",
-    version=1,
+    version=2,
     source="torch",
     target="openvino",
     summary="Convert a torch model to OpenVINO IR without ONNX in between",

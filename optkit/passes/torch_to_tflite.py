@@ -92,7 +92,7 @@ def confirm(parent: Artifact, artifact: Artifact, options: TorchToTflite, contex
 
 PASS = Pass(
     name="torch.to_tflite",
-    version=1,
+    version=2,
     source="torch",
     target="tflite",
     summary="Convert a torch model to TFLite for LiteRT with the recipe's names and dims",

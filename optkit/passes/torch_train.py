@@ -51,6 +51,7 @@ from optkit.formats.torch import model as torch_model
 from optkit.formats.torch import quantised as torch_quantised
 from optkit.formats.torch import structure as torch_structure
 from optkit.formats.torch.device import check_device
+from optkit.formats.torch.modes import evaluate
 from optkit.formats.torch_pruning import sparse as torch_sparse
 from optkit.formats.torch_training import checkpoint as torch_checkpoint
 from optkit.formats.torch_training import ranks as torch_ranks
@@ -125,7 +126,7 @@ def run(artifact: Artifact, out_dir: Path, options: TorchTrain, context: Context
             trained = called(call, module, data, context.device, context.progress)
         state = trained.state_dict()
         _same_structure(state, before)
-        trained.eval()
+        evaluate(trained)
         wanted = answers(model, trained, batch)
     _still_zero(zeros, state)
     changed = sum(not torch.equal(before[name], tensor.to(before[name].device)) for name, tensor in state.items())

@@ -165,7 +165,7 @@ def _of_module(module: Any) -> dict[str, Any]:
 
 RUNNER = Runner(
     format="torch",
-    version=1,
+    version=2,
     main=MAIN,
     suffixes=(".pt2", ".pt", ".pth"),
     describe=describe,

@@ -157,6 +157,34 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).reshape(rows, length, self.inner_dim))
 
 
+class Relative(nn.Module):
+    """Attention on batch and heads in one axis, with scores by distance, in a type taken from another tensor."""
+
+    def __init__(self, width: int = 32, heads: int = 4, span: int = 8) -> None:
+        super().__init__()
+        self.num_heads, self.span = heads, span
+        self.embed = nn.Linear(8, width)
+        self.q, self.k, self.v = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.distances = nn.Embedding(2 * span, width)
+        self.out = nn.Linear(width, 6)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        x = x.view(*x.shape[:2], self.num_heads, -1).permute(0, 2, 1, 3)
+        return x.reshape(-1, *x.shape[2:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, length = x.shape[:2]
+        x = self.embed(x)
+        q, k, v = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x))
+        places = torch.arange(length)
+        far = (places[:, None] - places + torch.tensor(self.span).type_as(places)).clamp(0, 2 * self.span - 1)
+        by_distance = q @ self._heads(self.k(self.distances.weight[None])).repeat(rows, 1, 1).transpose(1, 2)
+        scores = q @ k.transpose(1, 2) + by_distance.gather(-1, far.expand(q.shape[0], length, length))
+        scores = torch.softmax(scores.view(rows, self.num_heads, length, length), -1).view(-1, length, length)
+        mixed = (scores @ v).view(rows, self.num_heads, length, -1).permute(0, 2, 1, 3)
+        return self.out(mixed.reshape(rows, length, -1))
+
+
 class Inverted(nn.Module):
     """MobileNetV2's block: wider, depthwise, narrower, and the input added."""
 
@@ -216,6 +244,14 @@ def bert() -> nn.Module:
     return _small(
         "BertModel", config="BertConfig", vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=64, max_position_embeddings=32,
+    )  # fmt: skip
+
+
+def deberta() -> nn.Module:
+    return _small(
+        "DebertaV2Model", config="DebertaV2Config", vocab_size=64, hidden_size=32, num_hidden_layers=2,
+        num_attention_heads=4, intermediate_size=64, max_position_embeddings=32, relative_attention=True,
+        pos_att_type=["p2c", "c2p"], position_buckets=8, share_att_key=True, position_biased_input=False,
     )  # fmt: skip
 
 

@@ -171,6 +171,24 @@ def test_a_shared_weight_and_constants_between(tmp_path: Path) -> None:
     assert sqnr_db(infer(source, feed)[0], infer(result, feed)[0]) > 30
 
 
+@pytest.mark.parametrize("options", [
+    {}, {"weight_type": "uint8"}, {"for": "tensorrt"}, {"correct_bias": "fast"}, {"correct_bias": "full"},
+    {"method": "dynamic"}, {"method": "dynamic", "weight_type": "uint8"},
+], ids=str)  # fmt: skip
+def test_a_weight_of_several_matrices(tmp_path: Path, options: dict[str, Any]) -> None:
+    """onnxruntime has no integer products for a scale per channel of it, so that it gets one scale."""
+    nodes = [node("MatMul", "x w", "a"), node("Add", "a b", "y"), node("MatMul", "y v", "z")]
+    rows = np.linspace(0.1, 3, 16, dtype=np.float32)
+    constants = {"w": weight(4, 8, 16) * rows, "b": weight(16), "v": weight(1, 4, 16, 8)}
+    proto = model(nodes, [value("x", FLOAT, ["batch", 4, 6, 8])], [value("z", FLOAT, ["batch", 4, 6, 8])], constants)
+    source = saved(proto, tmp_path / "source")
+    data = ListSamples([{"x": weight(4, 6, 8, seed=s)} for s in range(8)])
+    result, _ = quantised(source, tmp_path, data, **options)
+    assert [integers(result)[f"{name}_scale"].shape for name in "wv"] == [(), ()]
+    feed = {"x": weight(4, 6, 8, seed=99)[None]}
+    assert sqnr_db(infer(source, feed)[0], infer(result, feed)[0]) > 25
+
+
 def test_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = saved(cnn(), tmp_path / "source", external=True)
     whole, _ = quantised(source, tmp_path, IMAGES)

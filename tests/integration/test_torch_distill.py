@@ -106,6 +106,30 @@ def test_a_pruned_student_keeps_its_structure_in_a_fresh_process(teacher: Artifa
     assert json.loads(done.stdout)["second.weight"] == [32, len(stay)]
 
 
+@pytest.mark.parametrize("use", [PASS, torch_qat.PASS, torch_train.PASS, torch_prune.PASS], ids=lambda use: use.name)
+def test_a_model_that_keeps_things_in_evaluation_mode_is_judged_by_its_present_weights(
+    use: Any, teacher: Artifact, tmp_path: Path
+) -> None:
+    own = kit.source(tmp_path / "own", "keeps")
+    options: dict[str, Any] = {
+        PASS.name: {**QUICK, "student": {"torch": f"{ZOO}:keeps"}},
+        torch_qat.PASS.name: {"epochs": 4, "lr": 0.01},
+        torch_train.PASS.name: {"call": f"{kit.TRAIN_ZOO}:averaged"},
+        torch_prune.PASS.name: {"ratio": 0.5, "rounds": 2, "importance": "taylor",
+                                "recover": {"epochs": 4, "lr": 0.02, "losses": [{"kind": "mse"}]}},
+    }[use.name]  # fmt: skip
+    turn = Turn(use, teacher, tmp_path / "turn", options, parent=own)
+    turn.run()
+    model = torch_model.load(turn.artifact.path)
+    gains = model.source.module.gains
+    assert not torch.equal(gains, torch.ones_like(gains))
+    x = torch.from_numpy(np.stack([sample["x"] for sample in DATA.items[:8]]))
+    first = model.call({"x": x})["scores"]
+    model.source.module.train()
+    model.source.module.eval()
+    assert torch.equal(model.call({"x": x})["scores"], first)
+
+
 @pytest.mark.parametrize("more", [
     {"optimizer": "sgd", "schedule": "constant", "warmup": 0, "clip_norm": None},
     {"precision": "bfloat16"},

@@ -42,9 +42,9 @@ SERIES = TensorSpec("x", "float32", ("batch", "sequence", 8))
 Spec = tuple[TensorSpec, list[str] | None]
 MODELS: dict[str, Spec] = {
     "resnet": (IMAGE, None), "vgg": (IMAGE, None), "UNet": (IMAGE, None), "mobilenet": (IMAGE, None),
-    "Attention": (SERIES, None), "bert": (IDS, ["last_hidden_state"]), "gpt2": (IDS, ["logits"]),
-    "llama": (IDS, ["logits"]), "vit": (PIXELS, ["logits"]), "convnext": (PIXELS, ["logits"]),
-    "swin": (PIXELS, ["logits"]),
+    "Attention": (SERIES, None), "Relative": (SERIES, None), "bert": (IDS, ["last_hidden_state"]),
+    "deberta": (IDS, ["last_hidden_state"]), "gpt2": (IDS, ["logits"]), "llama": (IDS, ["logits"]),
+    "vit": (PIXELS, ["logits"]), "convnext": (PIXELS, ["logits"]), "swin": (PIXELS, ["logits"]),
 }  # fmt: skip
 
 
@@ -153,6 +153,13 @@ def test_whole_heads_go_and_attributes_follow(tmp_path: Path) -> None:
     assert tuple(module.out.weight.shape) == (6, 16)
     assert [(g["layer"], g["channels"], g["in_blocks_of"]) for g in notes["layers"]] == [("qkv", [32, 16], 8)]
     assert {item["layer"] for item in notes["left"]} == {"embed", "out"}
+
+
+def test_heads_go_that_share_an_axis_with_the_batch(tmp_path: Path) -> None:
+    """Also where the batch is as large as there are heads, and where scores by distance are added to theirs."""
+    made, notes = pruned(tmp_path, source(tmp_path, "Relative"), ratio=0.5, scope="layer", keep=["embed"])
+    assert module_of(made).num_heads == 2
+    assert [(g["layer"], g["with"], g["channels"]) for g in notes["layers"]] == [("q", ["k", "v"], [32, 16])]
 
 
 def test_shared_keys_and_values_go_with_all_their_heads(tmp_path: Path) -> None:
@@ -360,8 +367,9 @@ def test_zeros_that_are_there_are_no_work(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ at rest
 
 
-def test_a_fresh_process_gives_the_same_answers(tmp_path: Path) -> None:
-    artifact = source(tmp_path, "bert")
+@pytest.mark.parametrize("name", ["bert", "deberta"])
+def test_a_fresh_process_gives_the_same_answers(name: str, tmp_path: Path) -> None:
+    artifact = source(tmp_path, name)
     made, _ = pruned(tmp_path, artifact, remove_macs=0.4)
     ids = feeds_of(artifact)["input_ids"]
     np.save(tmp_path / "ids.npy", ids.numpy())
@@ -379,9 +387,9 @@ def test_a_fresh_process_gives_the_same_answers(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), wanted, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("target", ["onnx", "openvino"])
-def test_a_pruned_model_converts_like_any_other(target: str, tmp_path: Path) -> None:
-    artifact = source(tmp_path, "Attention")
+@pytest.mark.parametrize(("name", "target"), [("Attention", "onnx"), ("Attention", "openvino"), ("Relative", "onnx")])
+def test_a_pruned_model_converts_like_any_other(name: str, target: str, tmp_path: Path) -> None:
+    artifact = source(tmp_path, name)
     made, _ = pruned(tmp_path, artifact, ratio=0.25, scope="layer")
     use = TO_ONNX if target == "onnx" else get_pass("torch.to_openvino")
     (out := tmp_path / "converted").mkdir()

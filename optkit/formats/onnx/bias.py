@@ -107,8 +107,9 @@ def _channels(rewrite: onnx_integer.Rewrite, node: Any) -> int | None:
         return None
     if node.op_type == "ConvTranspose":
         return int(tensor.dims[1] * attribute(node, "group", 1))
-    axis = onnx_integer.channel_axis(node, len(tensor.dims))
-    return int(tensor.dims[axis or 0])
+    if node.op_type == "MatMul":
+        return int(tensor.dims[-1])
+    return int(tensor.dims[onnx_integer.channel_axis(node, len(tensor.dims)) or 0])
 
 
 def _bias_of(rewrite: onnx_integer.Rewrite, node: Any, channels: int) -> str:
@@ -128,11 +129,11 @@ def _bias_of(rewrite: onnx_integer.Rewrite, node: Any, channels: int) -> str:
 def shift(rewrite: onnx_integer.Rewrite, node: Any, weight: onnx_integer.Weight, mean: Array) -> Array | None:
     """How far rounding of its weight moves a node's mean output, `(channels,)`, by the mean of its input's channels.
 
-    Padding is taken for more of the same. None for a ConvTranspose.
+    Padding is taken for more of the same. None for a ConvTranspose, and for a product with several matrices.
     """
     import numpy as np
 
-    if node.op_type == "ConvTranspose":
+    if node.op_type == "ConvTranspose" or (node.op_type == "MatMul" and len(weight.tensor.dims) > 2):
         return None
     values = onnx_weights.read(weight.tensor, rewrite.folder)
     scale = weight.scale

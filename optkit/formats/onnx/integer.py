@@ -107,14 +107,18 @@ def weight_input(node: Any) -> int | None:
 
 
 def channel_axis(node: Any, rank: int) -> int | None:
-    """The axis of a node's weight that its outputs' channels lie along."""
+    """The axis of a node's weight that its outputs' channels lie along; None where one scale serves all of them.
+
+    So it is for a weight of several matrices: onnxruntime 1.32 refuses zero points for its channels, and multiplies the
+    bias after it by their scales too.
+    """
     if node.op_type == "Conv":
         return 0
     if node.op_type == "ConvTranspose":
         return 1 if attribute(node, "group", 1) == 1 else None
     if node.op_type == "Gemm":
         return 0 if attribute(node, "transB", 0) else 1
-    return rank - 1 if node.op_type == "MatMul" and rank > 1 else None
+    return 1 if node.op_type == "MatMul" and rank == 2 else None
 
 
 def attribute(node: Any, name: str, default: Any) -> Any:
@@ -161,8 +165,8 @@ class Rewrite:
         tensor.CopyFrom(onnx.numpy_helper.from_array(values, self.fresh(name)))
         return str(tensor.name)
 
-    def integers(self, weight: Weight, *, transpose: bool = False, spread_zero: bool = True) -> tuple[str, str, str]:
-        """Add a weight's integers, scale and zero point; their names. spread_zero: one zero point for each scale."""
+    def integers(self, weight: Weight, *, transpose: bool = False) -> tuple[str, str, str]:
+        """Add a weight's integers, scale and zero point, one for each scale; their names."""
         import numpy as np
 
         name, dtype = weight.tensor.name, np.dtype(self.scheme.kind)
@@ -172,7 +176,7 @@ class Rewrite:
         self.model.graph.initializer.append(integers)
         self.payloads[integers.name] = lambda: weight.quantised(self.folder, self.scheme, transpose)
         scale = self.constant(f"{name}_scale", weight.scale)
-        zero = np.full(weight.scale.shape if spread_zero else (), self.scheme.zero, dtype)
+        zero = np.full(weight.scale.shape, self.scheme.zero, dtype)
         return integers.name, scale, self.constant(f"{name}_zero_point", zero)
 
     def alone(self, name: str) -> bool:
@@ -274,7 +278,7 @@ def _product(rewrite: Rewrite, node: Any, activations: dict[str, tuple[str, str,
     axis = channel_axis(node, rank) if scheme.per_channel else None
     weight = measure(tensor, rewrite.folder, axis, scheme)
     transpose = node.op_type == "Gemm" and bool(attribute(node, "transB", 0))
-    integers, scale, zero = rewrite.integers(weight, transpose=transpose, spread_zero=rank == 2)
+    integers, scale, zero = rewrite.integers(weight, transpose=transpose)
     alpha = attribute(node, "alpha", 1.0)
     if alpha != 1.0:
         scale = rewrite.constant(f"{scale}_alpha", (weight.scale * alpha).astype(np.float32))

@@ -24,6 +24,7 @@ from optkit.formats.torch.files import (
     untrusted,
 )
 from optkit.formats.torch.huggingface import from_folder
+from optkit.formats.torch.modes import evaluate
 from optkit.formats.torch.structure import restore
 from optkit.plugin import need
 
@@ -104,7 +105,7 @@ def open_source(descriptor: Mapping[str, Any], device: str = "cpu") -> Source:
     if descriptor.get("pruned"):
         restore(source.module, descriptor)
     if kind != "exported":  # a GraphModule from torch.export refuses eval(): its mode was fixed at export
-        source.module.eval()
+        evaluate(source.module)  # the factory may have called it before it got these weights
     stuck = [name for name, p in source.module.named_parameters() if p.device.type == "meta"]
     if stuck:
         raise SourceError(

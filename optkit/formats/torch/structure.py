@@ -28,6 +28,7 @@ from optkit.errors import SourceError
 from optkit.formats.torch import attention as torch_attention
 from optkit.formats.torch import quantised as torch_quantised
 from optkit.formats.torch.files import existing, fit_weights, read_weights
+from optkit.formats.torch.modes import evaluate
 from optkit.plugin import need
 
 STRUCTURE = "structure.json"
@@ -70,7 +71,10 @@ class Stage:
 
 
 def cut(module: Any, stage: Stage) -> None:
-    """Apply a stage to a module, in place. Tensors that were one (tied weights) stay one. Raises SourceError."""
+    """Apply a stage to a module, in place, which is in evaluation mode afterwards. Raises SourceError.
+
+    Tensors that were one (tied weights) stay one.
+    """
     torch = need("torch")
     torch_attention.replace(module, stage.written_out)
     made: dict[int, tuple[Any, Any]] = {}
@@ -90,6 +94,7 @@ def cut(module: Any, stage: Stage) -> None:
             if not hasattr(owner, attribute):
                 raise _unlike(f"{path}.{attribute}", "the model has no such attribute")
             setattr(owner, attribute, tuple(value) if isinstance(value, list) else value)
+    evaluate(module)
 
 
 def _kept(name: str, tensor: Any, axes: Mapping[int, Sequence[int]]) -> Any:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from optkit.errors import StepError
 from optkit.formats.torch.files import WRAPPED, quiet
 from optkit.formats.torch.guards import quiet_failure
+from optkit.formats.torch.modes import evaluate
 from optkit.formats.torch.structure import Stage
 from optkit.formats.torch_pruning import rules
 from optkit.formats.torch_pruning.call import flat
@@ -150,6 +151,7 @@ def trace(model: Any, feeds: Mapping[str, Any], keep: Sequence[str] = ()) -> Gra
     keep: modules (their paths) that have to stay as they are. Raises StepError where torch.export does not follow.
     """
     torch = need("torch")
+    evaluate(model.source.module)  # what it kept would be constants to the export
     try:
         with quiet(), quiet_failure(), torch.no_grad():
             program = torch.export.export(model.module, tuple(feeds.values()), strict=False)

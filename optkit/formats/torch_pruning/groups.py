@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optkit.errors import SourceError, StepError
+from optkit.formats.torch.modes import evaluate
 from optkit.formats.torch.structure import cut
 from optkit.formats.torch_pruning.graph import Graph
 from optkit.plugin import need
@@ -118,6 +119,7 @@ def hide(graph: Graph, module: Any, removed: set[int]) -> None:
             with torch.no_grad():
                 tensor = module.get_parameter(name)
                 tensor.data.index_fill_(number, torch.tensor(positions, device=tensor.device), 0)
+    evaluate(module)
 
 
 def differs(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> str:

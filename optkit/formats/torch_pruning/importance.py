@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from optkit.errors import DataError, StepError
 from optkit.formats.torch.call import TorchModel
 from optkit.formats.torch.feeds import torch_dtype
+from optkit.formats.torch.modes import evaluate
 from optkit.formats.torch_pruning.graph import Graph
 from optkit.formats.torch_pruning.groups import Group
 from optkit.plugin import Samples, need
@@ -194,7 +195,7 @@ def _taylor(graph: Graph, found: Sequence[Group], model: TorchModel, fit: Fit) -
     sites = [site for site in _sites(found) if site in graph.reads]
     weights = {name: graph.module.get_parameter(name) for name, _ in sites}
     total: Scores = {}
-    with _gradients(weights.values()):
+    with _gradients(graph.module, weights.values()):
         for feeds, labels in fit.batches():
             outputs = _outputs(model, feeds)
             loss = _cross_entropy(outputs, labels, generator) if fit.labelled else _directions(outputs, generator)
@@ -213,7 +214,7 @@ def _taylor(graph: Graph, found: Sequence[Group], model: TorchModel, fit: Fit) -
 
 
 @contextmanager
-def _gradients(weights: Any) -> Iterator[None]:
+def _gradients(module: Any, weights: Any) -> Iterator[None]:
     torch = need("torch")
     weights = list(weights)
     try:
@@ -224,9 +225,11 @@ def _gradients(weights: Any) -> Iterator[None]:
     finally:
         for weight in weights:
             weight.requires_grad_(False)
+        evaluate(module)
 
 
 def _outputs(model: TorchModel, feeds: Mapping[str, Any]) -> dict[str, Any]:
+    evaluate(model.source.module)  # nothing that the gradient goes through is of the call before
     values = model.module(*(feeds[name].clone() for name in model.input_names))
     assert model.output_names is not None
     return dict(zip(model.output_names, values, strict=True))

@@ -85,6 +85,9 @@ def _chosen(units: Units, merged: NDArray[np.int64], sizes: Sequence[int], head:
     the axis along which the most can still be removed.
     """
     roots = units.roots(merged).reshape(sizes)
+    varied = [axis for axis in range(len(sizes)) if (roots != roots.take([0], axis)).any()]
+    if len(varied) == 1:  # along the others, such as the batch of (batch, heads), they repeat
+        return varied[0]
     if head():
         rest = list(range(len(sizes) - 1))
         if all(len(np.unique(np.moveaxis(roots, axis, 0)[i])) > 1 for axis in rest for i in range(sizes[axis])):

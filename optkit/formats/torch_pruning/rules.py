@@ -41,10 +41,11 @@ RULES: dict[str, Rule] = {
         "view", "reshape", "_unsafe_view", "flatten", "unflatten", "_reshape_alias", "view_copy",
     ), shapes.view),
     **dict.fromkeys(("permute", "transpose", "t", "numpy_T", "mT", "movedim"), shapes.permute),
-    "unsqueeze": shapes.unsqueeze, "squeeze": shapes.squeeze, "expand": shapes.expand,
+    "unsqueeze": shapes.unsqueeze, "squeeze": shapes.squeeze, "expand": shapes.expand, "repeat": shapes.repeat,
     **dict.fromkeys(("cat", "concat", "concatenate"), shapes.cat), "stack": shapes.stack,
     **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), shapes.split),
     "unbind": shapes.unbind, "select": shapes.dropped, "slice": shapes.cut, "index": shapes.index,
+    "gather": shapes.gather,
     **dict.fromkeys(("pad", "constant_pad_nd"), shapes.pad),
     **dict.fromkeys((
         "mean", "sum", "amax", "amin", "max", "min", "prod", "var", "std", "norm", "linalg_vector_norm", "softmax",
@@ -82,7 +83,8 @@ def apply(graph: Graph, node: Any) -> Any:
 
 
 def _pointwise(call: Call) -> Axes:
-    named = [v for v in call.given.values() if hasattr(v, "op")]
+    cast = call.name in ("to", "type_as")  # of the other tensor they take the type alone
+    named = [v for name, v in call.given.items() if hasattr(v, "op") and not (cast and name == "other")]
     tensors = [v for v in named if hasattr(v.meta.get("val"), "shape")]
     if not tensors:
         return (None,) * len(call.out)

@@ -8,7 +8,7 @@ import numpy as np
 
 from optkit.formats.torch_pruning.call import Call, shape_of, unknown
 from optkit.formats.torch_pruning.reshape import reshape
-from optkit.formats.torch_pruning.units import Axes, Axis, combine
+from optkit.formats.torch_pruning.units import Axes, Axis, combine, repeated
 
 ATTENTION_LOOK = 24
 """How many operators after a split are looked at for the attention it may belong to."""
@@ -94,6 +94,12 @@ def expand(call: Call) -> Axes:
     return tuple(made)
 
 
+def repeat(call: Call) -> Axes:
+    x, times = call.tensor("self"), call.given["repeats"]
+    x = (*(None,) * (len(times) - len(x)), *x)
+    return tuple(None if axis is None else repeated(axis, outer=n) for axis, n in zip(x, times, strict=True))
+
+
 def cat(call: Call) -> Axes:
     tensors = [t for t in call.given["tensors"] if shape_of(t) != (0,)]
     axes, shapes = [call.axes(t) for t in tensors], [shape_of(t) for t in tensors]
@@ -166,6 +172,27 @@ def index(call: Call) -> Axes:
         return unknown(call)  # type: ignore[no-any-return]
     inserted = len(call.out) - (len(x) - len(used))
     return (*x[: used[0]], *(None,) * inserted, *x[used[-1] + 1 :])
+
+
+def gather(call: Call) -> Axes:
+    """Along one axis the index picks; along the others each of its rows goes with the row of the same position."""
+    x, rows = call.tensor("self"), call.tensor("index")
+    if not x or len(x) != len(rows):
+        return unknown(call)  # type: ignore[no-any-return]
+    dim, made = int(call.given["dim"]) % len(x), list[Axis]()
+    for n, (axis, other) in enumerate(zip(x, rows, strict=True)):
+        if n == dim:
+            call.units.freeze(axis, f"{call.name} {call.where} picks from it")
+            made.append(other)
+        elif axis is not None and len(axis) == call.out[n]:
+            if other is not None:
+                call.units.join(axis, other)
+            made.append(axis)
+        else:
+            for part in (axis, other):
+                call.units.freeze(part, f"{call.name} {call.where} reads it together with values that no layer makes")
+            made.append(None)
+    return tuple(made)
 
 
 def pad(call: Call) -> Axes:

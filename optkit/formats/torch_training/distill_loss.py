@@ -7,6 +7,7 @@ from typing import Any
 
 from optkit.errors import DataError, OptkitError, SourceError, StepError, did_you_mean
 from optkit.formats.torch.call import TorchModel, dtype_name
+from optkit.formats.torch.modes import evaluate
 from optkit.formats.torch_training.data import Batch, TrainingData
 from optkit.formats.torch_training.distill_layers import Taps, is_map, projection, width_axis
 from optkit.formats.torch_training.distill_options import TEMPERATURE, Loss
@@ -38,7 +39,7 @@ class Distillation:
             raise StepError(f"the model has no input {mask!r}", subject="with.mask",
                             hint=did_you_mean(mask, student.input_names))  # fmt: skip
         first = next(data.batches(size))
-        student.source.module.eval()
+        evaluate(student.source.module)
         with torch.no_grad():
             outputs, wanted = self.answers(first)
         _alike(outputs, wanted)

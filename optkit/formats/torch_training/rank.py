@@ -49,6 +49,7 @@ def _end_with_the_parent() -> None:
 
 def _train(folder: Path, rank: int) -> None:
     from optkit.formats.torch import model as torch_model
+    from optkit.formats.torch.modes import evaluate
     from optkit.formats.torch_training import checkpoint as torch_checkpoint
     from optkit.formats.torch_training.data import TrainingData
     from optkit.formats.torch_training.options import BATCH_SIZE
@@ -75,7 +76,7 @@ def _train(folder: Path, rank: int) -> None:
     (folder / f"{rank}.digest").write_text(_digest(trained))
     if rank == 0:
         state = {name: value.detach().to("cpu", copy=True) for name, value in trained.state_dict().items()}
-        trained.eval()
+        evaluate(trained)
         given = answers(model, trained, next(data.held_out_batches(BATCH_SIZE)))
         torch.save({"state": state, "answers": {name: value.cpu() for name, value in given.items()}}, folder / RETURNED)
     if torch.distributed.is_initialized():

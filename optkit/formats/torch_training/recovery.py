@@ -12,6 +12,7 @@ from optkit.errors import StepError
 from optkit.formats.torch import model as torch_model
 from optkit.formats.torch.call import TorchModel
 from optkit.formats.torch.device import check_device
+from optkit.formats.torch.modes import evaluate
 from optkit.formats.torch.structure import Stage
 from optkit.formats.torch_training import lesson as torch_lesson
 from optkit.formats.torch_training.distill_options import Lessons
@@ -58,7 +59,7 @@ class Recovery:
                 error.subject = f"with.recover.{(error.subject or '').removeprefix('with.')}"
             raise
         finally:
-            module.to("cpu").eval()
+            evaluate(module.to("cpu"))
             for parameter, before in zip(module.parameters(), learned, strict=True):
                 parameter.requires_grad_(before)
         state, best = trained.state, trained.state.best

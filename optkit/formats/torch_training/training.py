@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from optkit.errors import StepError, did_you_mean
+from optkit.formats.torch.modes import evaluate
 from optkit.formats.torch_pruning import sparse as torch_sparse
 from optkit.formats.torch_training import checkpoint as torch_checkpoint
 from optkit.formats.torch_training.data import Batch, TrainingData
@@ -115,7 +116,7 @@ def held_out_loss(learner: Learner, data: TrainingData, size: int) -> dict[str, 
     torch = need("torch")
     sums: dict[str, float] = {}
     rows = 0
-    learner.module.eval()
+    evaluate(learner.module)
     learner.helpers.eval()
     with torch.no_grad():
         for batch in data.held_out_batches(size):
@@ -207,6 +208,8 @@ class _Loop:
 
     def step(self, batch: Batch) -> None:
         torch, state = need("torch"), self.state
+        if self.learner.still:
+            evaluate(self.learner.module)  # or what it keeps would be of the weights before
         for group in self.optimizer.param_groups:
             group["lr"] = self.how.lr * factor(self.how, state.step, self.total)
         half = self.how.precision == "bfloat16"
