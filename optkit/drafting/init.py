@@ -243,6 +243,8 @@ def _steps(source: str, to: Sequence[str], *, scripted: bool = False) -> list[st
         if use is not None:
             parent = end if end in targets else "source"
             examples += [f"- id: {use.name.replace('.', '-')}", f"  from: {parent}", f"  use: {use.name}"]
+            tunes = '  with: {budget: ["cosine >= 0.992"], tune: true}  # settings are looked for'
+            examples += [tunes] if "tune" in use.options.model_fields else []
             examples += [*(["  data: fit"] if use.needs_data else []), '  check: ["cosine >= 0.99"]']
     if examples:
         lines.append("  # Smaller and faster, at a cost in accuracy that the bounds limit:")
