@@ -137,7 +137,9 @@ def check_text(step: Step) -> str:
     """What a step is judged by, in one line."""
     if step.check.waived:
         return f"waived: {step.check.waived}"
-    return bounds_text(step.check, step.id) + (", on the target" if step.on_target else "")
+    parts = [bounds_text(step.check, step.id)] if step.check.bounds or not step.check.as_parent else []
+    parts += [f"as {step.parent} but for {step.check.precision} rounding"] if step.check.as_parent else []
+    return ", ".join([*parts, *(["on the target"] if step.on_target else [])])
 
 
 def bounds_text(check: Check, step_id: str) -> str:
@@ -168,7 +170,8 @@ def as_data(plan: Plan, known: Mapping[str, bool | None]) -> dict[str, Any]:
                 "where": str(s.where) if s.where else None,
                 "gates": [gate.text for gate, _ in plan.gates_of(s)],
                 "check": {"bounds": [str(b) for b in s.check.bounds], "stated_by": list(s.check.stated_by),
-                          "precision": s.check.precision, "lossy": s.check.lossy, "waived": s.check.waived},
+                          "precision": s.check.precision, "lossy": s.check.lossy, "as_parent": s.check.as_parent,
+                          "waived": s.check.waived},
             }
             for s in plan.steps
         ],

@@ -7,6 +7,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from optkit.cli import cli
+from optkit.cli.plan import check_text
+from optkit.planning import make_plan
+from optkit.recipe import recipe_from_text
 
 RECIPE = """\
 version: 1
@@ -112,3 +115,23 @@ def test_names_cannot_steer_the_terminal() -> None:
     result = invoke("odd.yaml")
     assert "\x1b" not in result.stdout
     assert r"measured \x1b[2J by hand" in result.stdout
+
+
+def test_a_conversion_after_a_pruning_is_shown_with_what_it_is_held_to(tmp_path: Path) -> None:
+    text = """\
+version: 1
+model: {torch: net.py:build}
+inputs: {x: {shape: [batch, 8]}}
+dims: {batch: {min: 1, opt: 2, max: 4}}
+data: {judge: {random: 4}}
+check_on: judge
+steps:
+  - {id: small, use: torch.prune, with: {remove_macs: 20%}, check: ["cosine >= 0.5"]}
+  - {id: onnx, from: small, to: onnx}
+  - {id: bare, use: torch.prune, with: {remove_macs: 20%}, waive: it is looked at by hand}
+  - {id: bare-onnx, from: bare, to: onnx}
+"""
+    (tmp_path / "net.py").write_text("def build(): ...\n", encoding="utf-8")
+    plan = make_plan(recipe_from_text(text, tmp_path))
+    assert check_text(plan.step("onnx")) == "cosine >= 0.5 (from small), as small but for float32 rounding"
+    assert check_text(plan.step("bare-onnx")) == "as bare but for float32 rounding"
