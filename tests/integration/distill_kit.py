@@ -25,6 +25,13 @@ VECTORS = [{"x": RNG.standard_normal(8).astype(np.float32)} for _ in range(200)]
 DATA = ListSamples(VECTORS)
 LABELLED = ListSamples(VECTORS, [int(sample["x"][:4].argmax()) for sample in VECTORS])
 
+QUICK: dict[str, Any] = {"student": {"torch": f"{ZOO}:student"}, "epochs": 6, "lr": 0.02}
+
+
+def losses(*items: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """The options of a quick training by these losses."""
+    return {**QUICK, "losses": list(items), **more}
+
 
 def source(folder: Path, factory: str = "teacher", inputs: Sequence[TensorSpec] = (kit.X,),
            outputs: Sequence[str] | None = ("scores",), **rest: Any) -> Artifact:  # fmt: skip
