@@ -8,7 +8,7 @@ from typing import Any
 import prune_zoo as zoo
 import pytest
 import torch
-from test_torch_prune import answers, at_rest, feeds_of, module_of, pruned
+from prune_kit import answers, at_rest, feeds_of, module_of, pruned
 from torch import Tensor, nn
 from torch_kit import descriptor
 
