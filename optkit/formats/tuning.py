@@ -52,9 +52,10 @@ def within(
     """A pass done with the way that suits the model: its notes, and under "tuned" what was tried.
 
     ways: settings by their names in a recipe, in the order in which they are tried; one that says otherwise than the
-    options is left out. run: the pass; opened: runs what it wrote into a folder. The way that was taken is written to
-    the scratch folder, for `settled`. Raises StepError where no way can be gone, with the reason of the first, and
-    Unheld where the nearest `NEAREST` do not hold the budget whatever is kept, with the best that was reached.
+    options is left out, and the options as they are come last. run: the pass; opened: runs what it wrote into a folder.
+    The way that was taken is written to the scratch folder, for `settled`. Raises StepError where no way can be gone,
+    with the reason of the first, and Unheld where the nearest `NEAREST` do not hold the budget whatever is kept, with
+    the best that was reached.
     """
     probe = budget.Probe(context, list(getattr(options, "budget", ())), reference)
     chosen = list(_open_ways(options, ways))
@@ -95,11 +96,12 @@ def within(
 def _open_ways(options: T, ways: Sequence[Way]) -> Iterator[tuple[Way, T]]:
     """The ways that change no option which is not at its default, each with its options; tuning and budget left out.
 
-    The options come from JSON that has all of them: which of the defaults somebody wrote down is not told.
+    The last is the options as they are: what was given may rule out all others. The options come from JSON that has all
+    of them: which of the defaults somebody wrote down is not told.
     """
     given = options.model_dump(by_alias=True, exclude_defaults=True)
     seen: list[Options] = []
-    for way in ways:
+    for way in (*ways, {}):
         if any(key in given and given[key] != value for key, value in way.items()):
             continue
         try:
