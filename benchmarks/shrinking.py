@@ -80,8 +80,8 @@ INTRODUCTION = """\
 # What optkit makes smaller
 
 Made by `python benchmarks/shrinking.py`: small models of many architectures with random weights, each pruned, trained
-again and quantised in every way below, with 64 random samples to fit and 4 to judge, at a batch of 1 to 4. A pruning
-takes 20 % of the multiply-accumulates.
+again and quantised in every way below, with 64 random samples to fit and 4 to judge, at a batch of 1 to 4 ("fixed
+batch": of 2, where the model takes no others). A pruning takes 20 % of the multiply-accumulates.
 
 *held*: made, read back, and judged. int8 and 4-bit weights are held to a cosine of 0.9 to the source, float16 to 0.99;
 what is made of a pruned model is held to the pruned model's own answers. *refused*: optkit said why not, and what to
@@ -95,21 +95,22 @@ TUNED = ("onnx-int8", "openvino-int8", "tflite-int8")
 """Ways that are gone once more where they do not hold, with `tune` and a budget."""
 
 
-def recipe(name: str, tuned: Sequence[str] = ()) -> dict[str, Any]:
+def recipe(name: str, tuned: Sequence[str] = (), varies: bool = True) -> dict[str, Any]:
     """The recipe that sends one subject every way; TFLite files have sequences of one length, so here all have.
 
-    tuned: of TUNED, the only ways to go, each with its settings looked for.
+    tuned: of TUNED, the only ways to go, each with its settings looked for. varies: whether the batch does.
     """
     sys.path.insert(0, str(ZOO.parent))
     from kinds import DIMS
     from zoo import ZOO as architectures
 
     subject = architectures[name]
-    inputs = {
-        key: {**spec, "shape": [SEQUENCE if d == "sequence" else d for d in spec["shape"]]}
-        for key, spec in subject.inputs.items()
-    }
+    sizes: dict[Any, int] = {"sequence": SEQUENCE, **({} if varies else {"batch": DIMS["batch"]["opt"]})}
+    inputs = {key: {**spec, "shape": [sizes.get(d, d) for d in spec["shape"]]} for key, spec in subject.inputs.items()}
     steps = [{"timeout": 300.0, **step} for step in yaml.safe_load(STEPS)]
+    for step in steps if not varies else ():
+        if "sizes" in step.get("with", {}):
+            step["with"] = {}
     if tuned:
         needed = {"onnx", "openvino", "tflite", *tuned}
         steps = [{**step, "timeout": 900.0} for step in steps if step["id"] in needed]
@@ -120,7 +121,7 @@ def recipe(name: str, tuned: Sequence[str] = ()) -> dict[str, Any]:
         "version": 1, "name": name, "model": {"torch": f"{ZOO}:build", "kwargs": {"name": name}}, "inputs": inputs,
         "outputs": list(subject.outputs), "data": {"fit": {"random": 64, "seed": 7}, "judge": {"random": 4}},
         "check_on": "judge", "threads": 1, "speed": False, "steps": steps, "deliver": list(tuned or WAYS),
-        **({"dims": {"batch": DIMS["batch"]}} if "batch" in subject.dims else {}),
+        **({"dims": {"batch": DIMS["batch"]}} if varies and "batch" in subject.dims else {}),
     }  # fmt: skip
 
 
@@ -132,9 +133,9 @@ def examine(name: str) -> dict[str, Any]:
     sys.path.insert(0, str(ZOO.parent))
     from zoo import ZOO as architectures
 
-    def made(tuned: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+    def made(tuned: Sequence[str] = (), varies: bool = True) -> dict[str, dict[str, str]]:
         try:
-            report = optkit.convert(recipe(name, tuned), out=Path(folder) / "out", jobs=1,
+            report = optkit.convert(recipe(name, tuned, varies), out=Path(folder) / "out", jobs=1,
                                     cache=Path(folder) / "cache", raise_on_failure=False)  # fmt: skip
         except OptkitError as error:
             return dict.fromkeys(tuned or WAYS, of_error(error.to_json()))
@@ -142,11 +143,13 @@ def examine(name: str) -> dict[str, Any]:
         return {way: _result(steps[way], steps) for way in tuned or WAYS}
 
     with tempfile.TemporaryDirectory(prefix="optkit-shrinking-") as folder:
-        found = made()
+        found, varies = made(), True
+        if sum(result["result"] == "refused" for result in found.values()) > len(WAYS) // 2:
+            found, varies = made(varies=False), False  # most likely by the batch
         if wrong := [way for way in TUNED if found[way]["result"] == "failed"]:
-            again = made(wrong)
+            again = made(wrong, varies)
             found |= {way: {**again[way], "how": "tuned"} for way in wrong if again[way]["result"] == "held"}
-    targets = {way: {**result, "dims": ["batch"]} for way, result in found.items()}
+    targets = {way: {**result, "dims": ["batch"] if varies else []} for way, result in found.items()}
     return {"name": name, "family": architectures[name].family, "dims": ["batch"], "targets": targets}
 
 

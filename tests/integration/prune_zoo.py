@@ -289,3 +289,17 @@ def swin() -> nn.Module:
         "SwinForImageClassification", config="SwinConfig", image_size=32, patch_size=4, embed_dim=16, depths=[2, 2],
         num_heads=[2, 4], window_size=4, num_labels=10,
     )  # fmt: skip
+
+
+class Shifted(nn.Module):
+    """`(batch, 8)` to `(batch, 6)`, with a matrix that is a part of no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 16)
+        self.head = nn.Linear(16, 6)
+        self.register_buffer("shift", torch.linspace(-1, 1, 6)[None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(torch.relu(self.first(x))) + self.shift
+        return scores

@@ -102,6 +102,13 @@ def test_shared_keys_and_values_go_with_all_their_heads(tmp_path: Path) -> None:
     assert attention.k_proj.weight.shape[0] == attention.v_proj.weight.shape[0] == 8
 
 
+def test_a_matrix_that_the_model_holds_itself_is_left_alone(tmp_path: Path) -> None:
+    """As the language models that translate do with the bias of their words, (1, words)."""
+    made, notes = pruned(tmp_path, source(tmp_path, "Shifted"), remove_macs="25%")
+    assert {row["layer"] for row in notes["left"]} == {"the model", "head"}
+    assert module_of(made).shift.shape == (1, 6)
+
+
 def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     made, _ = pruned(tmp_path, source(tmp_path, "gpt2"), ratio=0.25, scope="layer")
     module = module_of(made)

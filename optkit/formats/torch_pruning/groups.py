@@ -94,9 +94,8 @@ def left_alone(graph: Graph) -> list[dict[str, str]]:
         axis = axes[made[0]]
         assert axis is not None
         if graph.units.frozen(axis):
-            layer = module_of(name)
-            whole = isinstance(graph.module.get_submodule(layer), attention)
-            found.setdefault(layer, WHOLE if whole else graph.units.why(int(axis[0])) or "")
+            whole = isinstance(graph.module.get_submodule(name.rpartition(".")[0]), attention)
+            found.setdefault(module_of(name), WHOLE if whole else graph.units.why(int(axis[0])) or "")
     return [{"layer": layer, "why": why} for layer, why in found.items()]
 
 
