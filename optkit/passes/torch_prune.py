@@ -322,7 +322,7 @@ def _confirm_zeros(module: Any, options: TorchPrune) -> list[str]:
 
 PASS = Pass(
     name="torch.prune",
-    version=3,
+    version=4,
     source="torch",
     target="torch",
     summary="Remove channels, heads and hidden units of a torch model, or set weights to zero",

@@ -40,7 +40,8 @@ def source(folder: Path, name: str, **rest: Any) -> Artifact:
     """A model of the zoo at rest, as a run starts from it."""
     spec, outputs = {
         **MODELS, "Fixed": (WIDE, None), "Biased": (WIDE, None), "Shuffle": (IMAGE, None),
-        "Recurrent": (SERIES, None), "Shifted": (TensorSpec("x", "float32", ("batch", 8)), None),
+        "Recurrent": (SERIES, None), "Borrowed": (IMAGE, None),
+        "Shifted": (TensorSpec("x", "float32", ("batch", 8)), None),
         "Single": (TensorSpec("x", "float32", ("batch", 8)), None),
     }[name]  # fmt: skip
     return at_rest(descriptor(folder, [spec], f"{ZOO}:{name}", outputs, **rest))

@@ -303,3 +303,24 @@ class Shifted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scores: Tensor = self.head(torch.relu(self.first(x))) + self.shift
         return scores
+
+
+class Borrowed(nn.Module):
+    """Images to `(batch, 6)`: a convolution's channels are counted on what goes into it, as Segformer's are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 8, 8)
+        self.start = nn.LayerNorm(8)
+        self.reduce = nn.Conv2d(8, 8, 2, 2)
+        self.norm = nn.LayerNorm(8)
+        self.wide = nn.Linear(8, 16)
+        self.head = nn.Linear(16, 6)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.start(self.first(image).flatten(2).transpose(1, 2))
+        batch, _, channels = x.shape
+        x = self.reduce(x.transpose(1, 2).reshape(batch, channels, 4, 4))
+        x = self.norm(x.reshape(batch, channels, -1).transpose(1, 2))
+        scores: Tensor = self.head(torch.relu(self.wide(x))).mean(1)
+        return scores

@@ -102,6 +102,15 @@ def test_shared_keys_and_values_go_with_all_their_heads(tmp_path: Path) -> None:
     assert attention.k_proj.weight.shape[0] == attention.v_proj.weight.shape[0] == 8
 
 
+def test_a_layer_whose_size_is_taken_from_another_one_is_left_alone(tmp_path: Path) -> None:
+    """As Segformer does: with one channel less in each of them it runs, with one less in one of them it does not."""
+    made, notes = pruned(tmp_path, source(tmp_path, "Borrowed"), ratio=0.25)
+    module = module_of(made)
+    assert (module.first.out_channels, module.reduce.out_channels, module.wide.out_features) == (8, 8, 12)
+    why = {row["layer"]: row["why"] for row in notes["left"]}
+    assert all("its size is written into the code" in why[layer] for layer in ("first", "reduce"))
+
+
 def test_a_matrix_that_the_model_holds_itself_is_left_alone(tmp_path: Path) -> None:
     """As the language models that translate do with the bias of their words, (1, words)."""
     made, notes = pruned(tmp_path, source(tmp_path, "Shifted"), remove_macs="25%")

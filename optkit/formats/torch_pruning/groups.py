@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,13 +140,23 @@ def usable(graph: Graph, found: Sequence[Group], call: Call) -> list[Group]:
     """The groups that the model runs without a member of; the others are frozen, with what happened as the reason.
 
     A forward may have a number of heads or channels written into it where no attribute can be changed. Where removal
-    is exact, the outputs must be those of the model in which nothing reads the channel.
+    is exact, the outputs must be those of the model in which nothing reads the channel. Groups are tried all together,
+    and then so that of any two each was tried without the other: a forward may take one's size for the other's.
     """
     found = [group for group in found if len(group.members) > 1]
-    for group, problem in _culprits(graph, found, call):
-        for member in group.members:
-            graph.units.freeze(_one(member), problem)
+    for part in (found, *_apart(found)):
+        free = [group for group in part if graph.units.why(group.members[0]) is None]
+        for group, problem in _culprits(graph, free, call):
+            for member in group.members:
+                graph.units.freeze(_one(member), problem)
     return [group for group in found if graph.units.why(group.members[0]) is None]
+
+
+def _apart(found: Sequence[Group]) -> Iterator[list[Group]]:
+    """Parts of the groups, by each bit of their numbers: any two are apart once, either one without the other."""
+    for bit in range(max(len(found) - 1, 0).bit_length()):
+        for value in (0, 1):
+            yield [group for number, group in enumerate(found) if number >> bit & 1 == value]
 
 
 def _one(member: int) -> Any:
