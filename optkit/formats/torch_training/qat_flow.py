@@ -74,9 +74,7 @@ class Flow:
         needed, found = set(self.ends), set()
         for call in reversed(self.calls):
             # What writes into a tensor may write into one that is looked at through another.
-            writes = call.name in ("__setitem__", "__set__") or (
-                call.name.endswith("_") and not call.name.endswith("__")
-            )
+            writes = call.name == "__setitem__" or (call.name.endswith("_") and not call.name.endswith("__"))
             if writes or needed.intersection(call.gives):
                 needed.update(call.takes.values())
             else:
